@@ -1,0 +1,484 @@
+//! The state machine: requests and frees in, areas and pending balance work out.
+
+use std::ops::Range;
+
+use super::chunk::{Chunk, ChunkHintUpdate, EmptyPages};
+use super::lists::{Lists, Slots};
+use super::profile::LowCheck;
+use super::{
+    ChunkId, ChunkName, GRANULE_SIZE, LayoutError, MIN_UNIT_SIZE, PAGE_SIZE, Profile, Regions,
+    Request, Set,
+};
+
+/// A chunk whose failed search is on one of the lists below this one is put away on list 0.
+const SLOT_FAIL_THRESHOLD: usize = 3;
+/// Fewer empty populated pages than this after a request: ask for balance work.
+const EMPTY_PAGES_LOW: isize = 2;
+/// Empty populated pages that balance work aims at.
+pub(super) const EMPTY_PAGES_HIGH: isize = 4;
+
+/// The placement state machine of one allocator: all chunks, their lists, and what is pending.
+///
+/// Invariants, checked by [`Placement::verify`]:
+///
+/// * P1: every chunk but the reserved one is on exactly one list of its set.
+/// * P2: `empty_pages` of a set is the sum over its chunks that are not isolated.
+/// * P3: a chunk on the sidelined or to-depopulate list is isolated, and no other is.
+/// * P4: a chunk stands on the list its hint says, or on list 0, or is isolated.
+#[derive(Debug)]
+pub struct Placement {
+    pub(super) profile: Profile,
+    pub(super) regions: Regions,
+    pub(super) unit_size: usize,
+    pub(super) slots: Slots,
+    /// Lists of set `s` are `s * slots.count ..`.
+    pub(super) lists: Lists,
+    pub(super) chunks: Vec<Option<Chunk>>,
+    pub(super) reserved: Option<ChunkId>,
+    next_name: u64,
+    /// Empty populated pages; both sets share entry 0 where the profile counts them together.
+    empty_pages: [isize; 2],
+    /// An atomic request failed for lack of room since the last population pass; entries as above.
+    atomic_failed: [bool; 2],
+    /// Atomic requests were made of the set: it has use for a reserve of empty pages.
+    atomic_seen: [bool; 2],
+    pub(super) balance_pending: bool,
+    pub(super) nr_populated: usize,
+    pub(super) totals: Totals,
+}
+
+/// Counts for the statistics.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Totals {
+    pub(super) nr_alloc: u64,
+    pub(super) nr_dealloc: u64,
+    pub(super) nr_max_alloc: u64,
+    pub(super) nr_chunks: usize,
+    pub(super) nr_max_chunks: usize,
+    pub(super) min_alloc_size: usize,
+    pub(super) max_alloc_size: usize,
+}
+
+/// A live area: `offset` and `size` in bytes, the offset from the chunk's base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Area {
+    pub(crate) chunk: ChunkId,
+    pub(crate) offset: usize,
+    pub(crate) size: usize,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placed {
+    /// Served; pages may have to be populated yet.
+    At(Area),
+    /// A chunk of this set has to be created and the request placed again.
+    NeedsChunk(Set),
+    /// No room for a request that may not block, or in the reserved region.
+    Refused,
+}
+
+/// A free that names no live area. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no live area starts at offset {offset}")]
+pub struct InvalidFree {
+    /// Byte offset in the chunk.
+    pub offset: usize,
+}
+
+impl Placement {
+    /// The state at start: the first chunk, and the reserved one where the regions have one.
+    ///
+    /// # Errors
+    ///
+    /// What [`Regions::check`] says.
+    pub fn new(
+        unit_size: usize,
+        regions: Regions,
+        profile: Profile,
+    ) -> Result<Self, LayoutError> {
+        regions.check(unit_size)?;
+        let dynamic = regions.dynamic().ok_or(LayoutError::NoDynamicRegion)?;
+        let slots = Slots::new(unit_size, profile.depopulation);
+        let mut placement = Placement {
+            profile,
+            regions,
+            unit_size,
+            slots,
+            lists: Lists::new(2 * slots.count),
+            chunks: Vec::new(),
+            reserved: None,
+            next_name: 0,
+            empty_pages: [0; 2],
+            atomic_failed: [false; 2],
+            atomic_seen: [false; 2],
+            balance_pending: false,
+            nr_populated: (regions.static_size + regions.reserved_size + regions.dyn_size)
+                / PAGE_SIZE,
+            totals: Totals {
+                nr_alloc: 0,
+                nr_dealloc: 0,
+                nr_max_alloc: 0,
+                nr_chunks: 0,
+                nr_max_chunks: 0,
+                min_alloc_size: unit_size,
+                max_alloc_size: 0,
+            },
+        };
+        let name = placement.take_name();
+        let first = Chunk::immutable(name, dynamic, placement.hint_update());
+        placement.empty_pages[0] = first.nr_empty_pages;
+        let first = placement.insert(first);
+        placement.totals.nr_chunks = 1;
+        placement.totals.nr_max_chunks = 1;
+        placement.relocate(first, None);
+        if let Some(region) = regions.reserved() {
+            let chunk = Chunk::immutable(ChunkName::Reserved, region, placement.hint_update());
+            placement.reserved = Some(placement.insert(chunk));
+        }
+        Ok(placement)
+    }
+
+    fn hint_update(&self) -> ChunkHintUpdate {
+        if self.profile.repaired_hint {
+            ChunkHintUpdate::Always
+        } else {
+            ChunkHintUpdate::FirstBlockOnly
+        }
+    }
+
+    fn take_name(&mut self) -> ChunkName {
+        self.next_name += 1;
+        ChunkName::Numbered(self.next_name - 1)
+    }
+
+    fn insert(&mut self, chunk: Chunk) -> ChunkId {
+        let index = self.chunks.iter().position(Option::is_none).unwrap_or(self.chunks.len());
+        if index == self.chunks.len() {
+            self.chunks.push(None);
+        }
+        self.chunks[index] = Some(chunk);
+        ChunkId::from_index(index)
+    }
+
+    pub(super) fn chunk(&self, id: ChunkId) -> &Chunk {
+        self.chunks[id.index()].as_ref().expect("chunk ids name live chunks")
+    }
+
+    pub(super) fn chunk_mut(&mut self, id: ChunkId) -> &mut Chunk {
+        self.chunks[id.index()].as_mut().expect("chunk ids name live chunks")
+    }
+
+    /// Looks for a place, without any effect outside this value.
+    pub(crate) fn place(&mut self, request: &Request) -> Placed {
+        let set = request.set(self.profile.split_sets);
+        let flags = request.flags;
+        if flags.atomic {
+            self.atomic_seen[set as usize] = true;
+        }
+        if let Some(reserved) = self.reserved.filter(|_| flags.reserved) {
+            return match self.try_chunk(reserved, request) {
+                Some(area) => Placed::At(area),
+                None => self.refuse(request),
+            };
+        }
+        let first_list = self.list(set, self.slots.of_size(request.size()));
+        for list in first_list..=self.list(set, self.slots.free) {
+            let mut next = self.lists.front(list);
+            while let Some(id) = next {
+                next = self.lists.next(id);
+                if let Some(area) = self.try_chunk(id, request) {
+                    self.reintegrate(id);
+                    return Placed::At(area);
+                }
+                if list - self.list(set, 0) < SLOT_FAIL_THRESHOLD {
+                    self.lists.move_to_front(id, self.list(set, 0));
+                }
+            }
+        }
+        if flags.atomic { self.refuse(request) } else { Placed::NeedsChunk(set) }
+    }
+
+    /// The failure path of a request that found no room.
+    fn refuse(&mut self, request: &Request) -> Placed {
+        if request.flags.atomic {
+            let set = self.counter(request.set(self.profile.split_sets));
+            self.atomic_failed[set] = true;
+            self.balance_pending = true;
+        }
+        Placed::Refused
+    }
+
+    fn try_chunk(&mut self, id: ChunkId, request: &Request) -> Option<Area> {
+        let atomic = request.flags.atomic;
+        let chunk = self.chunk_mut(id);
+        let start = chunk.find_fit(request.len, request.align, atomic)?;
+        let list = self.computed_list(id);
+        let taken = self.chunk_mut(id).alloc_area(request.len, request.align, start);
+        let (at, empty) = taken?;
+        self.count_empty(id, empty);
+        self.relocate(id, Some(list));
+        let totals = &mut self.totals;
+        totals.nr_alloc += 1;
+        totals.nr_max_alloc = totals.nr_max_alloc.max(totals.nr_alloc - totals.nr_dealloc);
+        totals.min_alloc_size = totals.min_alloc_size.min(request.size());
+        totals.max_alloc_size = totals.max_alloc_size.max(request.size());
+        if self.profile.low_check == LowCheck::BeforePopulation {
+            self.check_low(id);
+        }
+        Some(Area { chunk: id, offset: at * GRANULE_SIZE, size: request.size() })
+    }
+
+    /// First run of pages at or behind page `from` that the area needs and that are missing.
+    pub(crate) fn unpopulated_run(&self, area: &Area, from: usize) -> Option<Range<usize>> {
+        let (start, end) = (area.offset / GRANULE_SIZE, (area.offset + area.size) / GRANULE_SIZE);
+        let pages = Chunk::pages(start, end);
+        self.chunk(area.chunk).populated.first_clear_run(pages.start.max(from)..pages.end)
+    }
+
+    /// Pages of `chunk` were populated.
+    pub(crate) fn populated(&mut self, chunk: ChunkId, pages: Range<usize>) {
+        self.nr_populated += pages.len();
+        let empty = self.chunk_mut(chunk).mark_populated(pages);
+        self.count_empty(chunk, empty);
+    }
+
+    /// Pages of `chunk` are to be given back; from here on nothing is placed on them.
+    pub(crate) fn depopulated(&mut self, chunk: ChunkId, pages: Range<usize>) {
+        self.nr_populated -= pages.len();
+        let empty = self.chunk_mut(chunk).mark_depopulated(pages);
+        self.count_empty(chunk, empty);
+    }
+
+    /// The area has all its pages.
+    pub(crate) fn settle(&mut self, area: &Area) {
+        if self.profile.low_check == LowCheck::AfterPopulation {
+            self.check_low(area.chunk);
+        }
+    }
+
+    /// The area's pages could not be had: takes the area back without asking for balance work.
+    pub(crate) fn revoke(&mut self, area: &Area) {
+        let at = area.offset / GRANULE_SIZE;
+        self.give_back(area.chunk, at, area.size / GRANULE_SIZE);
+    }
+
+    /// Frees the live area at `offset` of `chunk`; returns its size in bytes.
+    pub(crate) fn free(&mut self, chunk: ChunkId, offset: usize) -> Result<usize, InvalidFree> {
+        let len = self.live_len(chunk, offset).ok_or(InvalidFree { offset })?;
+        self.give_back(chunk, offset / GRANULE_SIZE, len);
+        self.decide_balance(chunk);
+        Ok(len * GRANULE_SIZE)
+    }
+
+    /// Granules of the live area that starts at `offset`.
+    pub(crate) fn live_len(&self, chunk: ChunkId, offset: usize) -> Option<usize> {
+        if offset % GRANULE_SIZE != 0 || offset >= self.chunk(chunk).nr_pages * PAGE_SIZE {
+            return None;
+        }
+        self.chunk(chunk).live_area(offset / GRANULE_SIZE)
+    }
+
+    fn give_back(&mut self, id: ChunkId, at: usize, len: usize) {
+        let list = self.computed_list(id);
+        let empty = self.chunk_mut(id).free_area(at, len);
+        self.count_empty(id, empty);
+        self.relocate(id, Some(list));
+        self.totals.nr_dealloc += 1;
+    }
+
+    /// After a free: a second fully free chunk, or enough empty pages in one that has others.
+    fn decide_balance(&mut self, id: ChunkId) {
+        let chunk = self.chunk(id);
+        if !chunk.isolated && chunk.free_bytes == self.unit_size {
+            let free = self.list(chunk.set, self.slots.free);
+            self.balance_pending |= self.lists.has_other_than(free, id);
+        } else if self.should_reclaim(id) {
+            self.isolate(id);
+            self.balance_pending = true;
+        }
+    }
+
+    fn should_reclaim(&self, id: ChunkId) -> bool {
+        let chunk = self.chunk(id);
+        if !self.profile.depopulation || chunk.immutable {
+            return false;
+        }
+        let spare = self.empty_pages[self.counter(chunk.set)] - chunk.nr_empty_pages;
+        (chunk.isolated && chunk.nr_empty_pages > 0)
+            || (spare > self.high(chunk.set)
+                && chunk.nr_empty_pages >= (chunk.nr_pages / 4) as isize)
+    }
+
+    fn check_low(&mut self, id: ChunkId) {
+        let set = self.chunk(id).set;
+        self.balance_pending |= self.empty_pages(set) < self.low(set);
+    }
+
+    /// Empty pages below which balance work is asked for.
+    fn low(&self, set: Set) -> isize {
+        if self.keeps_reserve(set) { EMPTY_PAGES_LOW } else { 0 }
+    }
+
+    /// Empty pages that balance work aims at.
+    pub(super) fn high(&self, set: Set) -> isize {
+        if self.keeps_reserve(set) { EMPTY_PAGES_HIGH } else { 0 }
+    }
+
+    fn keeps_reserve(&self, set: Set) -> bool {
+        !self.profile.thrifty_reserve || self.atomic_seen[set as usize]
+    }
+
+    /// A new chunk of `set`, nothing populated, in front of the free list.
+    pub(crate) fn add_chunk(&mut self, set: Set) -> ChunkId {
+        let nr_pages = self.unit_size / PAGE_SIZE;
+        debug_assert!(self.unit_size >= MIN_UNIT_SIZE);
+        let name = self.take_name();
+        let id = self.insert(Chunk::new(name, set, nr_pages, self.hint_update()));
+        self.relocate(id, None);
+        self.totals.nr_chunks += 1;
+        self.totals.nr_max_chunks = self.totals.nr_max_chunks.max(self.totals.nr_chunks);
+        id
+    }
+
+    /// Forgets a chunk that balance work took off its list and emptied.
+    pub(crate) fn remove_chunk(&mut self, id: ChunkId) {
+        debug_assert!(self.lists.list_of(id).is_none());
+        debug_assert!(self.chunk(id).is_free() && self.chunk(id).nr_populated == 0);
+        self.chunks[id.index()] = None;
+        self.totals.nr_chunks -= 1;
+    }
+
+    /// The name of a chunk.
+    pub(crate) fn name(&self, id: ChunkId) -> ChunkName {
+        self.chunk(id).name
+    }
+
+    /// True when balance work was asked for and has not begun.
+    pub fn is_balance_pending(&self) -> bool {
+        self.balance_pending
+    }
+
+    // Lists and counters.
+
+    pub(super) fn list(&self, set: Set, slot: usize) -> usize {
+        set as usize * self.slots.count + slot
+    }
+
+    /// The list that the chunk's hints call for, wherever it stands.
+    pub(super) fn computed_list(&self, id: ChunkId) -> usize {
+        let chunk = self.chunk(id);
+        let contig = chunk.chunk_hints.contig_hint * GRANULE_SIZE;
+        let slot = if chunk.free_bytes < GRANULE_SIZE || contig == 0 {
+            0
+        } else {
+            self.slots.of_size(contig)
+        };
+        self.list(chunk.set, slot)
+    }
+
+    /// Puts the chunk on the list its hints call for, if that differs from `old`: in front when
+    /// it moves up or is new, at the back when it moves down.
+    fn relocate(&mut self, id: ChunkId, old: Option<usize>) {
+        if self.chunk(id).isolated || Some(id) == self.reserved {
+            return;
+        }
+        let new = self.computed_list(id);
+        match old {
+            Some(old) if old == new => {}
+            Some(old) if old > new => self.lists.move_to_back(id, new),
+            _ => self.lists.move_to_front(id, new),
+        }
+    }
+
+    /// Takes the chunk out of the search order, to wait for depopulation.
+    fn isolate(&mut self, id: ChunkId) {
+        let chunk = self.chunk(id);
+        let Some(slot) = self.slots.to_depopulate else { return };
+        let list = self.list(chunk.set, slot);
+        if !chunk.isolated {
+            let empty = chunk.nr_empty_pages;
+            self.count_empty(id, -empty);
+            self.chunk_mut(id).isolated = true;
+        }
+        self.lists.move_to_front(id, list);
+    }
+
+    /// Puts an isolated chunk back into the search order.
+    pub(super) fn reintegrate(&mut self, id: ChunkId) {
+        if self.chunk(id).isolated {
+            self.chunk_mut(id).isolated = false;
+            let empty = self.chunk(id).nr_empty_pages;
+            self.count_empty(id, empty);
+            self.relocate(id, None);
+        }
+    }
+
+    /// Index of the counters of `set`.
+    fn counter(&self, set: Set) -> usize {
+        if self.profile.count_per_set { set as usize } else { 0 }
+    }
+
+    fn count_empty(&mut self, id: ChunkId, change: EmptyPages) {
+        let chunk = self.chunk(id);
+        if !chunk.isolated && Some(id) != self.reserved {
+            let counter = self.counter(chunk.set);
+            self.empty_pages[counter] += change;
+        }
+    }
+
+    /// Empty populated pages that `set` can count on.
+    pub(super) fn empty_pages(&self, set: Set) -> isize {
+        self.empty_pages[self.counter(set)]
+    }
+
+    /// Empty populated pages of both sets.
+    pub(super) fn all_empty_pages(&self) -> isize {
+        self.empty_pages.iter().sum()
+    }
+
+    /// Reads and clears the mark of a failed atomic request.
+    pub(super) fn take_atomic_failed(&mut self, set: Set) -> bool {
+        let counter = self.counter(set);
+        std::mem::take(&mut self.atomic_failed[counter])
+    }
+
+    /// Checks P1 to P4 and every chunk's invariants.
+    ///
+    /// # Errors
+    ///
+    /// The first invariant that does not hold, in words.
+    ///
+    /// Cost: reads every map; for tests.
+    pub fn verify(&self) -> Result<(), String> {
+        let mut empty = [0; 2];
+        for (index, chunk) in self.chunks.iter().enumerate() {
+            let (id, Some(chunk)) = (ChunkId::from_index(index), chunk) else { continue };
+            chunk.verify(false)?;
+            let list = self.lists.list_of(id);
+            if Some(id) == self.reserved {
+                if list.is_some() {
+                    return Err("P1: the reserved chunk is on a list".into());
+                }
+                continue;
+            }
+            let list = list.ok_or_else(|| format!("P1: chunk {} is on no list", chunk.name))?;
+            let slot = list.checked_sub(self.list(chunk.set, 0)).filter(|s| *s < self.slots.count);
+            let slot = slot.ok_or_else(|| format!("P1: chunk {} is in a strange set", chunk.name))?;
+            let aside = Some(slot) == self.slots.sidelined || Some(slot) == self.slots.to_depopulate;
+            if aside != chunk.isolated {
+                return Err(format!("P3: chunk {} is on list {slot}", chunk.name));
+            }
+            if !chunk.isolated {
+                empty[self.counter(chunk.set)] += chunk.nr_empty_pages;
+                if slot != 0 && list != self.computed_list(id) {
+                    return Err(format!("P4: chunk {} is on list {slot}", chunk.name));
+                }
+            }
+        }
+        if empty != self.empty_pages {
+            return Err(format!("P2: {empty:?} empty pages, not {:?}", self.empty_pages));
+        }
+        Ok(())
+    }
+}

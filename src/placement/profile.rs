@@ -1,0 +1,77 @@
+//! Which allocator's habits to follow.
+
+/// When a successful request checks that enough empty populated pages are left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LowCheck {
+    /// Before the pages for this very request are populated (Linux 6.13 and later).
+    BeforePopulation,
+    /// After they were (Linux up to 6.12).
+    AfterPopulation,
+}
+
+/// The habits of one allocator: plain values that steer [`Placement`](super::Placement).
+///
+/// | profile | chunk lists | depopulation | chunk hint after an in-block free | balance requested |
+/// |---|---|---|---|---|
+/// | [`LINUX_5_10`](Profile::LINUX_5_10) | plain and accounted, one empty-page count | no | first block only | after population |
+/// | [`LINUX_6_13`](Profile::LINUX_6_13) | one | yes | first block only | before population |
+/// | [`default`](Profile::default) | plain and accounted, each with its own count | yes | always | before population |
+///
+/// The Linux profiles place every request exactly where that kernel does.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{PerCpuAllocator, Profile};
+///
+/// let pcpu = PerCpuAllocator::builder().profile(Profile::LINUX_6_13).build()?;
+/// # Ok::<(), percpu_memcg::BuildError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Profile {
+    pub(crate) split_sets: bool,
+    pub(crate) count_per_set: bool,
+    pub(crate) depopulation: bool,
+    pub(crate) repaired_hint: bool,
+    pub(crate) low_check: LowCheck,
+    /// Keep a reserve of empty pages only in a set that has use for one.
+    pub(crate) thrifty_reserve: bool,
+}
+
+impl Profile {
+    /// Linux 5.9 to 5.11, the first kernels that charge per-CPU memory.
+    pub const LINUX_5_10: Profile = Profile {
+        split_sets: true,
+        count_per_set: false,
+        depopulation: false,
+        repaired_hint: false,
+        low_check: LowCheck::AfterPopulation,
+        thrifty_reserve: false,
+    };
+
+    /// Linux 6.13 to 7.1.
+    pub const LINUX_6_13: Profile = Profile {
+        split_sets: false,
+        count_per_set: false,
+        depopulation: true,
+        repaired_hint: false,
+        low_check: LowCheck::BeforePopulation,
+        thrifty_reserve: false,
+    };
+
+    /// This crate's own habits; what [`Profile::default`] returns.
+    pub const PERCPU_MEMCG: Profile = Profile {
+        split_sets: true,
+        count_per_set: true,
+        depopulation: true,
+        repaired_hint: true,
+        low_check: LowCheck::BeforePopulation,
+        thrifty_reserve: true,
+    };
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Profile::PERCPU_MEMCG
+    }
+}

@@ -1,0 +1,84 @@
+//! A legal request for an area.
+
+use super::{GRANULE_SIZE, MAX_ALIGN, MAX_AREA_SIZE, Set};
+
+/// How a request wants to be served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestFlags {
+    /// Must not block: only pages that are populated already, no new chunk.
+    pub atomic: bool,
+    /// From the chunks whose areas are charged to a cgroup.
+    pub account: bool,
+    /// From the reserved region; an ordinary request where there is none.
+    pub reserved: bool,
+}
+
+/// A request of legal size and alignment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub(crate) len: usize,
+    pub(crate) align: usize,
+    pub(crate) flags: RequestFlags,
+}
+
+/// A size or an alignment that no allocator state could serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidRequest {
+    /// The size is 0.
+    #[error("an area of 0 bytes was asked for")]
+    ZeroSize,
+    /// The size is above [`MAX_AREA_SIZE`].
+    #[error("an area of {size} bytes was asked for, the largest is {MAX_AREA_SIZE}")]
+    TooLarge {
+        /// Bytes asked for.
+        size: u64,
+    },
+    /// The alignment is above [`MAX_ALIGN`], or no power of two.
+    #[error("an alignment of {align} bytes was asked for, legal are powers of two to {MAX_ALIGN}")]
+    BadAlign {
+        /// Bytes asked for.
+        align: u64,
+    },
+}
+
+impl Request {
+    /// Checks `size` and `align`, both in bytes, and rounds the size up to granules.
+    ///
+    /// An alignment of 0 to 3 counts as 4, as in Linux.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRequest`], without any effect.
+    pub fn new(size: u64, align: u64, flags: RequestFlags) -> Result<Self, InvalidRequest> {
+        if size == 0 {
+            return Err(InvalidRequest::ZeroSize);
+        }
+        let align_bytes = align.max(GRANULE_SIZE as u64);
+        if !align_bytes.is_power_of_two() || align_bytes > MAX_ALIGN as u64 {
+            return Err(InvalidRequest::BadAlign { align });
+        }
+        if size > MAX_AREA_SIZE as u64 {
+            return Err(InvalidRequest::TooLarge { size });
+        }
+        Ok(Request {
+            len: (size as usize).div_ceil(GRANULE_SIZE),
+            align: align_bytes as usize / GRANULE_SIZE,
+            flags,
+        })
+    }
+
+    /// Bytes that the area will have: the size rounded up to granules.
+    pub fn size(&self) -> usize {
+        self.len * GRANULE_SIZE
+    }
+
+    /// Alignment in bytes, at least 4.
+    pub fn align(&self) -> usize {
+        self.align * GRANULE_SIZE
+    }
+
+    pub(crate) fn set(&self, split_sets: bool) -> Set {
+        if split_sets && self.flags.account { Set::Accounted } else { Set::Plain }
+    }
+}

@@ -1,0 +1,205 @@
+//! The placement without memory: every step succeeds, or fails when told to.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::engine::{InvalidFree, Placed};
+use super::{
+    Area, Balance, ChunkId, ChunkName, LayoutError, Placement, Profile, Regions, Request,
+    RequestFlags, Set, Step,
+};
+
+/// Drives a [`Placement`] without mapping a byte: for replays, conformance tests and packing
+/// experiments.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{Profile, Regions, RequestFlags, Simulator};
+///
+/// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::LINUX_6_13)?;
+/// let first = simulator.alloc(8, 8, RequestFlags::default()).unwrap();
+/// let second = simulator.alloc(100, 64, RequestFlags::default()).unwrap();
+/// assert_eq!((first.offset, second.offset), (0, 64));
+/// assert_eq!(simulator.free(second), Ok(100));
+/// # Ok::<(), percpu_memcg::placement::LayoutError>(())
+/// ```
+#[derive(Debug)]
+pub struct Simulator {
+    placement: Placement,
+    ids: HashMap<ChunkName, ChunkId>,
+    events: Vec<Event>,
+    failing_populates: u32,
+    failing_creates: u32,
+}
+
+/// Where an area was placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The chunk.
+    pub chunk: ChunkName,
+    /// Byte offset from the chunk's base: the start of its first page in the unit.
+    pub offset: usize,
+    /// Bytes, rounded up to granules.
+    pub size: usize,
+}
+
+/// What happened besides the placing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Balance work was asked for and was not pending before.
+    Sched,
+    /// A chunk was created.
+    Create(ChunkName),
+    /// A chunk was destroyed.
+    Destroy(ChunkName),
+    /// Pages were populated.
+    Populate(ChunkName, Range<usize>),
+    /// Pages were given back.
+    Depopulate(ChunkName, Range<usize>),
+}
+
+impl Simulator {
+    /// A fresh state; the regions may be smaller than a kernel would accept at boot.
+    ///
+    /// # Errors
+    ///
+    /// What [`Regions::check`] says.
+    pub fn new(
+        unit_size: usize,
+        regions: Regions,
+        profile: Profile,
+    ) -> Result<Self, LayoutError> {
+        let placement = Placement::new(unit_size, regions, profile)?;
+        let chunks = placement.chunks.iter().enumerate();
+        let ids = chunks
+            .filter_map(|(index, chunk)| Some((chunk.as_ref()?.name, ChunkId::from_index(index))))
+            .collect();
+        Ok(Simulator { placement, ids, events: Vec::new(), failing_populates: 0, failing_creates: 0 })
+    }
+
+    /// Places an area; `None` for an illegal request, one without room, or an injected failure.
+    pub fn alloc(&mut self, size: u64, align: u64, flags: RequestFlags) -> Option<Place> {
+        self.place(&Request::new(size, align, flags).ok()?)
+    }
+
+    /// Places a legal request; `None` when it finds no room or a failure was injected.
+    pub fn place(&mut self, request: &Request) -> Option<Place> {
+        let area = loop {
+            match self.watch(|placement| placement.place(request)) {
+                Placed::At(area) => break area,
+                Placed::NeedsChunk(set) => self.create(set).then_some(())?,
+                Placed::Refused => return None,
+            }
+        };
+        let mut from = 0;
+        while let Some(pages) = self.placement.unpopulated_run(&area, from) {
+            from = pages.end;
+            if !self.populate(area.chunk, &pages) {
+                self.watch(|placement| placement.revoke(&area));
+                return None;
+            }
+            self.watch(|placement| placement.populated(area.chunk, pages));
+        }
+        self.watch(|placement| placement.settle(&area));
+        Some(self.place_of(area))
+    }
+
+    fn place_of(&self, area: Area) -> Place {
+        let chunk = self.placement.name(area.chunk);
+        Place { chunk, offset: area.offset, size: area.size }
+    }
+
+    /// Frees the area at `place`, whose `size` is not looked at; returns its size in bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidFree`] when no live area starts there; nothing is changed.
+    pub fn free(&mut self, place: Place) -> Result<usize, InvalidFree> {
+        let &id = self.ids.get(&place.chunk).ok_or(InvalidFree { offset: place.offset })?;
+        self.watch(|placement| placement.free(id, place.offset))
+    }
+
+    /// True when balance work was asked for and has not run.
+    pub fn is_balance_pending(&self) -> bool {
+        self.placement.is_balance_pending()
+    }
+
+    /// Runs balance work, asked for or not.
+    pub fn balance(&mut self) {
+        let mut balance = Balance::start(&mut self.placement);
+        while let Some(step) = balance.next(&mut self.placement) {
+            let success = match &step {
+                Step::Create(set) => self.create(*set),
+                Step::Populate(chunk, pages) => self.populate(*chunk, pages),
+                Step::Depopulate(chunk, pages) => {
+                    let name = self.placement.name(*chunk);
+                    self.events.push(Event::Depopulate(name, pages.clone()));
+                    true
+                }
+                Step::Destroy(chunk) => {
+                    let name = self.placement.name(*chunk);
+                    self.ids.remove(&name);
+                    self.events.push(Event::Destroy(name));
+                    true
+                }
+            };
+            balance.complete(&mut self.placement, &step, success);
+        }
+    }
+
+    /// The events since the last call, in order.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Makes the next `count` population attempts fail.
+    pub fn fail_next_populates(&mut self, count: u32) {
+        self.failing_populates = count;
+    }
+
+    /// Makes the next `count` chunk creations fail.
+    pub fn fail_next_creates(&mut self, count: u32) {
+        self.failing_creates = count;
+    }
+
+    /// The state machine, for its statistics and `verify`.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    fn create(&mut self, set: Set) -> bool {
+        if fails(&mut self.failing_creates) {
+            return false;
+        }
+        let id = self.placement.add_chunk(set);
+        let name = self.placement.name(id);
+        self.ids.insert(name, id);
+        self.events.push(Event::Create(name));
+        true
+    }
+
+    fn populate(&mut self, chunk: ChunkId, pages: &Range<usize>) -> bool {
+        if fails(&mut self.failing_populates) {
+            return false;
+        }
+        self.events.push(Event::Populate(self.placement.name(chunk), pages.clone()));
+        true
+    }
+
+    /// Runs `operation` and records that it asked for balance work.
+    fn watch<R>(&mut self, operation: impl FnOnce(&mut Placement) -> R) -> R {
+        let before = self.placement.is_balance_pending();
+        let result = operation(&mut self.placement);
+        if !before && self.placement.is_balance_pending() {
+            self.events.push(Event::Sched);
+        }
+        result
+    }
+}
+
+fn fails(remaining: &mut u32) -> bool {
+    let fails = *remaining > 0;
+    *remaining = remaining.saturating_sub(1);
+    fails
+}

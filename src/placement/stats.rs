@@ -1,0 +1,237 @@
+//! What the placement can tell about itself: totals, and one record per chunk.
+
+use super::chunk::Chunk;
+use super::{ChunkId, ChunkName, GRANULE_SIZE, Placement, Set};
+
+/// Totals over all chunks, as in the kernel's `percpu_stats`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Areas handed out so far, those whose population failed later included.
+    pub nr_alloc: u64,
+    /// Areas taken back so far.
+    pub nr_dealloc: u64,
+    /// Live areas.
+    pub nr_cur_alloc: u64,
+    /// Most areas that were ever live.
+    pub nr_max_alloc: u64,
+    /// Chunks; the first one counts, the reserved one does not.
+    pub nr_chunks: u64,
+    /// Most chunks there ever were.
+    pub nr_max_chunks: u64,
+    /// Smallest area ever served, in bytes; the unit size before the first one.
+    pub min_alloc_size: u64,
+    /// Largest area ever served, in bytes.
+    pub max_alloc_size: u64,
+    /// Populated pages without an area, isolated chunks and the reserved chunk left out.
+    pub empty_pop_pages: u64,
+    /// Populated pages of a unit; the static and reserved regions count.
+    pub nr_populated: u64,
+    /// Bytes of all live areas in one unit.
+    pub live_bytes: u64,
+    /// True when balance work was asked for.
+    pub balance_pending: bool,
+}
+
+/// One chunk; sizes in bytes, hints in granules of 4 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChunkStats {
+    /// The chunk's name.
+    pub name: ChunkName,
+    /// The set it serves; `None` for the reserved chunk.
+    pub set: Option<Set>,
+    /// The list it is on; -1 for the reserved chunk.
+    pub slot: i32,
+    /// Its place on that list, 0 is tried first.
+    pub pos: usize,
+    /// Taken out of the normal search order.
+    pub isolated: bool,
+    /// Neither allocated nor outside the managed region.
+    pub free_bytes: u64,
+    /// Largest known free run.
+    pub contig_bits: u32,
+    /// Where it starts.
+    pub contig_start: u32,
+    /// Second hint; 0 for none.
+    pub scan_bits: u32,
+    /// Where it starts, or last started.
+    pub scan_start: u32,
+    /// Below this granule nothing is free.
+    pub first_free: u32,
+    /// Pages managed.
+    pub nr_pages: u32,
+    /// Pages populated.
+    pub nr_populated: u32,
+    /// Pages populated without an area on them.
+    pub nr_empty_pop_pages: u32,
+    /// Live areas.
+    pub nr_alloc: u64,
+    /// Largest area ever served from this chunk.
+    pub max_alloc_size: u64,
+    /// Per page: is it populated?
+    pub populated: Vec<bool>,
+    /// Per page: its hints.
+    pub blocks: Vec<BlockStats>,
+    /// Free bytes below the last area.
+    pub sum_frag: u64,
+    /// Largest free run below the last area.
+    pub max_frag: u64,
+    /// Smallest live area.
+    pub cur_min_alloc: u64,
+    /// Median of the live areas (and, by the kernel's formula, at times of a free run).
+    pub cur_med_alloc: u64,
+    /// Largest live area.
+    pub cur_max_alloc: u64,
+}
+
+/// The hints of one block, in granules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BlockStats {
+    /// Largest known free run.
+    pub contig_bits: u32,
+    /// Where it starts.
+    pub contig_start: u32,
+    /// Second hint; 0 for none.
+    pub scan_bits: u32,
+    /// Where it starts, or last started.
+    pub scan_start: u32,
+    /// Free run at the left edge.
+    pub left_free: u32,
+    /// Free run at the right edge.
+    pub right_free: u32,
+    /// Below this granule nothing is free.
+    pub first_free: u32,
+}
+
+impl Placement {
+    /// Totals. Cost: proportional to the number of chunks.
+    pub fn stats(&self) -> Stats {
+        let totals = &self.totals;
+        let live = self.chunks.iter().flatten().map(|chunk| chunk.capacity() - chunk.free_bytes);
+        Stats {
+            nr_alloc: totals.nr_alloc,
+            nr_dealloc: totals.nr_dealloc,
+            nr_cur_alloc: totals.nr_alloc - totals.nr_dealloc,
+            nr_max_alloc: totals.nr_max_alloc,
+            nr_chunks: totals.nr_chunks as u64,
+            nr_max_chunks: totals.nr_max_chunks as u64,
+            min_alloc_size: totals.min_alloc_size as u64,
+            max_alloc_size: totals.max_alloc_size as u64,
+            empty_pop_pages: self.all_empty_pages().max(0) as u64,
+            nr_populated: self.nr_populated as u64,
+            live_bytes: live.sum::<usize>() as u64,
+            balance_pending: self.balance_pending,
+        }
+    }
+
+    /// Every chunk: the reserved one, then by set, list and place on the list.
+    ///
+    /// Cost: reads every map.
+    pub fn chunks(&self) -> Vec<ChunkStats> {
+        let mut all = Vec::new();
+        if let Some(id) = self.reserved {
+            all.push(self.chunk_stats(id, None, -1, 0));
+        }
+        for set in [Set::Plain, Set::Accounted] {
+            for slot in 0..self.slots.count {
+                for (pos, id) in self.lists.iter(self.list(set, slot)).enumerate() {
+                    all.push(self.chunk_stats(id, Some(set), slot as i32, pos));
+                }
+            }
+        }
+        all
+    }
+
+    /// Bytes of one unit.
+    pub fn unit_size(&self) -> usize {
+        self.unit_size
+    }
+
+    /// List numbers of (sidelined, to-depopulate) chunks, in profiles that have them.
+    pub fn isolated_slots(&self) -> Option<(i32, i32)> {
+        Some((self.slots.sidelined? as i32, self.slots.to_depopulate? as i32))
+    }
+
+    fn chunk_stats(&self, id: ChunkId, set: Option<Set>, slot: i32, pos: usize) -> ChunkStats {
+        let chunk = self.chunk(id);
+        let hints = &chunk.chunk_hints;
+        let runs = chunk.area_and_hole_sizes();
+        let (holes, areas) = runs.split_at(runs.partition_point(|&size| size < 0));
+        let bytes = |granules: i64| granules.unsigned_abs() * GRANULE_SIZE as u64;
+        // The kernel's median is taken over the areas with the holes' count added to the middle.
+        let median = runs.get((holes.len() + runs.len()).saturating_sub(1) / 2);
+        ChunkStats {
+            name: chunk.name,
+            set,
+            slot,
+            pos,
+            isolated: chunk.isolated,
+            free_bytes: chunk.free_bytes as u64,
+            contig_bits: hints.contig_hint as u32,
+            contig_start: hints.contig_hint_start as u32,
+            scan_bits: hints.scan_hint as u32,
+            scan_start: hints.scan_hint_start as u32,
+            first_free: hints.first_free as u32,
+            nr_pages: chunk.nr_pages as u32,
+            nr_populated: chunk.nr_populated as u32,
+            nr_empty_pop_pages: chunk.nr_empty_pages.max(0) as u32,
+            nr_alloc: chunk.nr_alloc as u64,
+            max_alloc_size: chunk.max_alloc_size as u64,
+            populated: (0..chunk.nr_pages).map(|page| chunk.populated.get(page)).collect(),
+            blocks: chunk.blocks.iter().map(BlockStats::from).collect(),
+            sum_frag: holes.iter().map(|&size| bytes(size)).sum(),
+            max_frag: holes.first().map_or(0, |&size| bytes(size)),
+            cur_min_alloc: areas.first().map_or(0, |&size| bytes(size)),
+            cur_med_alloc: median.map_or(0, |&size| bytes(size)),
+            cur_max_alloc: areas.last().map_or(0, |&size| bytes(size)),
+        }
+    }
+}
+
+impl Chunk {
+    /// Sizes of the areas (positive) and of the holes below the last area (negative), in
+    /// granules, ascending.
+    ///
+    /// As in the kernel's report the very last granule is not looked at when the last area is
+    /// searched, so that an area at the chunk's end counts one granule short.
+    fn area_and_hole_sizes(&self) -> Vec<i64> {
+        let granules = self.nr_granules();
+        let searched = granules - self.end_offset / GRANULE_SIZE - 1;
+        let start = self.start_offset / GRANULE_SIZE;
+        let end = match self.alloc_map.last_set(searched) {
+            Some(bit) => bit + 1,
+            None if self.is_free() => start,
+            None => granules,
+        };
+        let mut sizes = Vec::new();
+        let mut at = start;
+        while at < end {
+            let next = if self.alloc_map.get(at) {
+                self.bound_map.next_set(at + 1, end)
+            } else {
+                self.alloc_map.next_set(at, end)
+            };
+            let size = (next - at) as i64;
+            sizes.push(if self.alloc_map.get(at) { size } else { -size });
+            at = next;
+        }
+        sizes.sort_unstable();
+        sizes
+    }
+}
+
+impl From<&super::hints::Hints> for BlockStats {
+    fn from(hints: &super::hints::Hints) -> Self {
+        BlockStats {
+            contig_bits: hints.contig_hint as u32,
+            contig_start: hints.contig_hint_start as u32,
+            scan_bits: hints.scan_hint as u32,
+            scan_start: hints.scan_hint_start as u32,
+            left_free: hints.left_free as u32,
+            right_free: hints.right_free as u32,
+            first_free: hints.first_free as u32,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What can go wrong down here.
+//!
+//! [`MapError`] is about memory: what was tried, on how many bytes, and the errno. Refusals by
+//! [`FaultInjection`](super::FaultInjection) look exactly like the kernel's. [`MachineError`] is
+//! about CPUs and nodes, and comes up only while a machine is read or described, never later.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::cpu::MAX_NODES;
+use super::{CpuId, MAX_CPUS, MapOp, NodeId};
+
+/// A mapping operation that the kernel, or an injected fault, refused.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::MapError;
+///
+/// fn explain(error: &MapError) -> String {
+///     if error.is_out_of_memory() {
+///         format!("{} bytes were too many", error.bytes)
+///     } else {
+///         error.to_string()
+///     }
+/// }
+/// # let _ = explain;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {op} {bytes} bytes: {} (errno {errno})", describe(*errno))]
+#[non_exhaustive]
+pub struct MapError {
+    /// What was tried.
+    pub op: MapOp,
+    /// How many bytes it was tried on, after rounding to whole pages.
+    pub bytes: usize,
+    /// The error number the kernel gave, for example `ENOMEM`.
+    pub errno: i32,
+}
+
+impl MapError {
+    #[cold]
+    pub(crate) const fn new(op: MapOp, bytes: usize, errno: i32) -> Self {
+        Self { op, bytes, errno }
+    }
+
+    /// The error number the kernel gave.
+    pub const fn errno(&self) -> i32 {
+        self.errno
+    }
+
+    /// Whether the operation failed for lack of memory, address space or mappings (`ENOMEM`).
+    pub const fn is_out_of_memory(&self) -> bool {
+        self.errno == libc::ENOMEM
+    }
+}
+
+/// The errors that mapping calls are documented to give; `ENOMEM` covers nearly all in practice.
+const fn describe(errno: i32) -> &'static str {
+    match errno {
+        libc::ENOMEM => "out of memory",
+        libc::EINVAL => "invalid argument",
+        libc::EPERM | libc::EACCES => "not permitted",
+        libc::EFAULT => "bad address",
+        libc::EAGAIN => "too much locked memory",
+        libc::EIO => "input or output failed",
+        libc::EHWPOISON => "memory has a hardware error",
+        libc::ENOSYS => "not supported by this kernel",
+        _ => "the kernel refused",
+    }
+}
+
+/// Why there is no [`Machine`](super::Machine): a description that makes no sense, or a sysfs that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MachineError {
+    /// The description has no CPU.
+    #[error("a machine needs at least one CPU")]
+    NoCpus,
+    /// A CPU id is [`MAX_CPUS`] or more.
+    #[error("CPU {cpu} is out of range: ids must be below {MAX_CPUS}")]
+    #[non_exhaustive]
+    CpuOutOfRange {
+        /// The id that is too high.
+        cpu: CpuId,
+    },
+    /// A node id is higher than any Linux kernel can have.
+    #[error("NUMA node {node} is out of range: ids must be below {MAX_NODES}")]
+    #[non_exhaustive]
+    NodeOutOfRange {
+        /// The id that is too high.
+        node: NodeId,
+    },
+    /// A CPU was added twice.
+    #[error("CPU {cpu} was added twice")]
+    #[non_exhaustive]
+    DuplicateCpu {
+        /// The CPU in question.
+        cpu: CpuId,
+    },
+    /// A distance is zero; even a node's distance to itself is not.
+    #[error("the distance from NUMA node {from} to {to} must not be zero")]
+    #[non_exhaustive]
+    ZeroDistance {
+        /// Where the distance is measured from.
+        from: NodeId,
+        /// Where it leads.
+        to: NodeId,
+    },
+    /// A file or folder of sysfs exists but cannot be read.
+    #[error("cannot read {}", path.display())]
+    #[non_exhaustive]
+    Read {
+        /// What was read.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file of sysfs holds something that is not a list of numbers.
+    #[error("cannot understand {}: {text:?}", path.display())]
+    #[non_exhaustive]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        text: String,
+    },
+}
+
+impl MachineError {
+    /// Whether a CPU or node id is higher than this crate can handle.
+    pub const fn is_out_of_range(&self) -> bool {
+        matches!(self, Self::CpuOutOfRange { .. } | Self::NodeOutOfRange { .. })
+    }
+
+    /// Whether sysfs could not be read or understood; such an error comes only from
+    /// [`Machine::detect`](super::Machine::detect).
+    pub const fn is_sysfs(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Malformed { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_says_what_how_much_and_why() {
+        let error = MapError::new(MapOp::Reserve, 4 << 20, libc::ENOMEM);
+        assert_eq!(error.to_string(), "cannot reserve 4194304 bytes: out of memory (errno 12)");
+        assert!(error.is_out_of_memory());
+        assert_eq!(error.errno(), 12);
+
+        let error = MapError::new(MapOp::Discard, 4096, libc::EINVAL);
+        assert_eq!(error.to_string(), "cannot discard 4096 bytes: invalid argument (errno 22)");
+        assert!(!error.is_out_of_memory());
+    }
+}

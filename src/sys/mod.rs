@@ -1,0 +1,41 @@
+//! The machine: which CPUs exist, where they sit, and memory that is mapped but not yet there.
+//!
+//! This is the lowest layer. It talks to the operating system and to nothing else in the crate; it
+//! does not know what a chunk, an allocation or a cgroup is.
+//!
+//! ```text
+//!   CpuId, NodeId ──► Machine ◄── sysfs       what CPUs there are: read, or injected by a test
+//!                        │
+//!                        ├── FaultInjection   may refuse any mapping operation
+//!                        ▼
+//!                   Reservation ──► MapError  address space, its pages, and what went wrong
+//! ```
+//!
+//! | file | owns |
+//! |---|---|
+//! | `cpu` | [`CpuId`], [`NodeId`] and the bounds on both |
+//! | `machine` | [`Machine`]: possible CPUs, NUMA nodes, distances, the CPU a thread runs on |
+//! | `sysfs` | reading a machine out of `/sys/devices/system` |
+//! | `faults` | [`FaultInjection`], [`MapOp`]: refusing mapping operations on purpose |
+//! | `error` | [`MapError`], [`MachineError`]: what can go wrong |
+//! | `reservation` | `Reservation`: one lazily backed anonymous mapping |
+//!
+//! Every system call that maps, backs or unmaps memory is made in `reservation` and nowhere else,
+//! so that [`FaultInjection`] can refuse each of them; only unmapping is never refused.
+//!
+//! *Possible* is the kernel's word: a CPU that may ever come online while this kernel runs. Per-CPU
+//! memory is sized by possible CPUs, not by those online now, so that hotplug never has to
+//! reallocate anything.
+
+mod cpu;
+mod error;
+mod faults;
+mod machine;
+mod reservation;
+mod sysfs;
+
+pub use cpu::{CpuId, MAX_CPUS, NodeId};
+pub use error::{MachineError, MapError};
+pub use faults::{FaultInjection, MapOp};
+pub use machine::{Machine, MachineBuilder};
+pub(crate) use reservation::{Reservation, page_size};

@@ -1,0 +1,325 @@
+//! One stretch of address space, backed by memory only where it is touched.
+//!
+//! ```text
+//!   mmap gives      ┌──────┬───────────────────────────────┬────────┐
+//!                   │ head │            len                │  tail  │   head and tail are unmapped
+//!                   └──────┴───────────────────────────────┴────────┘
+//!                          ▲ base: a multiple of `align`
+//!
+//!   a byte range           ┊     ├───────────────────┤     ┊
+//!   pages           ├──────┼──────┼──────┼──────┼──────┼──────┤
+//!   prefault               ├───────────────────────────┤          outward: pages that cover it
+//!   discard, bind                 ├─────────────┤                 inward: pages that lie inside it
+//! ```
+//!
+//! Outward for prefault, because a byte is backed only with its whole page; inward for discard,
+//! because the fringe belongs to neighbours. Ranges are clipped to the mapping.
+//!
+//! Memory is private, anonymous, reads as zero until written, and is never backed by huge pages: one
+//! touched byte would otherwise back the copies of CPUs that never ran. It survives `fork` like any
+//! private mapping: the child gets a copy.
+//!
+//! # Invariants
+//!
+//! * I1: `[base, base + len)` is mapped readable and writable, by this value alone, from the end of
+//!   [`Reservation::new`] until drop.
+//! * I2: `base` and `len` are multiples of the page size.
+//!
+//! A [`Reservation`] has no lock and needs none: the kernel serialises changes to a mapping. Who may
+//! discard what, and when, is the caller's business.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the module that mapping calls are confined to, so that fault injection sees them all"
+)]
+
+use std::ffi::{c_int, c_ulong, c_void};
+use std::hint::black_box;
+use std::ops::Range;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::{fmt, io};
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::cpu::MAX_NODES;
+use super::{Machine, MapError, MapOp, NodeId};
+
+/// The size of the pages that this kernel maps memory in.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: sysconf has no precondition.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(bytes).expect("every Linux has a page size")
+}
+
+/// An anonymous private mapping that is unmapped on drop.
+pub(crate) struct Reservation {
+    base: NonNull<u8>,
+    len: usize,
+    machine: Machine,
+}
+
+// SAFETY: I1 makes the value the only owner of the mapping, and mappings belong to the process, not
+// to the thread that made them. `Machine` is Send.
+unsafe impl Send for Reservation {}
+
+// SAFETY: `&self` gives out the address and page operations, and touches the content only with
+// atomic operations that store what they load. Page operations may run at the same time on any
+// number of threads. The one that changes content, `discard`, is unsafe and makes its caller rule
+// out conflicts. `Machine` is Sync.
+unsafe impl Sync for Reservation {}
+
+impl Reservation {
+    /// Maps `bytes` at an address that is a multiple of `align`.
+    ///
+    /// No memory is committed. Several system calls, some microseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`MapOp::Reserve`]: no address space, too many mappings, or an injected fault.
+    ///
+    /// # Panics
+    ///
+    /// When `bytes` is zero or no multiple of the page size, or `align` is not a power of two of at
+    /// least the page size.
+    pub(crate) fn new(machine: &Machine, bytes: usize, align: usize) -> Result<Self, MapError> {
+        let page = page_size();
+        assert!(bytes > 0 && bytes % page == 0, "{bytes} bytes are not whole pages");
+        assert!(align.is_power_of_two() && align >= page, "cannot align to {align} bytes");
+
+        machine.faults().admit(MapOp::Reserve, bytes)?;
+        let failed = |errno: Errno| MapError::new(MapOp::Reserve, bytes, errno.raw_os_error());
+        // The kernel aligns to pages, so this much spare always holds an aligned stretch. It is
+        // mapped with final permissions: NORESERVE commits nothing, and no mprotect can fail later.
+        let mapped = bytes.checked_add(align - page).ok_or(failed(Errno::NOMEM))?;
+        let mut reservation = Self::map(machine, mapped).map_err(failed)?;
+        reservation.trim(bytes, align).map_err(failed)?;
+        reservation.forbid_huge_pages().map_err(failed)?;
+        debug_assert!(reservation.base.addr().get() % align == 0 && reservation.len == bytes);
+        Ok(reservation)
+    }
+
+    /// The first byte; a multiple of the requested alignment.
+    #[inline]
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// The length in bytes; exactly what was requested.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Backs the pages that cover `range` with memory now, keeping what they hold.
+    ///
+    /// May run while other threads use the range. Costs a page fault per page not yet backed. Before
+    /// Linux 5.14 lack of memory shows as an out-of-memory kill instead of an error.
+    ///
+    /// # Errors
+    ///
+    /// [`MapOp::Prefault`]: no memory, or an injected fault. Part of the range may be backed.
+    pub(crate) fn prefault(&self, range: Range<usize>) -> Result<(), MapError> {
+        let pages = self.pages_covering(range);
+        if pages.is_empty() {
+            return Ok(());
+        }
+        self.machine.faults().admit(MapOp::Prefault, pages.len())?;
+        // SAFETY: this advice keeps content.
+        match unsafe { self.advise(&pages, Advice::LinuxPopulateWrite) } {
+            Ok(()) => Ok(()),
+            // Linux before 5.14 does not know the advice; nothing else about the call is invalid.
+            Err(Errno::INVAL) => {
+                self.touch(&pages);
+                Ok(())
+            }
+            Err(errno) => Err(MapError::new(MapOp::Prefault, pages.len(), errno.raw_os_error())),
+        }
+    }
+
+    /// Gives the memory of the whole pages inside `range` back, and returns how many bytes that was.
+    ///
+    /// Those pages read as zero from now on and are backed again when touched. Bytes of `range`
+    /// outside them keep their value. Returns 0, without a system call, when no whole page lies
+    /// inside.
+    ///
+    /// # Errors
+    ///
+    /// [`MapOp::Discard`]: an injected fault, or `EINVAL` when the process has locked its memory
+    /// (`mlockall`). Part of the range may have been discarded.
+    ///
+    /// # Safety
+    ///
+    /// * No reference into `range` is live, on any thread.
+    /// * No thread reads or writes the range during the call.
+    /// * Nobody relies on what the range holds: afterwards all zero bytes must be valid for whatever
+    ///   is read there.
+    pub(crate) unsafe fn discard(&self, range: Range<usize>) -> Result<usize, MapError> {
+        let pages = self.pages_inside(range);
+        if pages.is_empty() {
+            return Ok(0);
+        }
+        self.machine.faults().admit(MapOp::Discard, pages.len())?;
+        // SAFETY: the caller keeps the obligations of `discard`; `pages` lies inside `range`.
+        match unsafe { self.advise(&pages, Advice::LinuxDontNeed) } {
+            Ok(()) => Ok(pages.len()),
+            Err(errno) => Err(MapError::new(MapOp::Discard, pages.len(), errno.raw_os_error())),
+        }
+    }
+
+    /// Prefers memory of `node` for the whole pages inside `range` that are not yet backed.
+    ///
+    /// A hint. Other nodes serve when that one is full, and it is no error when the kernel has no
+    /// NUMA support (`ENOSYS`), a sandbox forbids the call (`EPERM`), or the node has no memory or
+    /// does not exist here (`EINVAL`), as on most injected machines.
+    ///
+    /// # Errors
+    ///
+    /// [`MapOp::Bind`]: no memory for the kernel's own records, too many mappings, or an injected
+    /// fault.
+    pub(crate) fn bind(&self, range: Range<usize>, node: NodeId) -> Result<(), MapError> {
+        let pages = self.pages_inside(range);
+        if pages.is_empty() {
+            return Ok(());
+        }
+        self.machine.faults().admit(MapOp::Bind, pages.len())?;
+        match self.prefer(&pages, node) {
+            Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => Ok(()),
+            Err(errno) => Err(MapError::new(MapOp::Bind, pages.len(), errno.raw_os_error())),
+        }
+    }
+
+    fn map(machine: &Machine, len: usize) -> Result<Self, Errno> {
+        let (prot, flags) =
+            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: without MAP_FIXED the kernel picks addresses that nothing else uses.
+        let base = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
+        let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
+        Ok(Self { base, len, machine: machine.clone() })
+    }
+
+    /// Unmaps what surrounds the aligned stretch; on an error, drop unmaps what is left.
+    fn trim(&mut self, bytes: usize, align: usize) -> Result<(), Errno> {
+        let address = self.base.addr().get();
+        let head = address.next_multiple_of(align) - address;
+        if head > 0 {
+            // SAFETY: the head was mapped by `map`, and no pointer into it was given out.
+            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), head) }?;
+            // SAFETY: head < align - page + 1 <= len, so this stays inside the mapping.
+            self.base = unsafe { self.base.add(head) };
+            self.len -= head;
+        }
+        let tail = self.len - bytes;
+        if tail > 0 {
+            let start = self.at(bytes);
+            // SAFETY: the tail was mapped by `map`, and no pointer into it was given out.
+            unsafe { rustix::mm::munmap(start.as_ptr().cast(), tail) }?;
+            self.len = bytes;
+        }
+        Ok(())
+    }
+
+    fn forbid_huge_pages(&self) -> Result<(), Errno> {
+        // SAFETY: this advice keeps content.
+        match unsafe { self.advise(&(0..self.len), Advice::LinuxNoHugepage) } {
+            Err(Errno::INVAL) => Ok(()), // a kernel built without huge pages
+            other => other,
+        }
+    }
+
+    /// Gives `advice` on `pages`, which are whole pages of this mapping.
+    ///
+    /// # Safety
+    ///
+    /// With an advice that changes content, the caller owes what [`Self::discard`] asks for.
+    unsafe fn advise(&self, pages: &Range<usize>, advice: Advice) -> Result<(), Errno> {
+        let start = self.at(pages.start).as_ptr().cast::<c_void>();
+        // SAFETY: the pages are mapped by this value (I1); the caller answers for their content.
+        unsafe { rustix::mm::madvise(start, pages.len(), advice) }
+    }
+
+    /// Backs each page by writing a byte to it, for kernels that cannot do it themselves.
+    ///
+    /// An atomic operation, because the byte may be live: its value is stored back in the same
+    /// instant it is loaded, so no update by another thread or by a restartable sequence is lost.
+    fn touch(&self, pages: &Range<usize>) {
+        for page in pages.clone().step_by(page_size()) {
+            // SAFETY: the byte is mapped readable and writable as long as `self` lives (I1), and
+            // changed by nobody in a way that a value-preserving atomic operation could upset.
+            let byte = unsafe { AtomicU8::from_ptr(self.at(page).as_ptr()) };
+            // `black_box` hides the zero: compilers drop the store of an `or` that changes nothing,
+            // and a load alone only maps the shared zero page.
+            // Relaxed: no other memory is published through the byte.
+            byte.fetch_or(black_box(0), Ordering::Relaxed);
+        }
+    }
+
+    fn prefer(&self, pages: &Range<usize>, node: NodeId) -> Result<(), Errno> {
+        const BITS: usize = c_ulong::BITS as usize;
+        let mut mask = [0 as c_ulong; MAX_NODES / BITS];
+        let word = mask.get_mut(node.index() / BITS).ok_or(Errno::INVAL)?;
+        *word |= 1 << (node.index() % BITS);
+        let start = self.at(pages.start).as_ptr();
+        // SAFETY: mbind reads MAX_NODES bits of `mask` (it takes the count plus one) and sets a
+        // policy on pages that this value maps (I1); it does not change their content.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                start,
+                pages.len(),
+                libc::MPOL_PREFERRED,
+                mask.as_ptr(),
+                (MAX_NODES + 1) as c_ulong,
+                0 as c_int,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(last_errno()) }
+    }
+
+    /// The address of a byte, or of the end.
+    fn at(&self, offset: usize) -> NonNull<u8> {
+        debug_assert!(offset <= self.len);
+        // SAFETY: at most one past the end of one mapping (I1).
+        unsafe { self.base.add(offset) }
+    }
+
+    fn pages_covering(&self, range: Range<usize>) -> Range<usize> {
+        if range.is_empty() {
+            return 0..0;
+        }
+        let page = page_size();
+        // Clipped before rounding up, so that it cannot overflow; `len` is whole pages (I2).
+        range.start / page * page..range.end.min(self.len).next_multiple_of(page)
+    }
+
+    fn pages_inside(&self, range: Range<usize>) -> Range<usize> {
+        let page = page_size();
+        range.start.min(self.len).next_multiple_of(page)..range.end.min(self.len) / page * page
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own (I1), which is going away. Whoever gave out
+        // pointers from `base` keeps the reservation for as long as they are used.
+        let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(result.is_ok(), "munmap of {self:?}: {result:?}");
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation")
+            .field("base", &self.base)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
+
+#[cfg(test)]
+mod tests;
