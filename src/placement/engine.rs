@@ -57,6 +57,7 @@ pub(super) struct Totals {
     pub(super) nr_max_chunks: usize,
     pub(super) min_alloc_size: usize,
     pub(super) max_alloc_size: usize,
+    pub(super) live_bytes: usize,
 }
 
 /// A live area: `offset` and `size` in bytes, the offset from the chunk's base.
@@ -123,6 +124,7 @@ impl Placement {
                 nr_max_chunks: 0,
                 min_alloc_size: unit_size,
                 max_alloc_size: 0,
+                live_bytes: 0,
             },
         };
         let name = placement.take_name();
@@ -178,7 +180,7 @@ impl Placement {
         }
         if let Some(reserved) = self.reserved.filter(|_| flags.reserved) {
             return match self.try_chunk(reserved, request) {
-                Some(area) => Placed::At(area),
+                Some(area) => self.served(area),
                 None => self.refuse(request),
             };
         }
@@ -188,8 +190,9 @@ impl Placement {
             while let Some(id) = next {
                 next = self.lists.next(id);
                 if let Some(area) = self.try_chunk(id, request) {
+                    // Before the check for low: the missing pages of an isolated chunk count now.
                     self.reintegrate(id);
-                    return Placed::At(area);
+                    return self.served(area);
                 }
                 if list - self.list(set, 0) < SLOT_FAIL_THRESHOLD {
                     self.lists.move_to_front(id, self.list(set, 0));
@@ -197,6 +200,13 @@ impl Placement {
             }
         }
         if flags.atomic { self.refuse(request) } else { Placed::NeedsChunk(set) }
+    }
+
+    fn served(&mut self, area: Area) -> Placed {
+        if self.profile.low_check == LowCheck::BeforePopulation {
+            self.check_low(area.chunk);
+        }
+        Placed::At(area)
     }
 
     /// The failure path of a request that found no room.
@@ -223,9 +233,7 @@ impl Placement {
         totals.nr_max_alloc = totals.nr_max_alloc.max(totals.nr_alloc - totals.nr_dealloc);
         totals.min_alloc_size = totals.min_alloc_size.min(request.size());
         totals.max_alloc_size = totals.max_alloc_size.max(request.size());
-        if self.profile.low_check == LowCheck::BeforePopulation {
-            self.check_low(id);
-        }
+        totals.live_bytes += request.size();
         Some(Area { chunk: id, offset: at * GRANULE_SIZE, size: request.size() })
     }
 
@@ -285,6 +293,7 @@ impl Placement {
         self.count_empty(id, empty);
         self.relocate(id, Some(list));
         self.totals.nr_dealloc += 1;
+        self.totals.live_bytes -= len * GRANULE_SIZE;
     }
 
     /// After a free: a second fully free chunk, or enough empty pages in one that has others.

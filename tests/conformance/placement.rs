@@ -1,0 +1,211 @@
+//! Replays a placement file and compares everything that it records.
+
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+
+use percpu_memcg::placement::{
+    ChunkName, Event, PAGE_SIZE, Place, Profile, Regions, RequestFlags, Simulator,
+};
+
+use crate::corpus::Mismatch;
+use crate::recording::{self, ChunkLabel, Flags, Header, Line, Op, Recording, Spot};
+use crate::states;
+
+/// The whole structure is verified after each of the first operations, which are all of a tiny
+/// file, and now and then afterwards.
+const VERIFIED_ONE_BY_ONE: u64 = 100;
+const VERIFY_INTERVAL: u64 = 1000;
+
+pub fn replay(path: &Path, line: &Cell<u64>) -> Result<u64, String> {
+    let recording = Recording::open(path).map_err(|error| error.to_string())?;
+    let mut replay = Replay::new(recording.header())?;
+    for record in recording {
+        let (number, record) = record.map_err(|error| error.to_string())?;
+        line.set(number);
+        replay.step(number, &record).map_err(|mismatch| mismatch.to_string())?;
+    }
+    Ok(replay.ops)
+}
+
+/// The simulator of a recorded configuration.
+pub fn simulator(header: &Header, profile: Profile) -> Result<Simulator, String> {
+    let regions = Regions {
+        static_size: header.static_size,
+        reserved_size: header.reserved_size,
+        dyn_size: header.dyn_size,
+    };
+    Simulator::new(header.unit_size, regions, profile).map_err(|error| error.to_string())
+}
+
+pub fn request_flags(flags: Flags) -> RequestFlags {
+    RequestFlags { atomic: flags.atomic, account: flags.account, reserved: flags.reserved }
+}
+
+struct Replay {
+    simulator: Simulator,
+    /// `A` or `B`.
+    profile: char,
+    live: HashMap<u64, Place>,
+    /// What happened during the last operation and has not been compared yet.
+    events: VecDeque<Event>,
+    ops: u64,
+}
+
+impl Replay {
+    fn new(header: &Header) -> Result<Replay, String> {
+        let (letter, profile) = match header.profile {
+            Some('A') => ('A', Profile::LINUX_6_13),
+            Some('B') => ('B', Profile::LINUX_5_10),
+            other => return Err(format!("no simulator for profile {other:?}")),
+        };
+        Ok(Replay {
+            simulator: simulator(header, profile)?,
+            profile: letter,
+            live: HashMap::new(),
+            events: VecDeque::new(),
+            ops: 0,
+        })
+    }
+
+    fn step(&mut self, line: u64, record: &Line) -> Result<(), Mismatch> {
+        if let Line::Event(expected) = record {
+            return self.compare_event(line, expected);
+        }
+        if matches!(record, Line::Op(_) | Line::State(_) | Line::Checkpoint(_) | Line::End { .. }) {
+            if let Some(event) = self.events.front() {
+                return Err(Mismatch::new(line, "no further event", describe(&recorded(event))));
+            }
+        }
+        match record {
+            Line::Op(op) => {
+                self.operate(line, op)?;
+                self.ops += 1;
+                if self.ops <= VERIFIED_ONE_BY_ONE || self.ops % VERIFY_INTERVAL == 0 {
+                    self.verify(line)?;
+                }
+                Ok(())
+            }
+            Line::State(state) => {
+                states::compare(line, state, self.simulator.placement(), self.profile)
+            }
+            Line::Checkpoint(checkpoint) => {
+                states::compare_totals(line, &checkpoint.fields, self.simulator.placement())
+            }
+            Line::End { ops } if *ops != self.ops => Err(Mismatch::new(line, ops, self.ops)),
+            Line::End { .. } => self.verify(line),
+            Line::Event(_) | Line::Report(_) | Line::Comment => Ok(()),
+        }
+    }
+
+    fn operate(&mut self, line: u64, op: &Op) -> Result<(), Mismatch> {
+        match *op {
+            Op::Alloc { id, size, align, flags, expected } => {
+                let place = self.simulator.alloc(size, align, request_flags(flags));
+                let got = place.map(spot);
+                if expected.is_some_and(|expected| expected != got) {
+                    let show = |spot: Option<Spot>| match spot {
+                        Some(spot) => spot.to_string(),
+                        None => "-".to_owned(),
+                    };
+                    return Err(Mismatch::new(line, show(expected.flatten()), show(got)));
+                }
+                if let Some(place) = place {
+                    self.live.insert(id, place);
+                }
+            }
+            // An id without a place was refused here, which the recording did not know.
+            Op::Free { id, expected } => {
+                if let Some(place) = self.live.remove(&id) {
+                    if let Some(expected) = expected.filter(|expected| *expected != spot(place)) {
+                        return Err(Mismatch::new(line, expected, spot(place)));
+                    }
+                    match self.simulator.free(place) {
+                        Ok(size) if size == place.size => {}
+                        Ok(size) => return Err(Mismatch::new(line, place.size, size)),
+                        Err(error) => return Err(Mismatch::new(line, "a free", error)),
+                    }
+                }
+            }
+            Op::Balance { pending } => {
+                let got = self.simulator.is_balance_pending();
+                if let Some(expected) = pending.filter(|expected| *expected != got) {
+                    let show = |pending| if pending { "pending" } else { "idle" };
+                    return Err(Mismatch::new(line, show(expected), show(got)));
+                }
+                if got {
+                    self.simulator.balance();
+                }
+            }
+        }
+        self.events.extend(self.simulator.take_events());
+        Ok(())
+    }
+
+    fn compare_event(&mut self, line: u64, expected: &recording::Event) -> Result<(), Mismatch> {
+        let got = self.events.pop_front().map(|event| recorded(&event));
+        // What is created and destroyed has the size of a unit, in the recording as here.
+        if got.as_ref().is_some_and(|got| same(got, expected)) {
+            return Ok(());
+        }
+        let got = got.map_or("no event".to_owned(), |got| describe(&got));
+        Err(Mismatch::new(line, describe(expected), got))
+    }
+
+    fn verify(&self, line: u64) -> Result<(), Mismatch> {
+        let verified = self.simulator.placement().verify();
+        verified.map_err(|why| Mismatch::new(line, "a sound structure", why))
+    }
+}
+
+fn spot(place: Place) -> Spot {
+    Spot { chunk: label(place.chunk), offset: place.offset as u64 }
+}
+
+pub fn label(name: ChunkName) -> ChunkLabel {
+    match name {
+        ChunkName::Reserved => ChunkLabel::Reserved,
+        ChunkName::Numbered(number) => ChunkLabel::Numbered(number),
+    }
+}
+
+/// An event of the simulator the way recordings write it. The simulator does not repeat the unit
+/// size, so that `create` and `destroy` have size 0 here.
+fn recorded(event: &Event) -> recording::Event {
+    let bytes = |pages: u64| pages * PAGE_SIZE as u64;
+    match event {
+        Event::Sched => recording::Event::Sched,
+        Event::Create(chunk) => recording::Event::Create { chunk: label(*chunk), size: 0 },
+        Event::Destroy(chunk) => recording::Event::Destroy { chunk: label(*chunk), size: 0 },
+        Event::Populate(chunk, pages) => recording::Event::Populate {
+            chunk: label(*chunk),
+            offset: bytes(pages.start as u64),
+            size: bytes(pages.len() as u64),
+        },
+        Event::Depopulate(chunk, pages) => recording::Event::Depopulate {
+            chunk: label(*chunk),
+            offset: bytes(pages.start as u64),
+            size: bytes(pages.len() as u64),
+        },
+    }
+}
+
+fn same(got: &recording::Event, expected: &recording::Event) -> bool {
+    use recording::Event::{Create, Destroy};
+    match (got, expected) {
+        (Create { chunk: got, .. }, Create { chunk: expected, .. })
+        | (Destroy { chunk: got, .. }, Destroy { chunk: expected, .. }) => got == expected,
+        _ => got == expected,
+    }
+}
+
+fn describe(event: &recording::Event) -> String {
+    use recording::Event::{Create, Depopulate, Destroy, Populate, Sched};
+    match event {
+        Sched => "sched".to_owned(),
+        Create { chunk, .. } => format!("create {chunk}"),
+        Destroy { chunk, .. } => format!("destroy {chunk}"),
+        Populate { chunk, offset, size } => format!("populate {chunk} {offset}+{size}"),
+        Depopulate { chunk, offset, size } => format!("depopulate {chunk} {offset}+{size}"),
+    }
+}
