@@ -275,6 +275,9 @@ fn an_error_ends_the_iteration() {
 }
 
 proptest! {
+    // A failure prints the edits; there is no source folder to keep them beside.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// Any damage to a good file gives lines or an error, never a panic or an endless iteration.
     #[test]
     fn damage_never_panics(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {

@@ -214,6 +214,9 @@ impl Placement {
                 *slot += 1;
                 continue;
             };
+            if self.profile.thrifty {
+                self.reintegrate(id);
+            }
             let chunk = self.chunk(id);
             if let Some(hole) = chunk.populated.first_clear_run(from..chunk.nr_pages) {
                 *run = Some((id, hole.end));

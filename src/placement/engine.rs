@@ -335,7 +335,7 @@ impl Placement {
     }
 
     fn keeps_reserve(&self, set: Set) -> bool {
-        !self.profile.thrifty_reserve || self.atomic_seen[set as usize]
+        !self.profile.thrifty || self.atomic_seen[set as usize]
     }
 
     /// A new chunk of `set`, nothing populated, in front of the free list.
@@ -356,6 +356,37 @@ impl Placement {
         debug_assert!(self.chunk(id).is_free() && self.chunk(id).nr_populated == 0);
         self.chunks[id.index()] = None;
         self.totals.nr_chunks -= 1;
+    }
+
+    /// Byte offsets of the chunk's live areas, ascending.
+    pub(crate) fn live_areas(&self, id: ChunkId) -> impl Iterator<Item = usize> + '_ {
+        let chunk = self.chunk(id);
+        let managed = chunk.start_offset / GRANULE_SIZE
+            ..chunk.nr_granules() - chunk.end_offset / GRANULE_SIZE;
+        let starts = chunk.alloc_map.set_runs(managed).flat_map(|run| chunk.bound_map.set_runs(run));
+        starts.flatten().map(|granule| granule * GRANULE_SIZE)
+    }
+
+    /// The widest run of unpopulated pages around `pages`, which are unpopulated.
+    pub(crate) fn unpopulated_around(&self, id: ChunkId, pages: Range<usize>) -> Range<usize> {
+        let chunk = self.chunk(id);
+        let start = chunk.populated.clear_run_start(0, pages.start);
+        start..chunk.populated.next_set(pages.end, chunk.nr_pages)
+    }
+
+    /// True when balance work took the chunk off its list and will destroy it.
+    pub(crate) fn is_doomed(&self, id: ChunkId) -> bool {
+        self.lists.list_of(id).is_none() && Some(id) != self.reserved
+    }
+
+    /// The chunk that serves the reserved region.
+    pub(crate) fn reserved_chunk(&self) -> Option<ChunkId> {
+        self.reserved
+    }
+
+    /// Pages of a chunk created later.
+    pub(crate) fn pages_per_unit(&self) -> usize {
+        self.unit_size / PAGE_SIZE
     }
 
     /// The name of a chunk.

@@ -34,8 +34,10 @@ pub struct Profile {
     pub(crate) depopulation: bool,
     pub(crate) repaired_hint: bool,
     pub(crate) low_check: LowCheck,
-    /// Keep a reserve of empty pages only in a set that has use for one.
-    pub(crate) thrifty_reserve: bool,
+    /// Keep a reserve of empty pages only in a set that atomic requests were made of, the only
+    /// ones a reserve is for; and put a sidelined chunk back into the search order before pages
+    /// are populated in it, so that they are counted, used and given back like others.
+    pub(crate) thrifty: bool,
 }
 
 impl Profile {
@@ -46,7 +48,7 @@ impl Profile {
         depopulation: false,
         repaired_hint: false,
         low_check: LowCheck::AfterPopulation,
-        thrifty_reserve: false,
+        thrifty: false,
     };
 
     /// Linux 6.13 to 7.1.
@@ -56,7 +58,7 @@ impl Profile {
         depopulation: true,
         repaired_hint: false,
         low_check: LowCheck::BeforePopulation,
-        thrifty_reserve: false,
+        thrifty: false,
     };
 
     /// This crate's own habits; what [`Profile::default`] returns.
@@ -66,7 +68,7 @@ impl Profile {
         depopulation: true,
         repaired_hint: true,
         low_check: LowCheck::BeforePopulation,
-        thrifty_reserve: true,
+        thrifty: true,
     };
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use std::{fs, thread};
 
 /// Recordings that come with the crate.
-const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+pub const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
 
 /// The folder with every recording, which is too large to ship.
 const FULL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");

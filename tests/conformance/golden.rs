@@ -33,7 +33,10 @@ use percpu_memcg::placement::{
 use crate::corpus::Mismatch;
 
 pub fn replay(path: &Path, line: &Cell<u64>) -> Result<u64, String> {
-    let text = read(path).map_err(|error| error.to_string())?;
+    replay_text(&read(path).map_err(|error| error.to_string())?, line)
+}
+
+pub fn replay_text(text: &str, line: &Cell<u64>) -> Result<u64, String> {
     let mut lines = (1..).zip(text.lines()).peekable();
     let mut run: Option<Run> = None;
     let mut nr_ops = 0;
@@ -71,7 +74,8 @@ pub fn replay(path: &Path, line: &Cell<u64>) -> Result<u64, String> {
     Ok(nr_ops)
 }
 
-fn read(path: &Path) -> std::io::Result<String> {
+/// The text of a file, decompressed if its name ends in `.gz`.
+pub fn read(path: &Path) -> std::io::Result<String> {
     let mut file = BufReader::new(File::open(path)?);
     let mut text = String::new();
     match path.extension() {

@@ -14,6 +14,7 @@ mod golden;
 mod placement;
 #[path = "../recording/mod.rs"]
 mod recording;
+mod sensitivity;
 mod shadow;
 mod states;
 mod workloads;

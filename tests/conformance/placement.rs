@@ -18,7 +18,10 @@ const VERIFIED_ONE_BY_ONE: u64 = 100;
 const VERIFY_INTERVAL: u64 = 1000;
 
 pub fn replay(path: &Path, line: &Cell<u64>) -> Result<u64, String> {
-    let recording = Recording::open(path).map_err(|error| error.to_string())?;
+    replay_recording(Recording::open(path).map_err(|error| error.to_string())?, line)
+}
+
+pub fn replay_recording(recording: Recording, line: &Cell<u64>) -> Result<u64, String> {
     let mut replay = Replay::new(recording.header())?;
     for record in recording {
         let (number, record) = record.map_err(|error| error.to_string())?;
@@ -46,6 +49,7 @@ struct Replay {
     simulator: Simulator,
     /// `A` or `B`.
     profile: char,
+    unit_size: usize,
     live: HashMap<u64, Place>,
     /// What happened during the last operation and has not been compared yet.
     events: VecDeque<Event>,
@@ -62,6 +66,7 @@ impl Replay {
         Ok(Replay {
             simulator: simulator(header, profile)?,
             profile: letter,
+            unit_size: header.unit_size,
             live: HashMap::new(),
             events: VecDeque::new(),
             ops: 0,
@@ -74,7 +79,11 @@ impl Replay {
         }
         if matches!(record, Line::Op(_) | Line::State(_) | Line::Checkpoint(_) | Line::End { .. }) {
             if let Some(event) = self.events.front() {
-                return Err(Mismatch::new(line, "no further event", describe(&recorded(event))));
+                return Err(Mismatch::new(
+                    line,
+                    "no further event",
+                    describe(&self.recorded(event)),
+                ));
             }
         }
         match record {
@@ -143,13 +152,33 @@ impl Replay {
     }
 
     fn compare_event(&mut self, line: u64, expected: &recording::Event) -> Result<(), Mismatch> {
-        let got = self.events.pop_front().map(|event| recorded(&event));
-        // What is created and destroyed has the size of a unit, in the recording as here.
-        if got.as_ref().is_some_and(|got| same(got, expected)) {
+        let got = self.events.pop_front().map(|event| self.recorded(&event));
+        if got.as_ref() == Some(expected) {
             return Ok(());
         }
         let got = got.map_or("no event".to_owned(), |got| describe(&got));
         Err(Mismatch::new(line, describe(expected), got))
+    }
+
+    /// An event of the simulator the way recordings write it.
+    fn recorded(&self, event: &Event) -> recording::Event {
+        let unit = self.unit_size as u64;
+        let bytes = |pages: usize| (pages * PAGE_SIZE) as u64;
+        match event {
+            Event::Sched => recording::Event::Sched,
+            Event::Create(chunk) => recording::Event::Create { chunk: label(*chunk), size: unit },
+            Event::Destroy(chunk) => recording::Event::Destroy { chunk: label(*chunk), size: unit },
+            Event::Populate(chunk, pages) => recording::Event::Populate {
+                chunk: label(*chunk),
+                offset: bytes(pages.start),
+                size: bytes(pages.len()),
+            },
+            Event::Depopulate(chunk, pages) => recording::Event::Depopulate {
+                chunk: label(*chunk),
+                offset: bytes(pages.start),
+                size: bytes(pages.len()),
+            },
+        }
     }
 
     fn verify(&self, line: u64) -> Result<(), Mismatch> {
@@ -169,42 +198,12 @@ pub fn label(name: ChunkName) -> ChunkLabel {
     }
 }
 
-/// An event of the simulator the way recordings write it. The simulator does not repeat the unit
-/// size, so that `create` and `destroy` have size 0 here.
-fn recorded(event: &Event) -> recording::Event {
-    let bytes = |pages: u64| pages * PAGE_SIZE as u64;
-    match event {
-        Event::Sched => recording::Event::Sched,
-        Event::Create(chunk) => recording::Event::Create { chunk: label(*chunk), size: 0 },
-        Event::Destroy(chunk) => recording::Event::Destroy { chunk: label(*chunk), size: 0 },
-        Event::Populate(chunk, pages) => recording::Event::Populate {
-            chunk: label(*chunk),
-            offset: bytes(pages.start as u64),
-            size: bytes(pages.len() as u64),
-        },
-        Event::Depopulate(chunk, pages) => recording::Event::Depopulate {
-            chunk: label(*chunk),
-            offset: bytes(pages.start as u64),
-            size: bytes(pages.len() as u64),
-        },
-    }
-}
-
-fn same(got: &recording::Event, expected: &recording::Event) -> bool {
-    use recording::Event::{Create, Destroy};
-    match (got, expected) {
-        (Create { chunk: got, .. }, Create { chunk: expected, .. })
-        | (Destroy { chunk: got, .. }, Destroy { chunk: expected, .. }) => got == expected,
-        _ => got == expected,
-    }
-}
-
 fn describe(event: &recording::Event) -> String {
     use recording::Event::{Create, Depopulate, Destroy, Populate, Sched};
     match event {
         Sched => "sched".to_owned(),
-        Create { chunk, .. } => format!("create {chunk}"),
-        Destroy { chunk, .. } => format!("destroy {chunk}"),
+        Create { chunk, size } => format!("create {chunk} of {size}"),
+        Destroy { chunk, size } => format!("destroy {chunk} of {size}"),
         Populate { chunk, offset, size } => format!("populate {chunk} {offset}+{size}"),
         Depopulate { chunk, offset, size } => format!("depopulate {chunk} {offset}+{size}"),
     }

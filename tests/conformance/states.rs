@@ -139,8 +139,8 @@ fn compare_report(
     for text in report {
         if text.starts_with("Chunk") {
             chunk = chunks.next();
-            let got = chunk.map_or("no further chunk", heading);
-            if !text.starts_with(got) {
+            let got = chunk.map_or("no further chunk", |chunk| heading(chunk, text));
+            if text != got {
                 return Err(Mismatch::new(line, text, got));
             }
         } else if let Some((key, value)) = text.split_once(':') {
@@ -163,11 +163,15 @@ fn compare_report(
     }
 }
 
-fn heading(chunk: &ChunkStats) -> &'static str {
-    match chunk.name {
-        ChunkName::Reserved => "Chunk: <- Reserved Chunk",
-        ChunkName::Numbered(0) => "Chunk: <- First Chunk",
-        ChunkName::Numbered(_) => "Chunk",
+/// The line above a chunk's numbers. Which of the two lists of isolated chunks one is on has been
+/// compared as its slot.
+fn heading<'a>(chunk: &ChunkStats, recorded: &'a str) -> &'a str {
+    match (chunk.name, chunk.isolated) {
+        (ChunkName::Reserved, _) => "Chunk: <- Reserved Chunk",
+        (ChunkName::Numbered(0), _) => "Chunk: <- First Chunk",
+        (_, false) => "Chunk:",
+        (_, true) if recorded == "Chunk (to_depopulate)" => recorded,
+        (_, true) => "Chunk (sidelined):",
     }
 }
 
