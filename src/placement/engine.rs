@@ -379,6 +379,16 @@ impl Placement {
         self.lists.list_of(id).is_none() && Some(id) != self.reserved
     }
 
+    /// The chunk that serves the first unit's dynamic region.
+    pub(crate) fn first_chunk(&self) -> ChunkId {
+        ChunkId::from_index(0)
+    }
+
+    /// True when accounted areas have chunks of their own.
+    pub(crate) fn splits_sets(&self) -> bool {
+        self.profile.split_sets
+    }
+
     /// The chunk that serves the reserved region.
     pub(crate) fn reserved_chunk(&self) -> Option<ChunkId> {
         self.reserved

@@ -41,7 +41,8 @@ mod simulator;
 mod stats;
 
 pub(crate) use balance::{Balance, Step};
-pub use engine::Placement;
+pub(crate) use bitmap::Bitmap;
+pub use engine::{InvalidFree, Placement};
 pub(crate) use engine::{Area, Placed};
 pub use layout::{AllocInfo, Group, LayoutError, Regions};
 pub use profile::Profile;

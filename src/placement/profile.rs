@@ -72,6 +72,13 @@ impl Profile {
     };
 }
 
+impl Profile {
+    /// The same habits, but pages stay populated until their chunk goes.
+    pub(crate) fn without_depopulation(self) -> Self {
+        Profile { depopulation: false, ..self }
+    }
+}
+
 impl Default for Profile {
     fn default() -> Self {
         Profile::PERCPU_MEMCG

@@ -1,0 +1,189 @@
+//! Carrying out steps: creating, populating, giving back, destroying; and who runs balance work.
+
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::region::Region;
+use super::{Arena, Populate, Window};
+use crate::placement::{Balance, ChunkId, Set, Step};
+use crate::sys::MapError;
+
+/// Who runs balance work: destroying spare chunks, giving pages back, populating reserves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BalanceMode {
+    /// The operation that asked for it, right after it is done; an allocation that may not block
+    /// leaves it to the next operation that may.
+    #[default]
+    Inline,
+    /// A thread of the allocator's own.
+    Background,
+    /// Nobody but the caller of `balance`.
+    Manual,
+}
+
+impl<O: Send + Sync + 'static> Arena<O> {
+    /// Balance work is pending: has it run by whom this mode calls for.
+    pub(super) fn balance_as_configured(&self) {
+        match self.balance_mode {
+            BalanceMode::Manual => {}
+            BalanceMode::Inline => self.balance(),
+            BalanceMode::Background => {
+                if let Some(worker) = &self.worker {
+                    worker.wake();
+                }
+            }
+        }
+    }
+
+    /// Runs balance work if it is pending. Returns whether it was.
+    pub(crate) fn balance_if_pending(&self) -> bool {
+        let pending = self.is_balance_pending();
+        if pending {
+            self.balance();
+        }
+        pending
+    }
+
+    /// True when balance work was asked for and has not begun.
+    pub(crate) fn is_balance_pending(&self) -> bool {
+        self.state.lock().placement.is_balance_pending()
+    }
+
+    /// Runs balance work, asked for or not. Blocks.
+    pub(crate) fn balance(&self) {
+        let _populating = self.populate_lock.lock();
+        let mut balance = Balance::start(&mut self.state.lock().placement);
+        loop {
+            let step = balance.next(&mut self.state.lock().placement);
+            let Some(step) = step else { return };
+            // Lack of memory is not an error here: whoever needs the pages will meet it.
+            let success = match &step {
+                Step::Create(set) => self.create_chunk(*set).is_ok(),
+                Step::Populate(chunk, pages) => self.populate_pages(*chunk, pages).is_ok(),
+                Step::Depopulate(chunk, pages) => {
+                    self.depopulate_pages(*chunk, pages);
+                    true
+                }
+                Step::Destroy(_) => true,
+            };
+            let mut state = self.state.lock();
+            let dead = match step {
+                Step::Destroy(chunk) => state.remove_region(chunk),
+                _ => None,
+            };
+            balance.complete(&mut state.placement, &step, success);
+            drop(state);
+            // Unmapped here, with no lock but the populate lock held.
+            drop(dead);
+        }
+    }
+
+    /// Adds a chunk to `set`. The populate lock is held.
+    pub(super) fn create_chunk(&self, set: Set) -> Result<(), MapError> {
+        let region = Region::new(&self.machine, self.geometry)?;
+        let pages = 0..self.state.lock().placement.pages_per_unit();
+        let whole = self.populate == Populate::Whole;
+        if whole {
+            region.prefault(&self.machine, Window::Coloured, &Region::<O>::unit_range(0, &pages))?;
+        }
+        let mut state = self.state.lock();
+        let id = state.add_chunk(set, region);
+        if whole {
+            state.placement.populated(id, pages);
+        }
+        Ok(())
+    }
+
+    /// Gets memory for `pages`, if that is not left to the CPUs' first writes.
+    pub(super) fn populate_pages(
+        &self,
+        chunk: ChunkId,
+        pages: &Range<usize>,
+    ) -> Result<(), MapError> {
+        if self.populate == Populate::Lazy {
+            return Ok(());
+        }
+        let (region, unit) = self.state.lock().unit_range_of_pages(chunk, pages);
+        region.prefault(&self.machine, Window::Coloured, &unit)
+    }
+
+    /// Gives the memory of `pages` back, which the placement counts as depopulated already.
+    /// The populate lock is held.
+    fn depopulate_pages(&self, chunk: ChunkId, pages: &Range<usize>) {
+        let state = self.state.lock();
+        if state.placement.is_doomed(chunk) {
+            // Its region is unmapped as a whole, soon.
+            return;
+        }
+        // Copies do not start at pages: together with its neighbours a page can be given back
+        // wholly, alone it cannot.
+        let around = state.placement.unpopulated_around(chunk, pages.clone());
+        let (region, unit) = state.unit_range_of_pages(chunk, &around);
+        drop(state);
+        // SAFETY: pages that are not populated hold no live area, and while the populate lock is
+        // held nobody places one there (A2).
+        let complete = unsafe { region.discard(&self.machine, &unit) };
+        if complete {
+            self.state.lock().mark_clean(chunk, &self.geometry, &unit);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Signal {
+    state: Mutex<SignalState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct SignalState {
+    work: bool,
+    stop: bool,
+}
+
+/// The thread of [`BalanceMode::Background`]. It keeps the arena alive only while it works.
+#[derive(Debug)]
+pub(super) struct Worker {
+    signal: Arc<Signal>,
+}
+
+impl Worker {
+    pub(super) fn spawn<O: Send + Sync + 'static>(arena: Weak<Arena<O>>) -> Self {
+        let signal = Arc::<Signal>::default();
+        let worker = Worker { signal: Arc::clone(&signal) };
+        std::thread::spawn(move || {
+            while signal.wait() {
+                // Gone: the last user dropped the arena after waking this thread.
+                let Some(arena) = arena.upgrade() else { return };
+                arena.balance();
+            }
+        });
+        worker
+    }
+
+    pub(super) fn wake(&self) {
+        self.signal.state.lock().work = true;
+        self.signal.changed.notify_one();
+    }
+
+    /// Lets the thread end. Does not wait: the last reference may be its own.
+    pub(super) fn stop(&self) {
+        self.signal.state.lock().stop = true;
+        self.signal.changed.notify_one();
+    }
+}
+
+impl Signal {
+    /// Waits for work; false when there will be none.
+    fn wait(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.work && !state.stop {
+            self.changed.wait(&mut state);
+        }
+        state.work = false;
+        !state.stop
+    }
+}

@@ -1,0 +1,352 @@
+//! Chunks that exist: mappings, owners, locks.
+//!
+//! The arena gives [`crate::placement`] memory. It carries out what the placement asks for
+//! (reserve a chunk, populate, give back, unmap), keeps the owner of every accounted area in the
+//! chunk's vector, makes new areas read as zero, and finds the chunk of an address. What an owner
+//! means it does not know: `O` is the layer above's.
+//!
+//! # Locks
+//!
+//! *populate lock* > *area lock*. The populate lock is held by callers that may block, from
+//! placing to the end of population, and by balance work: at most one of them changes what is
+//! populated. The area lock guards the placement, the table of regions and the owners; it is
+//! short and never held across a system call. Callers that may not block take only the area lock.
+//! A cache of freed areas per CPU would sit in front of both, in `Arena::alloc` and
+//! `Arena::free`.
+//!
+//! # Invariants
+//!
+//! * A1: every chunk of the placement has a region, and regions of one arena have one geometry.
+//! * A2: a live area lies on populated pages whenever the populate lock is free; so pages that
+//!   are not populated hold no area, and only holders of the populate lock place areas on them.
+//! * A3: bytes of a chunk that are clear in its `dirty` map read as zero on every CPU unless a
+//!   live area covers them.
+//! * A4: owner slots are set only for live areas of accounted chunks.
+
+mod balance;
+mod geometry;
+mod region;
+mod state;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::placement::{
+    Area, ChunkStats, LayoutError, Placed, Placement, Profile, Regions, Request, Stats,
+};
+use crate::sys::{CpuId, Machine, MapError};
+
+pub(crate) use balance::BalanceMode;
+pub(crate) use geometry::Window;
+pub(crate) use words::Words;
+
+use balance::Worker;
+use geometry::Geometry;
+use region::Region;
+use state::State;
+
+/// When pages get their memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Populate {
+    /// When a CPU writes its copy: copies never written cost nothing.
+    #[default]
+    Lazy,
+    /// When the allocator populates a page, on every possible CPU; lack of memory is then an
+    /// error of the allocation instead of a later kill.
+    Eager,
+    /// As `Eager`, but a chunk is populated completely when it is created and never given back in
+    /// part: the kernel's percpu-km.
+    Whole,
+}
+
+/// What an arena is made from.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) machine: Machine,
+    pub(crate) profile: Profile,
+    pub(crate) unit_size: usize,
+    pub(crate) regions: Regions,
+    pub(crate) populate: Populate,
+    pub(crate) balance: BalanceMode,
+}
+
+/// Real chunks with owners of type `O`.
+#[derive(Debug)]
+pub(crate) struct Arena<O: Send + Sync> {
+    machine: Machine,
+    geometry: Geometry,
+    populate: Populate,
+    populate_lock: Mutex<()>,
+    state: Mutex<State<O>>,
+    balance_mode: BalanceMode,
+    worker: Option<Worker>,
+}
+
+/// An area that was handed out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allocation {
+    /// The copy of CPU 0, whether or not that CPU is possible.
+    pub(crate) address: NonNull<u8>,
+    /// False when the area has no owner although one was given: its chunk keeps none.
+    pub(crate) owned: bool,
+}
+
+/// What a free released.
+#[derive(Debug)]
+pub(crate) struct Freed<O> {
+    /// Bytes of the area in one unit.
+    pub(crate) size: usize,
+    pub(crate) owner: Option<Arc<O>>,
+}
+
+/// Why a legal request got no area. Nothing was changed but for chunks and pages made ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoArea {
+    /// No room without blocking, or in the reserved region.
+    NoRoom,
+    /// The system refused memory.
+    Memory(MapError),
+}
+
+/// Why an arena could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoArena {
+    Layout(LayoutError),
+    /// The units of all CPUs do not fit into the address space.
+    TooLarge,
+    Memory(MapError),
+}
+
+/// An address that is no live area of the arena. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotLive {
+    /// No chunk of this arena is there.
+    Foreign,
+    /// A chunk is there, but no live area starts at the address.
+    NoArea,
+}
+
+impl<O: Send + Sync + 'static> Arena<O> {
+    pub(crate) fn new(config: Config) -> Result<Arc<Self>, NoArena> {
+        let Config { machine, profile, unit_size, regions, populate, balance } = config;
+        let profile = if populate == Populate::Whole { profile.without_depopulation() } else { profile };
+        let placement = Placement::new(unit_size, regions, profile).map_err(NoArena::Layout)?;
+        let geometry =
+            Geometry::new(unit_size, machine.cpu_id_limit()).ok_or(NoArena::TooLarge)?;
+        let first = Region::new(&machine, geometry).map_err(NoArena::Memory)?;
+        if populate != Populate::Lazy {
+            let end = regions.static_size + regions.reserved_size + regions.dyn_size;
+            first.prefault(&machine, Window::Coloured, &(0..end)).map_err(NoArena::Memory)?;
+        }
+        Ok(Arc::new_cyclic(|arena| Arena {
+            machine,
+            geometry,
+            populate,
+            populate_lock: Mutex::new(()),
+            state: Mutex::new(State::new(placement, &regions, first)),
+            balance_mode: balance,
+            worker: (balance == BalanceMode::Background).then(|| Worker::spawn(arena.clone())),
+        }))
+    }
+
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Distance in bytes between the copies of neighbouring CPU ids, for areas aligned to
+    /// `align`.
+    pub(crate) fn stride(&self, align: usize) -> usize {
+        self.geometry.stride(Window::for_align(align))
+    }
+
+    /// The byte in the copy of `cpu` that corresponds to `first` in the copy of CPU 0.
+    pub(crate) fn copy_of(&self, first: NonNull<u8>, cpu: CpuId) -> *mut u8 {
+        let window = self.geometry.window_of(first.addr().get());
+        first.as_ptr().wrapping_add(cpu.index() * self.geometry.stride(window))
+    }
+
+    /// Places an area that reads as zero on every possible CPU.
+    ///
+    /// Blocks, unless the request is atomic. The owner is dropped when there is no area.
+    pub(crate) fn alloc(
+        &self,
+        request: &Request,
+        owner: Option<Arc<O>>,
+    ) -> Result<Allocation, NoArea> {
+        let atomic = request.flags.atomic;
+        let populating = (!atomic).then(|| self.populate_lock.lock());
+        let mut state = self.state.lock();
+        let result = if atomic {
+            self.place_atomic(&mut state, request)
+        } else {
+            self.place_blocking(&mut state, request)
+        };
+        let result = result.map(|area| self.hand_out(&mut state, request, &area, owner));
+        let pending = state.placement.is_balance_pending();
+        drop(state);
+        drop(populating);
+        let result = result.map(|handed_out| handed_out.zeroed(&self.machine));
+        // An atomic request leaves the work to the next caller that may block.
+        if pending && (!atomic || self.balance_mode == BalanceMode::Background) {
+            self.balance_as_configured();
+        }
+        result
+    }
+
+    fn place_atomic(&self, state: &mut Guard<'_, O>, request: &Request) -> Result<Area, NoArea> {
+        match state.placement.place(request) {
+            Placed::At(area) => Ok(area),
+            Placed::NeedsChunk(_) | Placed::Refused => Err(NoArea::NoRoom),
+        }
+    }
+
+    /// Places an area and populates what it misses. The populate lock is held, the area lock is
+    /// dropped around system calls.
+    fn place_blocking(&self, state: &mut Guard<'_, O>, request: &Request) -> Result<Area, NoArea> {
+        let area = loop {
+            match state.placement.place(request) {
+                Placed::At(area) => break area,
+                Placed::NeedsChunk(set) => Guard::unlocked(state, || self.create_chunk(set))
+                    .map_err(NoArea::Memory)?,
+                Placed::Refused => return Err(NoArea::NoRoom),
+            }
+        };
+        if let Err(error) = self.populate_area(state, request, &area) {
+            state.placement.revoke(&area);
+            return Err(NoArea::Memory(error));
+        }
+        Ok(area)
+    }
+
+    fn populate_area(
+        &self,
+        state: &mut Guard<'_, O>,
+        request: &Request,
+        area: &Area,
+    ) -> Result<(), MapError> {
+        let mut from = 0;
+        while let Some(pages) = state.placement.unpopulated_run(area, from) {
+            from = pages.end;
+            if self.populate != Populate::Lazy {
+                Guard::unlocked(state, || self.populate_pages(area.chunk, &pages))?;
+            }
+            state.placement.populated(area.chunk, pages);
+        }
+        if self.populate != Populate::Lazy && request.window() == Window::Paged {
+            let (region, unit) = state.unit_range_of(area);
+            let prefault = || region.prefault(&self.machine, Window::Paged, &unit);
+            Guard::unlocked(state, prefault)?;
+        }
+        Ok(())
+    }
+
+    /// The area has its pages; registers it with its owner.
+    fn hand_out(
+        &self,
+        state: &mut State<O>,
+        request: &Request,
+        area: &Area,
+        owner: Option<Arc<O>>,
+    ) -> HandedOut<O> {
+        state.placement.settle(area);
+        let window = request.window();
+        let owned = state.register(area, window, owner);
+        let dirty = state.dirty_part(area);
+        let (region, unit) = state.unit_range_of(area);
+        HandedOut { region, window, start: unit.start, dirty, owned }
+    }
+
+    /// Frees the area at `address`, given by its byte in the copy of CPU 0.
+    ///
+    /// A wrong address is an error. A right one must not be in use any more: the layer above
+    /// sees to it.
+    pub(crate) fn free(&self, address: usize) -> Result<Freed<O>, NotLive> {
+        let mut state = self.state.lock();
+        let freed = state.free(&self.geometry, address)?;
+        let pending = state.placement.is_balance_pending();
+        drop(state);
+        if pending {
+            self.balance_as_configured();
+        }
+        Ok(freed)
+    }
+
+    /// Bytes of the live area at `address`, given by its byte in the copy of CPU 0.
+    pub(crate) fn size_of_area(&self, address: usize) -> Result<usize, NotLive> {
+        let state = self.state.lock();
+        let (chunk, offset, _) = state.locate(&self.geometry, address)?;
+        let len = state.placement.live_len(chunk, offset).ok_or(NotLive::NoArea)?;
+        Ok(len * crate::placement::GRANULE_SIZE)
+    }
+
+    /// The chunk's name and the offset in it of the live area at `address`.
+    pub(crate) fn place_of(&self, address: usize) -> Result<crate::placement::Place, NotLive> {
+        let state = self.state.lock();
+        let (chunk, offset, _) = state.locate(&self.geometry, address)?;
+        let len = state.placement.live_len(chunk, offset).ok_or(NotLive::NoArea)?;
+        let size = len * crate::placement::GRANULE_SIZE;
+        Ok(crate::placement::Place { chunk: state.placement.name(chunk), offset, size })
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.state.lock().placement.stats()
+    }
+
+    pub(crate) fn chunks(&self) -> Vec<ChunkStats> {
+        self.state.lock().placement.chunks()
+    }
+
+    /// Checks the placement's invariants and A4. No allocation may be under way.
+    pub(crate) fn verify(&self) -> Result<(), String> {
+        let _quiet = self.populate_lock.lock();
+        self.state.lock().verify()
+    }
+}
+
+impl<O: Send + Sync> Drop for Arena<O> {
+    fn drop(&mut self) {
+        if let Some(worker) = &self.worker {
+            worker.stop();
+        }
+        // Areas that nobody freed still hold their owners.
+        self.state.get_mut().drop_owners();
+    }
+}
+
+type Guard<'a, O> = MutexGuard<'a, State<O>>;
+
+/// A placed area whose old content may still be there.
+struct HandedOut<O> {
+    region: Arc<Region<O>>,
+    window: Window,
+    start: usize,
+    dirty: Option<Range<usize>>,
+    owned: bool,
+}
+
+impl<O> HandedOut<O> {
+    fn zeroed(self, machine: &Machine) -> Allocation {
+        if let Some(dirty) = self.dirty {
+            // SAFETY: this thread placed the area, and nobody else knows it yet; `dirty` is a
+            // part of it.
+            unsafe { self.region.zero(machine, self.window, &dirty) };
+        }
+        let address = self.region.copy(self.window, CpuId::new(0), self.start);
+        Allocation { address, owned: self.owned }
+    }
+}
+
+impl Request {
+    /// The window that areas of this request live in.
+    pub(crate) fn window(&self) -> Window {
+        Window::for_align(self.align())
+    }
+}

@@ -1,0 +1,169 @@
+//! One reservation: the copies of a unit on every CPU, and the owners' vector.
+//!
+//! # Invariants
+//!
+//! * R1: the reservation has the length and the alignment of its geometry.
+//! * R2: between placing and freeing, the bytes of an area belong to whoever placed it, in all
+//!   copies of the window it lives in; nobody else reads or writes them.
+//! * R3: an owner slot is zero or came from `Arc::into_raw`, and stands at the first granule of
+//!   a live area. Slots are touched only under the arena's area lock.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use super::geometry::{Geometry, Window};
+use crate::placement::PAGE_SIZE;
+use crate::sys::{CpuId, Machine, MapError, Reservation};
+
+/// Memory for one chunk (the first region serves the first and the reserved chunk).
+#[derive(Debug)]
+pub(crate) struct Region<O> {
+    reservation: Reservation,
+    geometry: Geometry,
+    owners: PhantomData<Arc<O>>,
+}
+
+impl<O> Region<O> {
+    /// Reserves the address space and binds each CPU's copies to its node.
+    pub(crate) fn new(machine: &Machine, geometry: Geometry) -> Result<Self, MapError> {
+        let reservation = Reservation::new(machine, geometry.len(), geometry.span())?;
+        let region = Region { reservation, geometry, owners: PhantomData };
+        if machine.nr_nodes() > 1 {
+            region.bind_copies(machine)?;
+        }
+        Ok(region)
+    }
+
+    /// Binds runs of neighbouring CPUs of one node with one call per window.
+    fn bind_copies(&self, machine: &Machine) -> Result<(), MapError> {
+        for run in machine.possible().chunk_by(|a, b| machine.node_of(*a) == machine.node_of(*b)) {
+            let (first, last) = (run[0], run[run.len() - 1]);
+            let Some(node) = machine.node_of(first) else { continue };
+            for window in [Window::Coloured, Window::Paged] {
+                let start = self.geometry.copy_offset(window, first, 0);
+                let end = self.geometry.copy_offset(window, last, self.geometry.stride(window));
+                self.reservation.bind(start..end, node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The span that the region's addresses lie in.
+    pub(crate) fn span(&self) -> usize {
+        self.geometry.span_of(self.reservation.base().addr().get())
+    }
+
+    fn at(&self, offset: usize) -> NonNull<u8> {
+        assert!(offset < self.reservation.len());
+        // SAFETY: the offset lies inside the reservation, which is one mapping (R1).
+        unsafe { self.reservation.base().add(offset) }
+    }
+
+    /// Byte `unit_offset` of the copy of `cpu`.
+    pub(crate) fn copy(&self, window: Window, cpu: CpuId, unit_offset: usize) -> NonNull<u8> {
+        self.at(self.geometry.copy_offset(window, cpu, unit_offset))
+    }
+
+    /// Backs the unit bytes `unit` of every possible CPU's copy with memory.
+    pub(crate) fn prefault(
+        &self,
+        machine: &Machine,
+        window: Window,
+        unit: &Range<usize>,
+    ) -> Result<(), MapError> {
+        for &cpu in machine.possible() {
+            let start = self.geometry.copy_offset(window, cpu, unit.start);
+            self.reservation.prefault(start..start + unit.len())?;
+        }
+        Ok(())
+    }
+
+    /// Gives the memory of the unit bytes `unit` back, in every copy and in the owners' vector.
+    /// Returns true when the whole pages inside every copy are gone.
+    ///
+    /// # Safety
+    ///
+    /// No live area has bytes in `unit`, and none gets any during the call.
+    pub(crate) unsafe fn discard(&self, machine: &Machine, unit: &Range<usize>) -> bool {
+        let mut complete = true;
+        for window in [Window::Coloured, Window::Paged] {
+            for &cpu in machine.possible() {
+                let start = self.geometry.copy_offset(window, cpu, unit.start);
+                // SAFETY: by R2 the bytes belong to nobody, as no live area is in `unit`.
+                complete &=
+                    unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
+            }
+        }
+        // SAFETY: by R3 the slots of granules without a live area are zero, and zero is what
+        // discarded memory reads as.
+        let _ = unsafe { self.reservation.discard(self.geometry.owner_range(unit)) };
+        complete
+    }
+
+    /// Makes the unit bytes `unit` read as zero on every possible CPU.
+    ///
+    /// A copy is written only where it is not zero, so that a copy which its CPU never touched
+    /// stays without memory: reading it maps the shared zero page at most.
+    ///
+    /// # Safety
+    ///
+    /// `unit` lies inside an area of `window` that the caller placed and has not handed out.
+    pub(crate) unsafe fn zero(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
+        debug_assert!(unit.start % 4 == 0 && unit.len() % 4 == 0);
+        for &cpu in machine.possible() {
+            let start = self.copy(window, cpu, unit.start);
+            let words = ptr::slice_from_raw_parts_mut(start.cast::<u32>().as_ptr(), unit.len() / 4);
+            // SAFETY: mapped memory (R1) that only this thread uses (R2); a copy is aligned to a
+            // granule, and any bytes are a `u32`.
+            let words = unsafe { &mut *words };
+            if words.iter().any(|&word| word != 0) {
+                words.fill(0);
+            }
+        }
+    }
+
+    /// Bytes of the geometry's page that `pages` of a chunk based at `base` cover in the unit.
+    pub(crate) fn unit_range(base: usize, pages: &Range<usize>) -> Range<usize> {
+        base + pages.start * PAGE_SIZE..base + pages.end * PAGE_SIZE
+    }
+
+    fn owner_slot(&self, unit_offset: usize) -> NonNull<*const O> {
+        self.at(self.geometry.owner_offset(unit_offset)).cast()
+    }
+
+    /// Stores the owner of the area at `unit_offset`.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the area lock, and a live area without owner starts there.
+    pub(crate) unsafe fn set_owner(&self, unit_offset: usize, owner: Arc<O>) {
+        // SAFETY: the slot is mapped and aligned (R1), and the area lock excludes other accesses
+        // (R3).
+        unsafe { self.owner_slot(unit_offset).write(Arc::into_raw(owner)) };
+    }
+
+    /// Takes the owner of the area at `unit_offset` out, if it has one.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the area lock.
+    pub(crate) unsafe fn take_owner(&self, unit_offset: usize) -> Option<Arc<O>> {
+        // SAFETY: as in `set_owner`; mapped memory reads as zero, a null pointer, at first.
+        let owner = unsafe { self.owner_slot(unit_offset).replace(ptr::null()) };
+        // SAFETY: by R3 a pointer that is not null came from `Arc::into_raw`; it was just taken
+        // out, so it is turned back once.
+        (!owner.is_null()).then(|| unsafe { Arc::from_raw(owner) })
+    }
+
+    /// True when the area at `unit_offset` has an owner.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the area lock.
+    pub(crate) unsafe fn has_owner(&self, unit_offset: usize) -> bool {
+        // SAFETY: as in `set_owner`.
+        !unsafe { self.owner_slot(unit_offset).read() }.is_null()
+    }
+}

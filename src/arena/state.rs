@@ -1,0 +1,217 @@
+//! What the area lock guards: the placement, the regions of its chunks, owners, dirty bytes.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::geometry::{Geometry, Window};
+use super::region::Region;
+use super::{Freed, NotLive};
+use crate::placement::{Area, Bitmap, ChunkId, GRANULE_SIZE, PAGE_SIZE, Placement, Regions, Set};
+
+/// The memory behind one chunk of the placement.
+#[derive(Debug)]
+struct Backing<O> {
+    region: Arc<Region<O>>,
+    /// Unit offset of the chunk's first page.
+    base: usize,
+    /// Unit bytes that the chunk manages.
+    managed: Range<usize>,
+    /// The chunk has a vector of owners.
+    keeps_owners: bool,
+    /// Granules from `base` that an area was freed on since their memory was last discarded.
+    dirty: Bitmap,
+    /// First granules of the live areas of the paged window: few are so aligned.
+    paged: HashSet<usize>,
+}
+
+/// The mutable part of an arena.
+#[derive(Debug)]
+pub(super) struct State<O> {
+    pub(super) placement: Placement,
+    backings: Vec<Option<Backing<O>>>,
+    /// Chunks by the span of their region. Two share the first region, see `locate`.
+    by_span: HashMap<usize, ChunkId>,
+}
+
+impl<O> State<O> {
+    pub(super) fn new(placement: Placement, regions: &Regions, first: Region<O>) -> Self {
+        let mut state = State { placement, backings: Vec::new(), by_span: HashMap::new() };
+        let first = Arc::new(first);
+        let first_chunk = state.placement.first_chunk();
+        let immutable = [
+            (Some(first_chunk), regions.dynamic()),
+            (state.placement.reserved_chunk(), regions.reserved()),
+        ];
+        for (id, managed) in immutable {
+            if let (Some(id), Some(managed)) = (id, managed) {
+                let base = managed.start / PAGE_SIZE * PAGE_SIZE;
+                state.insert(id, Arc::clone(&first), base, managed, false);
+            }
+        }
+        state.by_span.insert(first.span(), first_chunk);
+        state
+    }
+
+    /// Adds a created chunk of `set`; its region is new.
+    pub(super) fn add_chunk(&mut self, set: Set, region: Region<O>) -> ChunkId {
+        let id = self.placement.add_chunk(set);
+        let keeps_owners = set == Set::Accounted || !self.placement.splits_sets();
+        let unit_size = self.placement.unit_size();
+        self.by_span.insert(region.span(), id);
+        self.insert(id, Arc::new(region), 0, 0..unit_size, keeps_owners);
+        id
+    }
+
+    fn insert(
+        &mut self,
+        id: ChunkId,
+        region: Arc<Region<O>>,
+        base: usize,
+        managed: Range<usize>,
+        keeps_owners: bool,
+    ) {
+        let granules = (managed.end - base).div_ceil(GRANULE_SIZE);
+        let (dirty, paged) = (Bitmap::new(granules), HashSet::new());
+        if self.backings.len() <= id.index() {
+            self.backings.resize_with(id.index() + 1, || None);
+        }
+        self.backings[id.index()] =
+            Some(Backing { region, base, managed, keeps_owners, dirty, paged });
+    }
+
+    /// Forgets the region of a chunk that is about to leave the placement.
+    pub(super) fn remove_region(&mut self, id: ChunkId) -> Option<Arc<Region<O>>> {
+        let backing = self.backings[id.index()].take()?;
+        self.by_span.remove(&backing.region.span());
+        Some(backing.region)
+    }
+
+    fn backing(&self, id: ChunkId) -> &Backing<O> {
+        self.backings[id.index()].as_ref().expect("every chunk has a region (A1)")
+    }
+
+    fn backing_mut(&mut self, id: ChunkId) -> &mut Backing<O> {
+        self.backings[id.index()].as_mut().expect("every chunk has a region (A1)")
+    }
+
+    /// The region of a chunk, and the unit bytes of `pages` of it.
+    pub(super) fn unit_range_of_pages(
+        &self,
+        id: ChunkId,
+        pages: &Range<usize>,
+    ) -> (Arc<Region<O>>, Range<usize>) {
+        let Backing { region, base, .. } = self.backing(id);
+        (Arc::clone(region), base + pages.start * PAGE_SIZE..base + pages.end * PAGE_SIZE)
+    }
+
+    /// The region of an area, and its unit bytes.
+    pub(super) fn unit_range_of(&self, area: &Area) -> (Arc<Region<O>>, Range<usize>) {
+        let Backing { region, base, .. } = self.backing(area.chunk);
+        (Arc::clone(region), base + area.offset..base + area.offset + area.size)
+    }
+
+    /// Notes the window of a new area and stores its owner. Returns whether it was stored.
+    pub(super) fn register(&mut self, area: &Area, window: Window, owner: Option<Arc<O>>) -> bool {
+        let backing = self.backing_mut(area.chunk);
+        if window == Window::Paged {
+            backing.paged.insert(area.offset / GRANULE_SIZE);
+        }
+        let Some(owner) = owner.filter(|_| backing.keeps_owners) else { return false };
+        // SAFETY: `self` is what the area lock guards, and the area was just placed.
+        unsafe { backing.region.set_owner(backing.base + area.offset, owner) };
+        true
+    }
+
+    /// The unit bytes of the area that may not read as zero.
+    pub(super) fn dirty_part(&self, area: &Area) -> Option<Range<usize>> {
+        let backing = self.backing(area.chunk);
+        let end = (area.offset + area.size) / GRANULE_SIZE;
+        let first = backing.dirty.next_set(area.offset / GRANULE_SIZE, end);
+        let last = backing.dirty.last_set(end).filter(|_| first < end)?;
+        let unit = |granule: usize| backing.base + granule * GRANULE_SIZE;
+        Some(unit(first)..unit(last + 1))
+    }
+
+    /// The chunk and the offset in it of an address in the copy of CPU 0.
+    pub(super) fn locate(
+        &self,
+        geometry: &Geometry,
+        address: usize,
+    ) -> Result<(ChunkId, usize, Window), NotLive> {
+        let &id = self.by_span.get(&geometry.span_of(address)).ok_or(NotLive::Foreign)?;
+        let (window, unit) =
+            geometry.locate(address & (geometry.span() - 1)).ok_or(NotLive::NoArea)?;
+        let chunks = [Some(id), self.placement.reserved_chunk().filter(|_| id.index() == 0)];
+        let id = chunks.into_iter().flatten().find(|&id| self.backing(id).managed.contains(&unit));
+        let id = id.ok_or(NotLive::NoArea)?;
+        Ok((id, unit - self.backing(id).base, window))
+    }
+
+    /// Frees the area at `address` and takes its owner out.
+    pub(super) fn free(
+        &mut self,
+        geometry: &Geometry,
+        address: usize,
+    ) -> Result<Freed<O>, NotLive> {
+        let (id, offset, window) = self.locate(geometry, address)?;
+        let granule = offset / GRANULE_SIZE;
+        let in_window = self.backing(id).paged.contains(&granule) == (window == Window::Paged);
+        if !in_window {
+            return Err(NotLive::NoArea);
+        }
+        let size = self.placement.free(id, offset).map_err(|_| NotLive::NoArea)?;
+        let backing = self.backing_mut(id);
+        backing.paged.remove(&granule);
+        backing.dirty.set_range(granule..granule + size / GRANULE_SIZE);
+        // SAFETY: `self` is what the area lock guards.
+        let owner = backing
+            .keeps_owners
+            .then(|| unsafe { backing.region.take_owner(backing.base + offset) })
+            .flatten();
+        Ok(Freed { size, owner })
+    }
+
+    /// After a discard of `unit` bytes: what is gone in every copy is clean.
+    pub(super) fn mark_clean(&mut self, id: ChunkId, geometry: &Geometry, unit: &Range<usize>) {
+        let clean = geometry.discarded_in_every_copy(unit);
+        let backing = self.backing_mut(id);
+        let granules = |bytes: usize| (bytes - backing.base) / GRANULE_SIZE;
+        if !clean.is_empty() {
+            backing.dirty.clear_range(granules(clean.start)..granules(clean.end));
+        }
+    }
+
+    /// Checks the placement and A4.
+    pub(super) fn verify(&self) -> Result<(), String> {
+        self.placement.verify()?;
+        for (index, backing) in self.backings.iter().enumerate() {
+            let Some(backing) = backing.as_ref().filter(|backing| backing.keeps_owners) else {
+                continue;
+            };
+            let id = ChunkId::from_index(index);
+            let live: HashSet<usize> = self.placement.live_areas(id).collect();
+            for offset in (0..self.placement.unit_size()).step_by(GRANULE_SIZE) {
+                // SAFETY: `self` is what the area lock guards.
+                let owned = unsafe { backing.region.has_owner(backing.base + offset) };
+                if owned && !live.contains(&offset) {
+                    return Err(format!("A4: an owner without area at {offset}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the owners of all live areas.
+    pub(super) fn drop_owners(&mut self) {
+        for (index, backing) in self.backings.iter().enumerate() {
+            let Some(backing) = backing.as_ref().filter(|backing| backing.keeps_owners) else {
+                continue;
+            };
+            for offset in self.placement.live_areas(ChunkId::from_index(index)) {
+                // SAFETY: `self` is what the area lock guards.
+                drop(unsafe { backing.region.take_owner(backing.base + offset) });
+            }
+        }
+    }
+}

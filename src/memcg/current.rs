@@ -1,0 +1,94 @@
+//! Which cgroup a thread allocates for.
+//!
+//! A thread is *attached* to at most one cgroup of a tree, like a task that was written to
+//! `cgroup.procs`. Scopes entered on top of that override it, the innermost first, like the
+//! kernel's `active_memcg`. Without either a thread belongs to the root and is not charged.
+
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::node::Node;
+use super::tree::TreeId;
+
+#[derive(Default)]
+struct Memberships {
+    attached: Vec<(TreeId, Attachment)>,
+    /// Innermost scope last.
+    entered: Vec<(TreeId, u64, Arc<Node>)>,
+}
+
+thread_local! {
+    static MEMBERSHIPS: RefCell<Memberships> = RefCell::default();
+    static NEXT_SCOPE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A thread's attachment to a cgroup, which the cgroup counts.
+struct Attachment(Arc<Node>);
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // Release: pairs with the acquire in `Tree::remove`.
+        self.0.threads.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// The thread's current cgroup in the tree; `None` is the root. A thread that is about to end and
+/// has dropped its memberships counts as the root.
+pub(super) fn node(tree: TreeId) -> Option<Arc<Node>> {
+    MEMBERSHIPS
+        .try_with(|memberships| {
+            let memberships = memberships.borrow();
+            let entered = memberships.entered.iter().rev().find(|(id, ..)| *id == tree);
+            let attached = memberships.attached.iter().find(|(id, _)| *id == tree);
+            entered
+                .map(|(.., node)| node)
+                .or(attached.map(|(_, attachment)| &attachment.0))
+                .map(Arc::clone)
+        })
+        .ok()
+        .flatten()
+}
+
+/// Replaces the thread's attachment in the tree by `node`, whose thread count was raised; the
+/// root is no attachment.
+pub(super) fn attach(tree: TreeId, node: Option<Arc<Node>>) {
+    let new = node.map(|node| (tree, Attachment(node)));
+    // What was replaced is dropped outside the borrow.
+    let _old = MEMBERSHIPS.with(|memberships| {
+        let attached = &mut memberships.borrow_mut().attached;
+        let old = attached.iter().position(|(id, _)| *id == tree);
+        let old = old.map(|index| attached.swap_remove(index));
+        attached.extend(new);
+        old
+    });
+}
+
+/// A scope in which the thread allocates for a cgroup; see [`Memcg::enter`](super::Memcg::enter).
+///
+/// It ends when this value is dropped, and belongs to the thread that entered it.
+#[must_use = "the scope ends when this value is dropped"]
+#[derive(Debug)]
+pub struct EnterGuard {
+    scope: u64,
+    not_send: PhantomData<*const ()>,
+}
+
+pub(super) fn enter(tree: TreeId, node: Arc<Node>) -> EnterGuard {
+    let scope = NEXT_SCOPE.replace(NEXT_SCOPE.get() + 1);
+    MEMBERSHIPS.with(|memberships| memberships.borrow_mut().entered.push((tree, scope, node)));
+    EnterGuard { scope, not_send: PhantomData }
+}
+
+impl Drop for EnterGuard {
+    fn drop(&mut self) {
+        // By number, not by position: guards may be dropped in any order. A thread that is about
+        // to end may have dropped its memberships before.
+        let _left = MEMBERSHIPS.try_with(|memberships| {
+            let entered = &mut memberships.borrow_mut().entered;
+            let index = entered.iter().rposition(|(_, scope, _)| *scope == self.scope);
+            index.map(|index| entered.remove(index))
+        });
+    }
+}

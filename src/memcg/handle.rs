@@ -1,0 +1,251 @@
+//! The public handle of a cgroup.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::current::{self, EnterGuard};
+use super::node::Node;
+use super::tree::Tree;
+use super::{Limit, TreeError};
+
+/// A memory cgroup: a node of the tree that per-CPU memory is charged to.
+///
+/// A charge counts in the cgroup and in every ancestor, and each of them may refuse it. Memory
+/// stays charged to the cgroup it was allocated for, whichever thread frees it. When the cgroup is
+/// removed, what is still allocated passes to the parent.
+///
+/// A handle is a reference: cloning it is cheap, two handles are equal when they name the same
+/// cgroup, and dropping it removes nothing. All methods may be called from any thread.
+///
+/// Mirrors the memory controller of cgroup v2 as of Linux 6.18, with counters in bytes.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Gfp, Limit, PerCpu, PerCpuAllocator};
+/// use std::sync::atomic::AtomicU64;
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(1 << 20))?;
+///
+/// let hits: PerCpu<AtomicU64> = {
+///     let _in = tenant.enter();
+///     PerCpu::new_in(&pcpu, Gfp::KERNEL_ACCOUNT, |_cpu| AtomicU64::new(0))?
+/// };
+/// assert_eq!(tenant.current(), tenant.stat().percpu);
+/// drop(hits);
+/// assert_eq!(tenant.current(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Memcg {
+    node: Arc<Node>,
+    tree: Arc<Tree>,
+}
+
+/// What a cgroup and its descendants use, by kind; exact when no operation is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemcgStat {
+    /// Bytes of live per-CPU areas: their copies on all possible CPUs and their owner slots.
+    pub percpu: u64,
+}
+
+impl Memcg {
+    /// The root of a tree.
+    pub(crate) fn root_of(tree: &Arc<Tree>) -> Self {
+        Memcg { node: Arc::clone(tree.root()), tree: Arc::clone(tree) }
+    }
+
+    fn with(&self, node: Arc<Node>) -> Self {
+        Memcg { node, tree: Arc::clone(&self.tree) }
+    }
+
+    /// Creates a child cgroup without limit.
+    ///
+    /// Its statistics are per-CPU memory, too: 8 bytes on every possible CPU, charged to this
+    /// cgroup until the child is removed.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::InvalidName`], [`Exists`](TreeError::Exists), [`Removed`](TreeError::Removed),
+    /// [`TooDeep`](TreeError::TooDeep), or [`Statistics`](TreeError::Statistics) when this cgroup
+    /// or an ancestor has no room for the child's statistics.
+    pub fn create(&self, name: &str) -> Result<Memcg, TreeError> {
+        Ok(self.with(self.tree.create(&self.node, name)?))
+    }
+
+    /// Finds a descendant by its path, for example `a/b`; the empty path is this cgroup.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::NotFound`].
+    pub fn find(&self, path: &str) -> Result<Memcg, TreeError> {
+        Ok(self.with(self.tree.find(&self.node, path)?))
+    }
+
+    /// Removes this cgroup. What is still charged to it passes to its parent, at once and without
+    /// touching the objects.
+    ///
+    /// The handle stays usable for reading; creating children, attaching and limiting fail. To
+    /// remove a removed cgroup again does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::Busy`] while it has children or attached threads, [`TreeError::IsRoot`].
+    pub fn remove(&self) -> Result<(), TreeError> {
+        self.tree.remove(&self.node)
+    }
+
+    /// True once the cgroup is removed.
+    pub fn is_removed(&self) -> bool {
+        self.node.is_removed()
+    }
+
+    /// True for the root of the tree.
+    pub fn is_root(&self) -> bool {
+        self.node.parent.is_none()
+    }
+
+    /// The name; empty for the root.
+    pub fn name(&self) -> &str {
+        &self.node.name
+    }
+
+    /// The path from the root: `/` for the root, `/a/b` below.
+    pub fn path(&self) -> String {
+        self.node.path()
+    }
+
+    /// The parent; `None` for the root.
+    pub fn parent(&self) -> Option<Memcg> {
+        self.node.parent.as_ref().map(|parent| self.with(Arc::clone(parent)))
+    }
+
+    /// The children, by name.
+    pub fn children(&self) -> Vec<Memcg> {
+        let children: Vec<Arc<Node>> = self.node.children.lock().values().cloned().collect();
+        children.into_iter().map(|child| self.with(child)).collect()
+    }
+
+    /// Bytes charged to this cgroup and its descendants. The kernel's `memory.current`.
+    ///
+    /// A removed cgroup's figure is what was left when it was removed; it means nothing any more.
+    pub fn current(&self) -> u64 {
+        self.node.counter.usage()
+    }
+
+    /// The most that [`current`](Memcg::current) ever was. Charges that were refused do not count.
+    pub fn peak(&self) -> u64 {
+        self.node.counter.peak()
+    }
+
+    /// The limit; [`Limit::MAX`] at first. The kernel's `memory.max`.
+    pub fn max(&self) -> Limit {
+        self.node.counter.max()
+    }
+
+    /// Sets the limit for this cgroup with its descendants. Usage may be equal to it.
+    ///
+    /// A limit below the present usage is legal: nothing is freed, and charges are refused until
+    /// usage has come down.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::IsRoot`], [`TreeError::Removed`].
+    pub fn set_max(&self, max: Limit) -> Result<(), TreeError> {
+        if self.is_root() {
+            return Err(TreeError::IsRoot);
+        }
+        if self.is_removed() {
+            return Err(TreeError::Removed { path: self.path() });
+        }
+        self.node.counter.set_max(max);
+        Ok(())
+    }
+
+    /// Statistics of this cgroup and its descendants, removed ones included. The kernel's
+    /// `memory.stat`, but never stale.
+    ///
+    /// Cost: visits every descendant and every possible CPU. Zero for a removed cgroup.
+    pub fn stat(&self) -> MemcgStat {
+        MemcgStat { percpu: self.tree.percpu(&self.node) }
+    }
+
+    /// Live descendants.
+    pub fn nr_descendants(&self) -> usize {
+        // Relaxed: a statistic.
+        self.node.nr_descendants.load(Ordering::Relaxed)
+    }
+
+    /// Removed descendants that a handle or a scope still refers to. Objects do not count: they
+    /// pass to the parent.
+    pub fn nr_dying_descendants(&self) -> usize {
+        // Relaxed: a statistic.
+        self.node.nr_dying.load(Ordering::Relaxed)
+    }
+
+    /// Threads attached to this cgroup itself.
+    pub fn nr_threads(&self) -> usize {
+        // Relaxed: a statistic.
+        self.node.threads.load(Ordering::Relaxed)
+    }
+
+    /// Lets the calling thread allocate for this cgroup until the guard is dropped, whatever it is
+    /// attached to. Scopes nest; the innermost counts.
+    ///
+    /// Only allocations with [`Gfp::ACCOUNT`](super::Gfp::ACCOUNT) are charged. A cgroup that is
+    /// removed meanwhile stands for its nearest ancestor that is not. A scope does not keep the
+    /// cgroup from being removed. The kernel's `set_active_memcg`.
+    pub fn enter(&self) -> EnterGuard {
+        current::enter(self.tree.id(), Arc::clone(&self.node))
+    }
+
+    /// Attaches the calling thread to this cgroup, and detaches it from the one it was attached
+    /// to. Attaching to the root ends the charging. What the thread allocated before stays
+    /// charged where it is.
+    ///
+    /// A cgroup with attached threads cannot be removed; a thread that ends is detached.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::Removed`]; the thread stays where it is.
+    pub fn attach_thread(&self) -> Result<(), TreeError> {
+        if self.is_root() {
+            current::attach(self.tree.id(), None);
+            return Ok(());
+        }
+        self.tree.attach(&self.node)?;
+        current::attach(self.tree.id(), Some(Arc::clone(&self.node)));
+        Ok(())
+    }
+
+    /// The cgroup that the calling thread allocates for in the tree of `self`.
+    pub fn of_this_thread(&self) -> Memcg {
+        let node = current::node(self.tree.id());
+        self.with(node.unwrap_or_else(|| Arc::clone(self.tree.root())))
+    }
+}
+
+impl PartialEq for Memcg {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.node, &other.node)
+    }
+}
+
+impl Eq for Memcg {}
+
+impl Hash for Memcg {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.node).hash(state);
+    }
+}
+
+impl fmt::Debug for Memcg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Memcg").field(&self.path()).finish()
+    }
+}

@@ -1,0 +1,50 @@
+//! Who pays: a tree of memory cgroups with byte counters.
+//!
+//! ```text
+//!            Memcg (handle)                       PerCpu<T> …
+//!                │                                    │
+//!                ▼                                    ▼
+//!   root ◄── Node a ◄── Node b ◄── ObjCgroup ◄── owner slot of an area
+//!            usage       usage        │
+//!            max         max          └── pointed at Node a when b is removed
+//!            peak        peak
+//!            stat ───►  per-CPU words in the arena, charged to the parent
+//! ```
+//!
+//! * M1: a cgroup's usage is the sum of the full sizes (`account`) of the live accounted areas
+//!   whose token points into its subtree; and `percpu` is the same sum. At every moment usage is
+//!   at least that; they are equal when no operation is under way.
+//! * M2: a charge is made at the cgroup and all its ancestors, or at none.
+//! * M3: a token (`ObjCgroup`) points at a live cgroup, or at one that is being removed.
+//! * M4: a removed cgroup's counter is never read for a decision: nothing resolves to it.
+//!
+//! Locks, outermost first: the tree's topology lock > the arena's locks; a node's `children` and
+//! `inherited` are leaves. Charging takes no lock, and no lock is held while uncharging.
+//!
+//! Mirrors `mm/memcontrol.c` as far as per-CPU memory needs it (Linux 5.9 to 6.18): hierarchical
+//! counters, obj_cgroups and their reparenting, and statistics charged to the parent. Counters are
+//! in bytes, so there is no second level of stock and no rounding to pages.
+
+#![forbid(unsafe_code)]
+
+mod account;
+mod counter;
+mod current;
+mod error;
+mod gfp;
+mod handle;
+mod node;
+mod stat;
+mod tree;
+
+pub use counter::Limit;
+pub use current::EnterGuard;
+pub use error::{AllocError, ChargeError, FreeError, TreeError};
+pub use gfp::Gfp;
+pub use handle::{Memcg, MemcgStat};
+pub(crate) use tree::Tree;
+
+/// Longest name of a cgroup, in bytes: a file name's limit.
+const MAX_NAME_BYTES: usize = 255;
+/// Levels below the root. Charging walks them recursively, a few words of stack each.
+const MAX_DEPTH: usize = 1024;

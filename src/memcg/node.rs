@@ -1,0 +1,179 @@
+//! One cgroup: counter, children, the token its objects are charged to, its statistics.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+
+use super::counter::Counter;
+use super::stat::StatBlock;
+use super::{ChargeError, Gfp};
+
+/// A cgroup. References: a parent holds its children until they are removed, a child its parent
+/// for good, an object only its [`ObjCgroup`]; so a removed cgroup goes when its last handle
+/// does, whatever objects it left behind.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) name: Box<str>,
+    pub(super) parent: Option<Arc<Node>>,
+    /// Levels below the root.
+    pub(super) depth: usize,
+    pub(super) counter: Counter,
+    /// Changed only under the tree's topology lock.
+    pub(super) children: Mutex<BTreeMap<Box<str>, Arc<Node>>>,
+    /// What new objects are charged to; none for the root and for removed cgroups.
+    pub(super) objcg: ArcSwapOption<ObjCgroup>,
+    /// Every obj_cgroup that points here: the own one and those of removed descendants.
+    inherited: Mutex<Vec<Weak<ObjCgroup>>>,
+    /// None once the cgroup is removed: its sums moved on to the parent.
+    pub(super) stat: ArcSwapOption<StatBlock>,
+    /// Threads attached. Raised only under the topology lock.
+    pub(super) threads: AtomicUsize,
+    pub(super) removed: AtomicBool,
+    pub(super) nr_descendants: AtomicUsize,
+    /// Removed descendants that are still referenced.
+    pub(super) nr_dying: AtomicUsize,
+}
+
+/// What an object is charged to: a token that outlives its cgroup.
+///
+/// Mirrors the kernel's `obj_cgroup` (Linux 5.9): when the cgroup is removed, the token is
+/// pointed at the parent with one store, and no counter and no object is touched.
+#[derive(Debug)]
+pub(crate) struct ObjCgroup {
+    memcg: ArcSwap<Node>,
+}
+
+impl ObjCgroup {
+    pub(super) fn new(node: &Arc<Node>) -> Arc<Self> {
+        let objcg = Arc::new(ObjCgroup { memcg: ArcSwap::new(Arc::clone(node)) });
+        node.inherited.lock().push(Arc::downgrade(&objcg));
+        objcg
+    }
+
+    /// The cgroup that pays for the token's objects now.
+    pub(super) fn node(&self) -> arc_swap::Guard<Arc<Node>> {
+        self.memcg.load()
+    }
+}
+
+impl Node {
+    pub(super) fn new(name: &str, parent: Option<&Arc<Node>>) -> Arc<Self> {
+        Arc::new(Node {
+            name: name.into(),
+            parent: parent.cloned(),
+            depth: parent.map_or(0, |parent| parent.depth + 1),
+            counter: Counter::new(),
+            children: Mutex::default(),
+            objcg: ArcSwapOption::empty(),
+            inherited: Mutex::default(),
+            stat: ArcSwapOption::empty(),
+            threads: AtomicUsize::new(0),
+            removed: AtomicBool::new(false),
+            nr_descendants: AtomicUsize::new(0),
+            nr_dying: AtomicUsize::new(0),
+        })
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        // Acquire: pairs with the release in `Tree::remove`; who sees the mark sees the rest.
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// This cgroup and its ancestors, upwards.
+    pub(super) fn ancestry(&self) -> impl Iterator<Item = &Node> {
+        std::iter::successors(Some(self), |node| node.parent.as_deref())
+    }
+
+    /// `/` for the root, `/a/b` below.
+    pub(super) fn path(&self) -> String {
+        let mut names: Vec<&str> = self.ancestry().map(|node| &*node.name).collect();
+        names.reverse();
+        if names.len() == 1 { "/".into() } else { names.join("/") }
+    }
+
+    /// Charges `bytes` to this cgroup and all its ancestors, or to none of them.
+    pub(super) fn charge(&self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
+        if gfp.may_exceed() {
+            self.charge_forced(bytes);
+            return Ok(());
+        }
+        self.try_charge(bytes)
+    }
+
+    /// Recursive, so that each level's undo and peak stand beside its add; the depth is bounded.
+    fn try_charge(&self, bytes: u64) -> Result<(), ChargeError> {
+        let usage = self.counter.try_add(bytes).map_err(|(usage, max)| {
+            self.refusal(bytes, usage, max)
+        })?;
+        if let Some(parent) = &self.parent {
+            parent.try_charge(bytes).inspect_err(|_| self.counter.sub(bytes))?;
+        }
+        self.counter.note_granted(usage);
+        Ok(())
+    }
+
+    #[cold]
+    fn refusal(&self, requested: u64, usage: u64, max: super::Limit) -> ChargeError {
+        ChargeError { cgroup: self.path(), requested, usage, max }
+    }
+
+    fn charge_forced(&self, bytes: u64) {
+        for node in self.ancestry() {
+            node.counter.note_granted(node.counter.add(bytes));
+        }
+    }
+
+    /// Takes a charge back. Never fails, never blocks.
+    pub(super) fn uncharge(&self, bytes: u64) {
+        for node in self.ancestry() {
+            node.counter.sub(bytes);
+        }
+    }
+
+    /// Adds to the statistic of this cgroup, or of the ancestor that took over from it.
+    pub(super) fn add_percpu(&self, bytes: i64) {
+        for node in self.ancestry() {
+            if let Some(stat) = &*node.stat.load() {
+                stat.add_percpu(bytes);
+                return;
+            }
+        }
+    }
+
+    /// The token for new objects of this cgroup: its own, or that of the nearest live ancestor;
+    /// none when that is the root, which is never charged.
+    pub(super) fn live_objcg(&self) -> Option<Arc<ObjCgroup>> {
+        self.ancestry().find_map(|node| node.objcg.load_full())
+    }
+
+    /// Points every obj_cgroup that points here to `parent`. Under the topology lock, with
+    /// `objcg` unpublished.
+    pub(super) fn reparent(&self, parent: &Arc<Node>) {
+        let orphans = std::mem::take(&mut *self.inherited.lock());
+        let mut heirs = parent.inherited.lock();
+        if heirs.len() >= 2 * orphans.len().max(16) {
+            // Tokens go when their last object does; forget those that did.
+            heirs.retain(|heir| heir.strong_count() > 0);
+        }
+        for orphan in orphans {
+            if let Some(objcg) = orphan.upgrade() {
+                objcg.memcg.store(Arc::clone(parent));
+                heirs.push(orphan);
+            }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if *self.removed.get_mut() {
+            for ancestor in self.ancestry().skip(1) {
+                // Relaxed: a statistic.
+                ancestor.nr_dying.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}

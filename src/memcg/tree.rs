@@ -1,0 +1,242 @@
+//! The tree: creating, finding and removing cgroups, and allocations on behalf of one.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use super::account::Account;
+use super::current;
+use super::node::{Node, ObjCgroup};
+use super::stat::{STAT_SIZE, StatBlock};
+use super::{AllocError, FreeError, Gfp, MAX_DEPTH, MAX_NAME_BYTES, TreeError};
+use crate::arena::{Allocation, Arena, NoArea, NotLive};
+use crate::placement::{Request, RequestFlags};
+
+/// A tree of cgroups and the arena that their objects and statistics live in.
+///
+/// Whoever holds a handle of any kind holds the tree. Reference cycles (parent and child, cgroup
+/// and token, arena and the owners it stores) are cut when the last handle goes.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    arena: Arc<Arena<ObjCgroup>>,
+    account: Account,
+    root: Arc<Node>,
+    /// Guards parent-child links and removal; read to walk a subtree.
+    topology: RwLock<()>,
+    id: TreeId,
+}
+
+/// Tells trees apart in a thread's memberships; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TreeId(u64);
+
+impl Tree {
+    /// A tree with nothing but its root, whose statistics nobody pays for.
+    pub(crate) fn new(arena: Arc<Arena<ObjCgroup>>) -> Result<Arc<Self>, NoArea> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Relaxed: only uniqueness counts.
+        let id = TreeId(NEXT.fetch_add(1, Ordering::Relaxed));
+        let account = Account::new(arena.machine().nr_possible());
+        let root = Node::new("", None);
+        let (stat, _) = StatBlock::new(&arena, account, None, None)?;
+        root.stat.store(Some(stat));
+        Ok(Arc::new(Tree { arena, account, root, topology: RwLock::new(()), id }))
+    }
+
+    pub(super) fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
+    pub(super) fn id(&self) -> TreeId {
+        self.id
+    }
+
+    pub(crate) fn arena(&self) -> &Arc<Arena<ObjCgroup>> {
+        &self.arena
+    }
+
+    /// Creates the child `name` of `parent`; its statistics are charged to `parent`.
+    pub(super) fn create(&self, parent: &Arc<Node>, name: &str) -> Result<Arc<Node>, TreeError> {
+        check_name(name)?;
+        let _topology = self.topology.write();
+        if parent.is_removed() {
+            return Err(TreeError::Removed { path: parent.path() });
+        }
+        if parent.depth >= MAX_DEPTH {
+            return Err(TreeError::TooDeep { path: parent.path(), limit: MAX_DEPTH });
+        }
+        let node = Node::new(name, Some(parent));
+        if parent.children.lock().contains_key(name) {
+            return Err(TreeError::Exists { path: node.path() });
+        }
+        let stat = self
+            .new_statistics(parent)
+            .map_err(|source| TreeError::Statistics { path: node.path(), source })?;
+        node.stat.store(Some(stat));
+        node.objcg.store(Some(ObjCgroup::new(&node)));
+        parent.children.lock().insert(name.into(), Arc::clone(&node));
+        for ancestor in node.ancestry().skip(1) {
+            // Relaxed: changed under the topology lock, read as a statistic.
+            ancestor.nr_descendants.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(node)
+    }
+
+    fn new_statistics(&self, parent: &Arc<Node>) -> Result<Arc<StatBlock>, AllocError> {
+        let owner = parent.live_objcg();
+        self.charged(STAT_SIZE, Gfp::KERNEL, owner, |owner| {
+            StatBlock::new(&self.arena, self.account, Some(parent), owner)
+        })
+    }
+
+    /// Charges `owner` for `size` bytes, lets `allocate` get them, and counts them; uncharges
+    /// when that fails, or when the area is one that keeps no owner.
+    fn charged<T>(
+        &self,
+        size: usize,
+        gfp: Gfp,
+        owner: Option<Arc<ObjCgroup>>,
+        allocate: impl FnOnce(Option<Arc<ObjCgroup>>) -> Result<(T, bool), NoArea>,
+    ) -> Result<T, AllocError> {
+        if let Some(owner) = &owner {
+            self.account.charge(owner, size, gfp)?;
+        }
+        let result = allocate(owner.clone());
+        if let Some(owner) = &owner {
+            match result {
+                Ok((_, true)) => self.account.count(owner, size),
+                _ => self.account.uncharge(owner, size),
+            }
+        }
+        match result {
+            Ok((value, _)) => Ok(value),
+            Err(NoArea::NoRoom) => Err(AllocError::NoRoom { size }),
+            Err(NoArea::Memory(error)) => Err(AllocError::Memory(error)),
+        }
+    }
+
+    /// Allocates an area that reads as zero on every possible CPU, for the calling thread's
+    /// current cgroup if `gfp` asks for that. Returns the copy of CPU 0.
+    pub(crate) fn alloc(
+        &self,
+        size: u64,
+        align: u64,
+        gfp: Gfp,
+        reserved: bool,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let owner = gfp.contains(Gfp::ACCOUNT).then(|| self.current_objcg()).flatten();
+        let flags = RequestFlags { atomic: !gfp.may_block(), account: owner.is_some(), reserved };
+        let request = Request::new(size, align, flags)?;
+        self.charged(request.size(), gfp, owner, |owner| {
+            let Allocation { address, owned } = self.arena.alloc(&request, owner)?;
+            Ok((address, owned))
+        })
+    }
+
+    /// Frees the area at `address`, given by its copy of CPU 0, and uncharges its owner.
+    pub(crate) fn free(&self, address: usize) -> Result<(), FreeError> {
+        let freed = self.arena.free(address).map_err(|error| match error {
+            NotLive::Foreign => FreeError::Foreign { address },
+            NotLive::NoArea => FreeError::NotLive { address },
+        })?;
+        self.account.settle(freed);
+        Ok(())
+    }
+
+    fn current_objcg(&self) -> Option<Arc<ObjCgroup>> {
+        current::node(self.id).and_then(|node| node.live_objcg())
+    }
+
+    /// Finds a cgroup by its path from `from`.
+    pub(super) fn find(&self, from: &Arc<Node>, path: &str) -> Result<Arc<Node>, TreeError> {
+        let _topology = self.topology.read();
+        let mut node = Arc::clone(from);
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            let child = node.children.lock().get(name).cloned();
+            node = child.ok_or_else(|| TreeError::NotFound { path: path.into() })?;
+        }
+        Ok(node)
+    }
+
+    /// Removes a cgroup: its objects pass to the parent, its statistics are folded into the
+    /// parent's and freed. Removing a removed cgroup does nothing.
+    pub(super) fn remove(&self, node: &Arc<Node>) -> Result<(), TreeError> {
+        let parent = node.parent.as_ref().ok_or(TreeError::IsRoot)?;
+        let _topology = self.topology.write();
+        if node.is_removed() {
+            return Ok(());
+        }
+        let children = node.children.lock().len();
+        // Acquire: pairs with the release of a thread that leaves.
+        let threads = node.threads.load(Ordering::Acquire);
+        if children > 0 || threads > 0 {
+            return Err(TreeError::Busy { path: node.path(), children, threads });
+        }
+        parent.children.lock().remove(&node.name);
+        for ancestor in node.ancestry().skip(1) {
+            // Relaxed: changed under the topology lock, read as a statistic.
+            ancestor.nr_descendants.fetch_sub(1, Ordering::Relaxed);
+            ancestor.nr_dying.fetch_add(1, Ordering::Relaxed);
+        }
+        // Release: pairs with the acquire in `is_removed`.
+        node.removed.store(true, Ordering::Release);
+        // New objects go to the parent from here on, then the old ones do, then the sums.
+        drop(node.objcg.swap(None));
+        node.reparent(parent);
+        drop(node.stat.swap(None));
+        Ok(())
+    }
+
+    /// Attaches a thread to `node` unless it is removed.
+    pub(super) fn attach(&self, node: &Arc<Node>) -> Result<(), TreeError> {
+        let _topology = self.topology.read();
+        if node.is_removed() {
+            return Err(TreeError::Removed { path: node.path() });
+        }
+        // Under the lock, so that `remove` either sees the thread or is seen by it.
+        node.threads.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Bytes of live accounted areas of a cgroup and its descendants.
+    pub(super) fn percpu(&self, node: &Node) -> u64 {
+        let _topology = self.topology.read();
+        sum_percpu(node).max(0) as u64
+    }
+}
+
+fn sum_percpu(node: &Node) -> i64 {
+    let own = node.stat.load().as_ref().map_or(0, |stat| stat.percpu());
+    own + node.children.lock().values().map(|child| sum_percpu(child)).sum::<i64>()
+}
+
+fn check_name(name: &str) -> Result<(), TreeError> {
+    let forbidden = |byte| matches!(byte, b'/' | b'\n' | 0);
+    if name.is_empty()
+        || name.len() > MAX_NAME_BYTES
+        || name == "."
+        || name == ".."
+        || name.bytes().any(forbidden)
+    {
+        return Err(TreeError::InvalidName { name: name.into() });
+    }
+    Ok(())
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        tear_down(&self.root);
+    }
+}
+
+/// Cuts the reference cycles of a subtree, children first: their statistics are charged upwards.
+fn tear_down(node: &Arc<Node>) {
+    let children = std::mem::take(&mut *node.children.lock());
+    for child in children.values() {
+        tear_down(child);
+    }
+    node.objcg.store(None);
+    node.stat.store(None);
+}
