@@ -87,7 +87,11 @@ impl<O: Send + Sync + 'static> Arena<O> {
         let pages = 0..self.state.lock().placement.pages_per_unit();
         let whole = self.populate == Populate::Whole;
         if whole {
-            region.prefault(&self.machine, Window::Coloured, &Region::<O>::unit_range(0, &pages))?;
+            region.prefault(
+                &self.machine,
+                Window::Coloured,
+                &Region::<O>::unit_range(0, &pages),
+            )?;
         }
         let mut state = self.state.lock();
         let id = state.add_chunk(set, region);

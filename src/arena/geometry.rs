@@ -58,8 +58,9 @@ impl Geometry {
         let paged = cpu_id_limit
             .checked_mul(unit_size.checked_add(COLOUR)?)?
             .checked_next_multiple_of(page)?;
-        let owners =
-            paged.checked_add(cpu_id_limit.checked_mul(unit_size)?)?.checked_next_multiple_of(page)?;
+        let owners = paged
+            .checked_add(cpu_id_limit.checked_mul(unit_size)?)?
+            .checked_next_multiple_of(page)?;
         let slots = (unit_size / GRANULE_SIZE).checked_mul(size_of::<usize>())?;
         let len = owners.checked_add(slots)?.checked_next_multiple_of(page)?;
         let span_shift = len.checked_next_power_of_two()?.trailing_zeros();

@@ -38,12 +38,10 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::placement::{
-    Area, ChunkStats, LayoutError, Placed, Placement, Profile, Regions, Request, Stats,
-};
+use crate::placement::{Area, LayoutError, Placed, Placement, Profile, Regions, Request};
 use crate::sys::{CpuId, Machine, MapError};
 
-pub(crate) use balance::BalanceMode;
+pub use balance::BalanceMode;
 pub(crate) use geometry::Window;
 pub(crate) use words::Words;
 
@@ -137,10 +135,10 @@ pub(crate) enum NotLive {
 impl<O: Send + Sync + 'static> Arena<O> {
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, NoArena> {
         let Config { machine, profile, unit_size, regions, populate, balance } = config;
-        let profile = if populate == Populate::Whole { profile.without_depopulation() } else { profile };
+        let profile =
+            if populate == Populate::Whole { profile.without_depopulation() } else { profile };
         let placement = Placement::new(unit_size, regions, profile).map_err(NoArena::Layout)?;
-        let geometry =
-            Geometry::new(unit_size, machine.cpu_id_limit()).ok_or(NoArena::TooLarge)?;
+        let geometry = Geometry::new(unit_size, machine.cpu_id_limit()).ok_or(NoArena::TooLarge)?;
         let first = Region::new(&machine, geometry).map_err(NoArena::Memory)?;
         if populate != Populate::Lazy {
             let end = regions.static_size + regions.reserved_size + regions.dyn_size;
@@ -214,8 +212,9 @@ impl<O: Send + Sync + 'static> Arena<O> {
         let area = loop {
             match state.placement.place(request) {
                 Placed::At(area) => break area,
-                Placed::NeedsChunk(set) => Guard::unlocked(state, || self.create_chunk(set))
-                    .map_err(NoArea::Memory)?,
+                Placed::NeedsChunk(set) => {
+                    Guard::unlocked(state, || self.create_chunk(set)).map_err(NoArea::Memory)?
+                }
                 Placed::Refused => return Err(NoArea::NoRoom),
             }
         };
@@ -279,14 +278,6 @@ impl<O: Send + Sync + 'static> Arena<O> {
         Ok(freed)
     }
 
-    /// Bytes of the live area at `address`, given by its byte in the copy of CPU 0.
-    pub(crate) fn size_of_area(&self, address: usize) -> Result<usize, NotLive> {
-        let state = self.state.lock();
-        let (chunk, offset, _) = state.locate(&self.geometry, address)?;
-        let len = state.placement.live_len(chunk, offset).ok_or(NotLive::NoArea)?;
-        Ok(len * crate::placement::GRANULE_SIZE)
-    }
-
     /// The chunk's name and the offset in it of the live area at `address`.
     pub(crate) fn place_of(&self, address: usize) -> Result<crate::placement::Place, NotLive> {
         let state = self.state.lock();
@@ -296,12 +287,9 @@ impl<O: Send + Sync + 'static> Arena<O> {
         Ok(crate::placement::Place { chunk: state.placement.name(chunk), offset, size })
     }
 
-    pub(crate) fn stats(&self) -> Stats {
-        self.state.lock().placement.stats()
-    }
-
-    pub(crate) fn chunks(&self) -> Vec<ChunkStats> {
-        self.state.lock().placement.chunks()
+    /// Reads the placement under the area lock.
+    pub(crate) fn with_placement<R>(&self, read: impl FnOnce(&Placement) -> R) -> R {
+        read(&self.state.lock().placement)
     }
 
     /// Checks the placement's invariants and A4. No allocation may be under way.

@@ -92,8 +92,7 @@ impl<O> Region<O> {
             for &cpu in machine.possible() {
                 let start = self.geometry.copy_offset(window, cpu, unit.start);
                 // SAFETY: by R2 the bytes belong to nobody, as no live area is in `unit`.
-                complete &=
-                    unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
+                complete &= unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
             }
         }
         // SAFETY: by R3 the slots of granules without a live area are zero, and zero is what

@@ -30,11 +30,14 @@ impl<O: Send + Sync, const N: usize> Words<O, N> {
     pub(crate) const SIZE: usize = N * size_of::<AtomicI64>();
 
     /// Allocates the words, with `owner` if there is one. Blocks.
-    pub(crate) fn new(arena: &Arc<Arena<O>>, owner: Option<Arc<O>>) -> Result<(Self, bool), NoArea> {
+    pub(crate) fn new(
+        arena: &Arc<Arena<O>>,
+        owner: Option<Arc<O>>,
+    ) -> Result<(Self, bool), NoArea> {
         let flags = RequestFlags { account: owner.is_some(), ..RequestFlags::default() };
         let align = align_of::<AtomicI64>() as u64;
-        let request = Request::new(Self::SIZE as u64, align, flags)
-            .expect("a few words are a legal request");
+        let request =
+            Request::new(Self::SIZE as u64, align, flags).expect("a few words are a legal request");
         let allocation = arena.alloc(&request, owner)?;
         let words = Words { arena: Arc::clone(arena), first: allocation.address };
         Ok((words, allocation.owned))

@@ -26,7 +26,7 @@ pub(super) struct Node {
     /// What new objects are charged to; none for the root and for removed cgroups.
     pub(super) objcg: ArcSwapOption<ObjCgroup>,
     /// Every obj_cgroup that points here: the own one and those of removed descendants.
-    inherited: Mutex<Vec<Weak<ObjCgroup>>>,
+    inherited: Mutex<Tokens>,
     /// None once the cgroup is removed: its sums moved on to the parent.
     pub(super) stat: ArcSwapOption<StatBlock>,
     /// Threads attached. Raised only under the topology lock.
@@ -105,9 +105,8 @@ impl Node {
 
     /// Recursive, so that each level's undo and peak stand beside its add; the depth is bounded.
     fn try_charge(&self, bytes: u64) -> Result<(), ChargeError> {
-        let usage = self.counter.try_add(bytes).map_err(|(usage, max)| {
-            self.refusal(bytes, usage, max)
-        })?;
+        let usage =
+            self.counter.try_add(bytes).map_err(|(usage, max)| self.refusal(bytes, usage, max))?;
         if let Some(parent) = &self.parent {
             parent.try_charge(bytes).inspect_err(|_| self.counter.sub(bytes))?;
         }
@@ -152,18 +151,32 @@ impl Node {
     /// Points every obj_cgroup that points here to `parent`. Under the topology lock, with
     /// `objcg` unpublished.
     pub(super) fn reparent(&self, parent: &Arc<Node>) {
-        let orphans = std::mem::take(&mut *self.inherited.lock());
+        let orphans = std::mem::take(&mut self.inherited.lock().tokens);
         let mut heirs = parent.inherited.lock();
-        if heirs.len() >= 2 * orphans.len().max(16) {
-            // Tokens go when their last object does; forget those that did.
-            heirs.retain(|heir| heir.strong_count() > 0);
-        }
         for orphan in orphans {
             if let Some(objcg) = orphan.upgrade() {
                 objcg.memcg.store(Arc::clone(parent));
                 heirs.push(orphan);
             }
         }
+    }
+}
+
+/// Tokens that point at a cgroup. A token goes with its last object, so some of these are dead.
+#[derive(Debug, Default)]
+struct Tokens {
+    tokens: Vec<Weak<ObjCgroup>>,
+    /// Length at which the dead ones are sought next; doubles, so that seeking is cheap.
+    prune_at: usize,
+}
+
+impl Tokens {
+    fn push(&mut self, token: Weak<ObjCgroup>) {
+        if self.tokens.len() >= self.prune_at {
+            self.tokens.retain(|token| token.strong_count() > 0);
+            self.prune_at = 2 * self.tokens.len().max(8);
+        }
+        self.tokens.push(token);
     }
 }
 

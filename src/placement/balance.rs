@@ -46,8 +46,11 @@ impl Balance {
     /// Starts a run: what was pending is taken over, later requests ask anew.
     pub(crate) fn start(placement: &mut Placement) -> Self {
         placement.balance_pending = false;
-        let sets: &[Set] =
-            if placement.profile.split_sets { &[Set::Plain, Set::Accounted] } else { &[Set::Plain] };
+        let sets: &[Set] = if placement.profile.split_sets {
+            &[Set::Plain, Set::Accounted]
+        } else {
+            &[Set::Plain]
+        };
         let destroy =
             |empty_only| Phase::Destroy { empty_only, doomed: VecDeque::new(), started: false };
         let mut todo = VecDeque::new();
@@ -144,11 +147,7 @@ impl Placement {
 
     /// Walks the chunks that wait for depopulation, each from its last page down. `current` is
     /// the chunk under work and the page below which is still to be looked at.
-    fn next_reclaim(
-        &mut self,
-        set: Set,
-        current: &mut Option<(ChunkId, usize)>,
-    ) -> Option<Step> {
+    fn next_reclaim(&mut self, set: Set, current: &mut Option<(ChunkId, usize)>) -> Option<Step> {
         let waiting = self.list(set, self.slots.to_depopulate?);
         loop {
             let (id, below) = match *current {
@@ -206,10 +205,11 @@ impl Placement {
         }
         while *slot <= self.slots.free {
             let list = self.list(set, *slot);
-            let first_with_room =
-                || self.lists.iter(list).find(|&id| {
-                    self.chunk(id).nr_populated < self.chunk(id).nr_pages
-                });
+            let first_with_room = || {
+                self.lists
+                    .iter(list)
+                    .find(|&id| self.chunk(id).nr_populated < self.chunk(id).nr_pages)
+            };
             let Some((id, from)) = run.or_else(|| first_with_room().map(|id| (id, 0))) else {
                 *slot += 1;
                 continue;

@@ -28,7 +28,6 @@ pub(super) const EMPTY_PAGES_HIGH: isize = 4;
 #[derive(Debug)]
 pub struct Placement {
     pub(super) profile: Profile,
-    pub(super) regions: Regions,
     pub(super) unit_size: usize,
     pub(super) slots: Slots,
     /// Lists of set `s` are `s * slots.count ..`.
@@ -93,17 +92,12 @@ impl Placement {
     /// # Errors
     ///
     /// What [`Regions::check`] says.
-    pub fn new(
-        unit_size: usize,
-        regions: Regions,
-        profile: Profile,
-    ) -> Result<Self, LayoutError> {
+    pub fn new(unit_size: usize, regions: Regions, profile: Profile) -> Result<Self, LayoutError> {
         regions.check(unit_size)?;
         let dynamic = regions.dynamic().ok_or(LayoutError::NoDynamicRegion)?;
         let slots = Slots::new(unit_size, profile.depopulation);
         let mut placement = Placement {
             profile,
-            regions,
             unit_size,
             slots,
             lists: Lists::new(2 * slots.count),
@@ -363,7 +357,8 @@ impl Placement {
         let chunk = self.chunk(id);
         let managed = chunk.start_offset / GRANULE_SIZE
             ..chunk.nr_granules() - chunk.end_offset / GRANULE_SIZE;
-        let starts = chunk.alloc_map.set_runs(managed).flat_map(|run| chunk.bound_map.set_runs(run));
+        let starts =
+            chunk.alloc_map.set_runs(managed).flat_map(|run| chunk.bound_map.set_runs(run));
         starts.flatten().map(|granule| granule * GRANULE_SIZE)
     }
 
@@ -514,8 +509,10 @@ impl Placement {
             }
             let list = list.ok_or_else(|| format!("P1: chunk {} is on no list", chunk.name))?;
             let slot = list.checked_sub(self.list(chunk.set, 0)).filter(|s| *s < self.slots.count);
-            let slot = slot.ok_or_else(|| format!("P1: chunk {} is in a strange set", chunk.name))?;
-            let aside = Some(slot) == self.slots.sidelined || Some(slot) == self.slots.to_depopulate;
+            let slot =
+                slot.ok_or_else(|| format!("P1: chunk {} is in a strange set", chunk.name))?;
+            let aside =
+                Some(slot) == self.slots.sidelined || Some(slot) == self.slots.to_depopulate;
             if aside != chunk.isolated {
                 return Err(format!("P3: chunk {} is on list {slot}", chunk.name));
             }

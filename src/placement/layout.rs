@@ -175,15 +175,12 @@ impl AllocInfo {
             LayoutError::RegionsTooLarge { needed: usize::MAX, unit_size: u32::MAX as usize };
         let total = wanted.total().filter(|&total| total <= u32::MAX as usize / 2);
         let size_sum = up(total.ok_or(too_large)?, PAGE_SIZE);
-        let regions = Regions {
-            dyn_size: size_sum - regions.static_size - regions.reserved_size,
-            ..regions
-        };
+        let regions =
+            Regions { dyn_size: size_sum - regions.static_size - regions.reserved_size, ..regions };
         let min_unit = size_sum.max(MIN_UNIT_SIZE);
         let alloc_size = up(min_unit, atom_size);
-        let divides = |units: usize| {
-            alloc_size % units == 0 && (alloc_size / units) % PAGE_SIZE == 0
-        };
+        let divides =
+            |units: usize| alloc_size % units == 0 && (alloc_size / units) % PAGE_SIZE == 0;
         let mut max_units = alloc_size / min_unit;
         while !divides(max_units) {
             max_units -= 1;
@@ -193,17 +190,33 @@ impl AllocInfo {
         let units_per_alloc = best_units_per_alloc(units_per_alloc, &groups, cpus.len());
         let unit_size = alloc_size / units_per_alloc;
         regions.check(unit_size)?;
-        let mut first_unit = 0;
-        let groups = groups
-            .into_iter()
-            .map(|cpus| {
-                let nr_units = up(cpus.len(), units_per_alloc);
-                let group = Group { nr_units, first_unit, cpus };
-                first_unit += nr_units;
-                group
-            })
-            .collect();
+        let groups = number_units(groups, units_per_alloc);
         Ok(AllocInfo { regions, unit_size, atom_size, alloc_size, units_per_alloc, groups })
+    }
+
+    /// Lays out units of `unit_size` bytes, each a piece of its own, for `cpus` (ascending).
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::NoCpus`], or what [`Regions::check`] says.
+    pub fn with_unit_size(
+        regions: Regions,
+        unit_size: usize,
+        cpus: &[CpuId],
+        distance: Option<&dyn Fn(CpuId, CpuId) -> u32>,
+    ) -> Result<Self, LayoutError> {
+        if cpus.is_empty() {
+            return Err(LayoutError::NoCpus);
+        }
+        regions.check(unit_size)?;
+        Ok(AllocInfo {
+            regions,
+            unit_size,
+            atom_size: PAGE_SIZE,
+            alloc_size: unit_size,
+            units_per_alloc: 1,
+            groups: number_units(group_cpus(cpus, distance), 1),
+        })
     }
 
     /// Units of all groups, filler included.
@@ -219,11 +232,20 @@ impl AllocInfo {
     }
 }
 
+/// Gives every group its units: a multiple of `units_per_alloc`, numbered over all groups.
+fn number_units(groups: Vec<Vec<CpuId>>, units_per_alloc: usize) -> Vec<Group> {
+    let mut first_unit = 0;
+    let number = |cpus: Vec<CpuId>| {
+        let nr_units = up(cpus.len(), units_per_alloc);
+        let group = Group { nr_units, first_unit, cpus };
+        first_unit += nr_units;
+        group
+    };
+    groups.into_iter().map(number).collect()
+}
+
 /// The lowest ungrouped CPU leads a group; all that are local to it, both ways, join.
-fn group_cpus(
-    cpus: &[CpuId],
-    distance: Option<&dyn Fn(CpuId, CpuId) -> u32>,
-) -> Vec<Vec<CpuId>> {
+fn group_cpus(cpus: &[CpuId], distance: Option<&dyn Fn(CpuId, CpuId) -> u32>) -> Vec<Vec<CpuId>> {
     let is_local = |a, b| distance.is_none_or(|distance| distance(a, b) == LOCAL_DISTANCE);
     let mut groups: Vec<Vec<CpuId>> = Vec::new();
     for &cpu in cpus {
@@ -263,8 +285,7 @@ fn best_units_per_alloc(
 mod tests {
     use super::*;
 
-    const X86: Regions =
-        Regions { static_size: 204_800, reserved_size: 8192, dyn_size: 28_672 };
+    const X86: Regions = Regions { static_size: 204_800, reserved_size: 8192, dyn_size: 28_672 };
 
     fn compute(regions: Regions, atom: usize, nodes: &[usize]) -> AllocInfo {
         let mut node_of = Vec::new();
@@ -320,8 +341,7 @@ mod tests {
     fn interleaved_nodes_group_by_their_lowest_cpu() {
         let cpus: Vec<CpuId> = [0, 1, 4, 5, 9].map(CpuId::new).to_vec();
         let distance = |a: CpuId, b: CpuId| if (a.get() + b.get()) % 2 == 0 { 10 } else { 21 };
-        let info =
-            AllocInfo::compute(X86, 20 << 10, 2 << 20, &cpus, Some(&distance)).unwrap();
+        let info = AllocInfo::compute(X86, 20 << 10, 2 << 20, &cpus, Some(&distance)).unwrap();
         assert_eq!(info.groups[0].cpus, [0, 4].map(CpuId::new));
         assert_eq!(info.groups[1].cpus, [1, 5, 9].map(CpuId::new));
         let second = info.groups[1].first_unit;
@@ -349,10 +369,7 @@ mod tests {
         assert_eq!(odd.check(65_536), Err(LayoutError::BadReservedSize { reserved_size: 6 }));
         let none = Regions { static_size: 5, dyn_size: 3, reserved_size: 0 };
         assert_eq!(none.check(32_768), Err(LayoutError::NoDynamicRegion));
-        assert_eq!(
-            AllocInfo::compute(ok, 0, 4096, &[], None),
-            Err(LayoutError::NoCpus)
-        );
+        assert_eq!(AllocInfo::compute(ok, 0, 4096, &[], None), Err(LayoutError::NoCpus));
         let cpu = [CpuId::new(0)];
         assert_eq!(
             AllocInfo::compute(ok, 0, 100, &cpu, None),

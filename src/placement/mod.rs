@@ -42,8 +42,8 @@ mod stats;
 
 pub(crate) use balance::{Balance, Step};
 pub(crate) use bitmap::Bitmap;
-pub use engine::{InvalidFree, Placement};
 pub(crate) use engine::{Area, Placed};
+pub use engine::{InvalidFree, Placement};
 pub use layout::{AllocInfo, Group, LayoutError, Regions};
 pub use profile::Profile;
 pub use request::{InvalidRequest, Request, RequestFlags};

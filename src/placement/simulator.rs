@@ -65,17 +65,19 @@ impl Simulator {
     /// # Errors
     ///
     /// What [`Regions::check`] says.
-    pub fn new(
-        unit_size: usize,
-        regions: Regions,
-        profile: Profile,
-    ) -> Result<Self, LayoutError> {
+    pub fn new(unit_size: usize, regions: Regions, profile: Profile) -> Result<Self, LayoutError> {
         let placement = Placement::new(unit_size, regions, profile)?;
         let chunks = placement.chunks.iter().enumerate();
         let ids = chunks
             .filter_map(|(index, chunk)| Some((chunk.as_ref()?.name, ChunkId::from_index(index))))
             .collect();
-        Ok(Simulator { placement, ids, events: Vec::new(), failing_populates: 0, failing_creates: 0 })
+        Ok(Simulator {
+            placement,
+            ids,
+            events: Vec::new(),
+            failing_populates: 0,
+            failing_creates: 0,
+        })
     }
 
     /// Places an area; `None` for an illegal request, one without room, or an injected failure.

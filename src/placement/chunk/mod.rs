@@ -186,8 +186,8 @@ impl Chunk {
 
     /// Granules of the live area that starts at `granule`; `None` when none starts there.
     pub(crate) fn live_area(&self, granule: usize) -> Option<usize> {
-        let managed = self.start_offset / GRANULE_SIZE
-            ..self.nr_granules() - self.end_offset / GRANULE_SIZE;
+        let managed =
+            self.start_offset / GRANULE_SIZE..self.nr_granules() - self.end_offset / GRANULE_SIZE;
         (managed.contains(&granule) && self.alloc_map.get(granule) && self.bound_map.get(granule))
             .then(|| self.bound_map.next_set(granule + 1, self.nr_granules()) - granule)
     }

@@ -18,12 +18,7 @@ impl Chunk {
     ///
     /// With `populated_only` only areas on populated pages count. `None` when the chunk's largest
     /// known run does not do: no other run is looked for, as in Linux.
-    pub(crate) fn find_fit(
-        &self,
-        len: usize,
-        align: usize,
-        populated_only: bool,
-    ) -> Option<usize> {
+    pub(crate) fn find_fit(&self, len: usize, align: usize, populated_only: bool) -> Option<usize> {
         if !self.chunk_hints.fits(len, align) {
             return None;
         }

@@ -119,10 +119,8 @@ impl Chunk {
             gained += middle.len() as isize;
             for block in &mut self.blocks[middle] {
                 // Only the start of the scan run stays as it was.
-                *block = Hints {
-                    scan_hint_start: block.scan_hint_start,
-                    ..Hints::free(BLOCK_GRANULES)
-                };
+                *block =
+                    Hints { scan_hint_start: block.scan_hint_start, ..Hints::free(BLOCK_GRANULES) };
             }
         }
         self.nr_empty_pages += gained;

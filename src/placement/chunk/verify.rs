@@ -64,8 +64,8 @@ impl Chunk {
     /// C5: every allocated run splits into areas at bound bits, and their number is `nr_alloc`.
     fn verify_areas(&self) -> Result<(), String> {
         let name = &self.name;
-        let managed = self.start_offset / GRANULE_SIZE
-            ..self.nr_granules() - self.end_offset / GRANULE_SIZE;
+        let managed =
+            self.start_offset / GRANULE_SIZE..self.nr_granules() - self.end_offset / GRANULE_SIZE;
         let mut areas = 0;
         for run in self.alloc_map.set_runs(managed) {
             check!(self.bound_map.get(run.start), "chunk {name}: C5: no bound at {}", run.start);

@@ -1,0 +1,235 @@
+//! The allocator: an arena and its tree of cgroups.
+
+use std::alloc::Layout;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::{Arc, OnceLock};
+
+use super::{BuildError, PcpuPtr, PerCpuAllocatorBuilder};
+use crate::arena::NotLive;
+use crate::memcg::{AllocError, FreeError, Gfp, Memcg, Tree, TreeError};
+use crate::placement::{AllocInfo, ChunkStats, Place, Placement, Stats};
+use crate::sys::{CpuId, Machine};
+
+/// Allocates per-CPU memory and charges it to cgroups.
+///
+/// A handle: clones share one allocator, which lives until the last handle of any kind is gone
+/// (clones, [`Memcg`]s, [`PerCpu`](super::PerCpu) objects). All methods may be called from any
+/// thread.
+///
+/// Sizes are 1 to 32768 bytes for each CPU, rounded up to 4; alignments are powers of two up to
+/// 4096. A new area reads as zero on every CPU. Mirrors the kernel's `alloc_percpu_gfp` and
+/// `free_percpu` with the memcg accounting of Linux 5.9.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let hits = PerCpu::<AtomicU64>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+/// hits.this_cpu().fetch_add(1, Ordering::Relaxed);
+/// let total: u64 = hits.iter().map(|(_cpu, hits)| hits.load(Ordering::Relaxed)).sum();
+/// assert_eq!(total, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct PerCpuAllocator {
+    tree: Arc<Tree>,
+    layout: Arc<AllocInfo>,
+}
+
+impl PerCpuAllocator {
+    /// An allocator for this machine with default settings.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] when the machine cannot be read or address space is refused.
+    pub fn new() -> Result<Self, BuildError> {
+        Self::builder().build()
+    }
+
+    /// Settings for an allocator.
+    pub fn builder() -> PerCpuAllocatorBuilder {
+        PerCpuAllocatorBuilder::new()
+    }
+
+    /// The process's allocator, made by the first call.
+    ///
+    /// # Errors
+    ///
+    /// As [`PerCpuAllocator::new`]; a later call tries again.
+    pub fn global() -> Result<&'static Self, BuildError> {
+        static GLOBAL: OnceLock<PerCpuAllocator> = OnceLock::new();
+        if let Some(global) = GLOBAL.get() {
+            return Ok(global);
+        }
+        let new = Self::new()?;
+        Ok(GLOBAL.get_or_init(|| new))
+    }
+
+    pub(super) fn from_parts(tree: Arc<Tree>, layout: Arc<AllocInfo>) -> Self {
+        PerCpuAllocator { tree, layout }
+    }
+
+    pub(super) fn tree(&self) -> &Arc<Tree> {
+        &self.tree
+    }
+
+    /// The root of the cgroup tree, which is counted but neither limited nor charged directly.
+    pub fn root(&self) -> Memcg {
+        Memcg::root_of(&self.tree)
+    }
+
+    /// The cgroup at `path`, for example `a/b`; the root for `/`.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::NotFound`].
+    pub fn cgroup(&self, path: &str) -> Result<Memcg, TreeError> {
+        self.root().find(path)
+    }
+
+    /// Allocates an area of `layout` on every possible CPU, zeroed.
+    ///
+    /// With [`Gfp::ACCOUNT`] it is charged to the calling thread's current cgroup: size × possible
+    /// CPUs, and 8 bytes for every 4 of the size.
+    ///
+    /// Blocks only if `gfp` allows it. Cost: a few hundred nanoseconds, and more when a chunk has
+    /// to be made or a reused area to be cleaned on many CPUs.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]; nothing is charged and nothing is lost.
+    pub fn alloc(&self, layout: Layout, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
+        self.alloc_layout(layout, gfp, false)
+    }
+
+    /// As [`alloc`](Self::alloc), from the reserved region of the first chunk if there is one.
+    /// Areas of that region are charged to nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]; a full reserved region is [`AllocError::NoRoom`].
+    pub fn alloc_reserved(&self, layout: Layout, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
+        self.alloc_layout(layout, gfp, true)
+    }
+
+    fn alloc_layout(
+        &self,
+        layout: Layout,
+        gfp: Gfp,
+        reserved: bool,
+    ) -> Result<PcpuPtr, AllocError> {
+        let (size, align) = (layout.size() as u64, layout.align() as u64);
+        self.tree.alloc(size, align, gfp, reserved).map(PcpuPtr::from_ptr)
+    }
+
+    /// Frees an area on all CPUs and uncharges whoever was charged for it.
+    ///
+    /// May be called on any thread. Does not block, but with [`BalanceMode::Inline`] it may carry
+    /// out balance work that it made necessary.
+    ///
+    /// [`BalanceMode::Inline`]: crate::BalanceMode::Inline
+    ///
+    /// # Errors
+    ///
+    /// [`FreeError`] when no live area of this allocator starts there: a foreign address, one
+    /// inside an area, one freed already. Nothing is changed then.
+    ///
+    /// # Safety
+    ///
+    /// If `ptr` names a live area, nobody uses any of its copies any more, and the area is not
+    /// the memory of a [`PerCpu`](super::PerCpu).
+    pub unsafe fn free(&self, ptr: PcpuPtr) -> Result<(), FreeError> {
+        self.tree.free(ptr.as_ptr().addr().get())
+    }
+
+    /// The address of the copy of `cpu` of the area that `ptr` names; `None` when that CPU is not
+    /// possible.
+    ///
+    /// The area is not looked up: for a pointer that names no live area the address means
+    /// nothing. It is aligned as the area was asked to be, and points to the area's size of bytes
+    /// that are valid until the area is freed. Copies of one area lie in one mapping.
+    pub fn per_cpu_ptr(&self, ptr: PcpuPtr, cpu: CpuId) -> Option<NonNull<u8>> {
+        let arena = self.tree.arena();
+        let possible = arena.machine().is_possible(cpu);
+        possible.then(|| NonNull::new(arena.copy_of(ptr.as_ptr(), cpu))).flatten()
+    }
+
+    /// The address of the copy of the CPU that runs this thread now, and maybe no more when this
+    /// returns; otherwise as [`per_cpu_ptr`](Self::per_cpu_ptr).
+    pub fn this_cpu_ptr(&self, ptr: PcpuPtr) -> *mut u8 {
+        let arena = self.tree.arena();
+        arena.copy_of(ptr.as_ptr(), arena.machine().this_cpu())
+    }
+
+    /// The chunk, the offset in it and the size of a live area.
+    ///
+    /// # Errors
+    ///
+    /// [`FreeError`] when no live area of this allocator starts there.
+    pub fn place_of(&self, ptr: PcpuPtr) -> Result<Place, FreeError> {
+        let address = ptr.as_ptr().addr().get();
+        self.tree.arena().place_of(address).map_err(|error| match error {
+            NotLive::Foreign => FreeError::Foreign { address },
+            NotLive::NoArea => FreeError::NotLive { address },
+        })
+    }
+
+    /// The machine that the allocator serves.
+    pub fn machine(&self) -> &Machine {
+        self.tree.arena().machine()
+    }
+
+    /// Unit size, regions and groups.
+    pub fn layout(&self) -> &AllocInfo {
+        &self.layout
+    }
+
+    /// Reads the placement under the lock that allocations need.
+    pub(crate) fn with_placement<R>(&self, read: impl FnOnce(&Placement) -> R) -> R {
+        self.tree.arena().with_placement(read)
+    }
+
+    /// Totals over all chunks. Cost: one short lock.
+    pub fn stats(&self) -> Stats {
+        self.with_placement(Placement::stats)
+    }
+
+    /// Every chunk in detail. Cost: reads every map under the lock that allocations need.
+    pub fn chunks(&self) -> Vec<ChunkStats> {
+        self.with_placement(Placement::chunks)
+    }
+
+    /// True when balance work was asked for and has not begun.
+    pub fn is_balance_pending(&self) -> bool {
+        self.tree.arena().is_balance_pending()
+    }
+
+    /// Runs balance work, if it was asked for: destroys spare chunks, gives free pages back,
+    /// populates reserves. Returns whether there was any to do. Blocks.
+    pub fn balance(&self) -> bool {
+        self.tree.arena().balance_if_pending()
+    }
+
+    /// Checks every invariant of chunks, lists and owners; for tests. No allocation may be under
+    /// way on another thread that cannot block.
+    ///
+    /// # Errors
+    ///
+    /// The first invariant that does not hold, in words.
+    pub fn verify(&self) -> Result<(), String> {
+        self.tree.arena().verify()
+    }
+}
+
+impl fmt::Debug for PerCpuAllocator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerCpuAllocator")
+            .field("possible_cpus", &self.machine().nr_possible())
+            .field("unit_size", &self.layout.unit_size)
+            .finish_non_exhaustive()
+    }
+}

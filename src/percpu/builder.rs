@@ -1,0 +1,169 @@
+//! Choosing machine, profile, layout, population and balance mode.
+
+use std::sync::Arc;
+
+use super::PerCpuAllocator;
+use crate::arena::{Arena, BalanceMode, Config, NoArea, NoArena, Populate};
+use crate::memcg::Tree;
+use crate::placement::{AllocInfo, LayoutError, Profile, Regions};
+use crate::sys::{CpuId, Machine, MachineError, MapError};
+
+/// Bytes of a unit unless told otherwise: what Linux uses on x86-64 machines of 5 to 64 CPUs.
+const DEFAULT_UNIT_SIZE: usize = 256 << 10;
+
+/// Why an allocator could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The machine could not be read or is impossible.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Unit size and regions do not go together.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// One chunk would not fit into the address space.
+    #[error("{unit_size} bytes on each of {cpus} CPUs do not fit into the address space")]
+    TooLarge {
+        /// Bytes of a unit.
+        unit_size: usize,
+        /// CPU ids up to the highest possible one.
+        cpus: usize,
+    },
+    /// The system refused memory or address space.
+    #[error(transparent)]
+    Memory(#[from] MapError),
+}
+
+impl BuildError {
+    /// True when the system refused memory or address space.
+    pub fn is_memory(&self) -> bool {
+        matches!(self, BuildError::Memory(_))
+    }
+}
+
+/// Builds a [`PerCpuAllocator`].
+///
+/// # Examples
+///
+/// A machine of 64 CPUs on two nodes, simulated on whatever this runs on:
+///
+/// ```
+/// use percpu_memcg::{CpuId, Machine, NodeId, PerCpuAllocator, Populate};
+///
+/// let machine = Machine::builder()
+///     .node(NodeId::new(0), (0..32).map(CpuId::new))
+///     .node(NodeId::new(1), (32..64).map(CpuId::new))
+///     .build()?;
+/// let pcpu = PerCpuAllocator::builder()
+///     .machine(machine)
+///     .unit_size(64 << 10)
+///     .populate(Populate::Lazy)
+///     .build()?;
+/// assert_eq!(pcpu.machine().nr_possible(), 64);
+/// # Ok::<(), percpu_memcg::BuildError>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct PerCpuAllocatorBuilder {
+    machine: Option<Machine>,
+    profile: Profile,
+    unit_size: usize,
+    regions: Regions,
+    layout: Option<AllocInfo>,
+    populate: Populate,
+    balance: BalanceMode,
+}
+
+impl PerCpuAllocatorBuilder {
+    pub(super) fn new() -> Self {
+        PerCpuAllocatorBuilder {
+            machine: None,
+            profile: Profile::default(),
+            unit_size: DEFAULT_UNIT_SIZE,
+            regions: Regions::DEFAULT,
+            layout: None,
+            populate: Populate::default(),
+            balance: BalanceMode::default(),
+        }
+    }
+
+    /// The machine; the real one, detected, unless given.
+    pub fn machine(mut self, machine: Machine) -> Self {
+        self.machine = Some(machine);
+        self
+    }
+
+    /// The placement's habits; [`Profile::default`] unless given.
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = profile;
+        self
+    }
+
+    /// Bytes of a chunk on each CPU: a multiple of 4096, at least 32 KiB; 256 KiB unless given.
+    pub fn unit_size(mut self, bytes: usize) -> Self {
+        self.unit_size = bytes;
+        self
+    }
+
+    /// The regions of the first unit; 28 KiB dynamic and nothing else unless given.
+    pub fn regions(mut self, regions: Regions) -> Self {
+        self.regions = regions;
+        self
+    }
+
+    /// Unit size and regions as [`AllocInfo::compute`] derives them, in place of
+    /// [`unit_size`](Self::unit_size) and [`regions`](Self::regions).
+    pub fn layout(mut self, layout: AllocInfo) -> Self {
+        self.layout = Some(layout);
+        self
+    }
+
+    /// When pages get their memory; [`Populate::Lazy`] unless given.
+    pub fn populate(mut self, populate: Populate) -> Self {
+        self.populate = populate;
+        self
+    }
+
+    /// Who runs balance work; [`BalanceMode::Inline`] unless given.
+    pub fn balance(mut self, balance: BalanceMode) -> Self {
+        self.balance = balance;
+        self
+    }
+
+    /// Builds the allocator: reserves the first chunk's address space.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`]; nothing is left behind.
+    pub fn build(self) -> Result<PerCpuAllocator, BuildError> {
+        let machine = self.machine.map_or_else(Machine::detect, Ok)?;
+        let layout = match self.layout {
+            Some(layout) => layout,
+            None => {
+                let distance = |a: CpuId, b: CpuId| machine.distance(a, b);
+                let cpus = machine.possible();
+                AllocInfo::with_unit_size(self.regions, self.unit_size, cpus, Some(&distance))?
+            }
+        };
+        let unit_size = layout.unit_size;
+        let cpus = machine.cpu_id_limit();
+        let arena = Arena::new(Config {
+            machine,
+            profile: self.profile,
+            unit_size,
+            regions: layout.regions,
+            populate: self.populate,
+            balance: self.balance,
+        })
+        .map_err(|error| match error {
+            NoArena::Layout(error) => BuildError::Layout(error),
+            NoArena::TooLarge => BuildError::TooLarge { unit_size, cpus },
+            NoArena::Memory(error) => BuildError::Memory(error),
+        })?;
+        let tree = Tree::new(arena).map_err(|error| match error {
+            NoArea::Memory(error) => BuildError::Memory(error),
+            NoArea::NoRoom => unreachable!("a blocking request outside the reserved region"),
+        })?;
+        Ok(PerCpuAllocator::from_parts(tree, Arc::new(layout)))
+    }
+}

@@ -1,0 +1,374 @@
+//! A typed per-CPU object.
+
+use std::fmt;
+use std::iter::FusedIterator;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::Arc;
+
+use zerocopy::FromZeros;
+
+use super::PerCpuAllocator;
+use crate::memcg::{AllocError, Gfp, Tree};
+use crate::sys::CpuId;
+
+/// One `T` for each possible CPU.
+///
+/// Access is through `&T`: another thread may run on the same CPU at any time. `T` is therefore
+/// mostly something atomic. `&mut T` comes from `&mut` access to the object. Like `Box<[T]>` it is
+/// [`Send`] if `T` is and [`Sync`] if `T` is.
+///
+/// Dropping it drops every CPU's `T`, frees the area and uncharges the cgroup that was charged.
+///
+/// # Invariants
+///
+/// * O1: `first` names a live area of `tree`'s arena with the size and alignment of `T`, which
+///   nobody else frees.
+/// * O2: the copy of every possible CPU holds a valid `T`; copies of other CPU ids are not touched.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+/// use std::sync::Mutex;
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let queues = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_cpu| Mutex::new(Vec::new()))?;
+/// queues.this_cpu().lock().unwrap().push("job");
+/// let queued: usize = queues.iter().map(|(_, queue)| queue.lock().unwrap().len()).sum();
+/// assert_eq!(queued, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// What is not `Sync` cannot be shared, and what is not `Send` cannot be sent:
+///
+/// ```compile_fail,E0277
+/// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+/// let pcpu = PerCpuAllocator::new().unwrap();
+/// let cells = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| std::cell::Cell::new(0)).unwrap();
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| cells.this_cpu().set(1));
+/// });
+/// ```
+///
+/// ```compile_fail,E0277
+/// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+/// let pcpu = PerCpuAllocator::new().unwrap();
+/// let shared = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| std::rc::Rc::new(0)).unwrap();
+/// std::thread::spawn(move || drop(shared));
+/// ```
+///
+/// A reference cannot outlive the object, and exclusive access excludes shared access:
+///
+/// ```compile_fail,E0505
+/// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+/// let pcpu = PerCpuAllocator::new().unwrap();
+/// let object = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| 1u64).unwrap();
+/// let one = object.this_cpu();
+/// drop(object);
+/// assert_eq!(*one, 1);
+/// ```
+///
+/// ```compile_fail,E0502
+/// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+/// let pcpu = PerCpuAllocator::new().unwrap();
+/// let mut object = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| 1u64).unwrap();
+/// let one = object.this_cpu();
+/// object.iter_mut().for_each(|(_, value)| *value = 2);
+/// assert_eq!(*one, 1);
+/// ```
+pub struct PerCpu<T> {
+    first: NonNull<T>,
+    /// Distance between the copies of neighbouring CPU ids, in bytes.
+    stride: usize,
+    tree: Arc<Tree>,
+    owns: PhantomData<T>,
+}
+
+// SAFETY: the values belong to this object (O1, O2), and sending it sends them. The tree is Send
+// and Sync.
+unsafe impl<T: Send> Send for PerCpu<T> {}
+// SAFETY: `&PerCpu<T>` gives out nothing but `&T`.
+unsafe impl<T: Sync> Sync for PerCpu<T> {}
+
+/// An area that is freed on drop unless it became an object.
+struct Area<'a, T> {
+    first: NonNull<T>,
+    tree: &'a Arc<Tree>,
+    /// Possible CPUs, from the first one, whose copy was initialised.
+    initialised: usize,
+    stride: usize,
+}
+
+impl<'a, T> Area<'a, T> {
+    fn new(allocator: &'a PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
+        let tree = allocator.tree();
+        let first = tree.alloc(size_of::<T>() as u64, align_of::<T>() as u64, gfp, false)?;
+        let stride = tree.arena().stride(align_of::<T>());
+        Ok(Area { first: first.cast(), tree, initialised: 0, stride })
+    }
+
+    fn into_object(self) -> PerCpu<T> {
+        let (first, stride, tree) = (self.first, self.stride, Arc::clone(self.tree));
+        std::mem::forget(self);
+        PerCpu { first, stride, tree, owns: PhantomData }
+    }
+}
+
+impl<T> Drop for Area<'_, T> {
+    fn drop(&mut self) {
+        // Frees the area also when a value's drop panics, after dropping the rest.
+        struct Free<'a>(&'a Tree, usize);
+        impl Drop for Free<'_> {
+            fn drop(&mut self) {
+                let freed = self.0.free(self.1);
+                debug_assert!(freed.is_ok(), "a live object's area: {freed:?}");
+            }
+        }
+        let _free = Free(self.tree, self.first.addr().get());
+        if std::mem::needs_drop::<T>() {
+            drop_copies(self);
+        }
+    }
+}
+
+/// Drops the values of the initialised copies; a panic of one does not spare the others.
+fn drop_copies<T>(area: &mut Area<'_, T>) {
+    struct Rest<'a, 'b, T>(&'b mut Area<'a, T>);
+    impl<T> Drop for Rest<'_, '_, T> {
+        fn drop(&mut self) {
+            if self.0.initialised > 0 {
+                drop_copies(self.0);
+            }
+        }
+    }
+    let rest = Rest(area);
+    while let Some(last) = rest.0.initialised.checked_sub(1) {
+        // Before the drop: a value whose drop panics counts as dropped.
+        rest.0.initialised = last;
+        let cpu = rest.0.tree.arena().machine().possible()[last];
+        let copy = copy_of(rest.0.first, rest.0.stride, cpu);
+        // SAFETY: the copy was initialised, and was just taken off the count of those that are.
+        unsafe { copy.drop_in_place() };
+    }
+}
+
+/// The copy of `cpu` of an object whose copy of CPU 0 is at `first`.
+fn copy_of<T>(first: NonNull<T>, stride: usize, cpu: CpuId) -> *mut T {
+    first.as_ptr().wrapping_byte_add(cpu.index() * stride)
+}
+
+impl<T> PerCpu<T> {
+    /// Allocates an object and initialises the copy of every possible CPU, in ascending order.
+    ///
+    /// Every copy is written, so every CPU's copy takes memory; [`zeroed_in`](Self::zeroed_in)
+    /// takes none before a CPU uses its copy.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]: a limit, no memory; or a `T` of no bytes, above 32 KiB, or aligned to more
+    /// than 4096. `init` is not called then.
+    ///
+    /// # Panics
+    ///
+    /// When `init` does; the values made before are dropped and the area is freed.
+    pub fn new_in(
+        allocator: &PerCpuAllocator,
+        gfp: Gfp,
+        mut init: impl FnMut(CpuId) -> T,
+    ) -> Result<Self, AllocError> {
+        let mut area = Area::new(allocator, gfp)?;
+        for &cpu in allocator.machine().possible() {
+            let value = init(cpu);
+            let copy: *mut T = copy_of(area.first, area.stride, cpu);
+            // SAFETY: the copy of a possible CPU in a live area with the size and alignment of
+            // `T`, which nobody else knows yet.
+            unsafe { copy.write(value) };
+            area.initialised += 1;
+        }
+        Ok(area.into_object())
+    }
+
+    /// Allocates an object whose copies are all zero, without touching them.
+    ///
+    /// ```compile_fail,E0277
+    /// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+    /// let pcpu = PerCpuAllocator::new().unwrap();
+    /// let boxes = PerCpu::<Box<u64>>::zeroed_in(&pcpu, Gfp::KERNEL);
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`new_in`](Self::new_in).
+    pub fn zeroed_in(allocator: &PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError>
+    where
+        T: FromZeros,
+    {
+        // A new area reads as zero, and zero bytes are a valid `T`.
+        Ok(Area::new(allocator, gfp)?.into_object())
+    }
+
+    /// The possible CPUs, ascending: those that have a copy.
+    pub fn cpus(&self) -> &[CpuId] {
+        self.tree.arena().machine().possible()
+    }
+
+    fn copy(&self, cpu: CpuId) -> *mut T {
+        copy_of(self.first, self.stride, cpu)
+    }
+
+    /// The copy of `cpu`; `None` when that CPU is not possible.
+    pub fn get(&self, cpu: CpuId) -> Option<&T> {
+        let possible = self.tree.arena().machine().is_possible(cpu);
+        // SAFETY: the copy of a possible CPU holds a `T` (O2), which lives as long as `self` and
+        // is given out mutably only through `&mut self`.
+        possible.then(|| unsafe { &*self.copy(cpu) })
+    }
+
+    /// The copy of `cpu`, exclusively; `None` when that CPU is not possible.
+    pub fn get_mut(&mut self, cpu: CpuId) -> Option<&mut T> {
+        let possible = self.tree.arena().machine().is_possible(cpu);
+        // SAFETY: as in `get`, and `&mut self` excludes every other access.
+        possible.then(|| unsafe { &mut *self.copy(cpu) })
+    }
+
+    /// The copy of the CPU that runs this thread.
+    ///
+    /// A hint: the thread may run elsewhere by the time this returns. The reference stays valid,
+    /// and other threads may use the same copy.
+    pub fn this_cpu(&self) -> &T {
+        let cpu = self.tree.arena().machine().this_cpu();
+        // SAFETY: `this_cpu` names a possible CPU; otherwise as in `get`.
+        unsafe { &*self.copy(cpu) }
+    }
+
+    /// All copies with their CPUs, ascending. Copies change while this goes on if others use them.
+    pub fn iter(&self) -> Iter<'_, T> {
+        Iter {
+            cpus: self.cpus().iter(),
+            first: self.first,
+            stride: self.stride,
+            object: PhantomData,
+        }
+    }
+
+    /// All copies with their CPUs, ascending, exclusively.
+    pub fn iter_mut(&mut self) -> IterMut<'_, T> {
+        IterMut {
+            cpus: self.tree.arena().machine().possible().iter(),
+            first: self.first,
+            stride: self.stride,
+            object: PhantomData,
+        }
+    }
+}
+
+impl<T> Drop for PerCpu<T> {
+    fn drop(&mut self) {
+        let initialised = self.cpus().len();
+        drop(Area { first: self.first, tree: &self.tree, initialised, stride: self.stride });
+    }
+}
+
+/// Prints every CPU's copy, like a map.
+impl<T: fmt::Debug> fmt::Debug for PerCpu<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self).finish()
+    }
+}
+
+/// Iterates over the copies of a [`PerCpu`].
+pub struct Iter<'a, T> {
+    cpus: slice::Iter<'a, CpuId>,
+    first: NonNull<T>,
+    stride: usize,
+    object: PhantomData<&'a T>,
+}
+
+/// Iterates over the copies of a [`PerCpu`], exclusively.
+pub struct IterMut<'a, T> {
+    cpus: slice::Iter<'a, CpuId>,
+    first: NonNull<T>,
+    stride: usize,
+    object: PhantomData<&'a mut T>,
+}
+
+// SAFETY: gives out nothing but `&T`.
+unsafe impl<T: Sync> Send for Iter<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Iter<'_, T> {}
+// SAFETY: gives out each `&mut T` once.
+unsafe impl<T: Send> Send for IterMut<'_, T> {}
+// SAFETY: a shared `IterMut` gives out nothing.
+unsafe impl<T: Sync> Sync for IterMut<'_, T> {}
+
+impl<'a, T> Iterator for Iter<'a, T> {
+    type Item = (CpuId, &'a T);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let &cpu = self.cpus.next()?;
+        // SAFETY: the copy of a possible CPU holds a `T` (O2), borrowed for `'a`.
+        Some((cpu, unsafe { &*copy_of(self.first, self.stride, cpu) }))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.cpus.size_hint()
+    }
+}
+
+impl<'a, T> Iterator for IterMut<'a, T> {
+    type Item = (CpuId, &'a mut T);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let &cpu = self.cpus.next()?;
+        // SAFETY: the copy of a possible CPU holds a `T` (O2), borrowed exclusively for `'a`;
+        // every CPU comes once.
+        Some((cpu, unsafe { &mut *copy_of(self.first, self.stride, cpu) }))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.cpus.size_hint()
+    }
+}
+
+impl<T> ExactSizeIterator for Iter<'_, T> {}
+impl<T> ExactSizeIterator for IterMut<'_, T> {}
+impl<T> FusedIterator for Iter<'_, T> {}
+impl<T> FusedIterator for IterMut<'_, T> {}
+
+impl<T> Clone for Iter<'_, T> {
+    fn clone(&self) -> Self {
+        Iter { cpus: self.cpus.clone(), ..*self }
+    }
+}
+
+impl<T> fmt::Debug for Iter<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iter").field("cpus", &self.cpus).finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for IterMut<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IterMut").field("cpus", &self.cpus).finish_non_exhaustive()
+    }
+}
+
+impl<'a, T> IntoIterator for &'a PerCpu<T> {
+    type Item = (CpuId, &'a T);
+    type IntoIter = Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<'a, T> IntoIterator for &'a mut PerCpu<T> {
+    type Item = (CpuId, &'a mut T);
+    type IntoIter = IterMut<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter_mut()
+    }
+}

@@ -1,0 +1,23 @@
+//! A cgroup in one line.
+
+use std::fmt;
+
+use crate::memcg::Memcg;
+
+/// One line: path, usage, peak, limit and per-CPU memory, in bytes.
+///
+/// ```
+/// # use percpu_memcg::{Limit, PerCpuAllocator};
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(65536))?;
+/// assert_eq!(tenant.to_string(), "/tenant: current 0, peak 0, max 65536, percpu 0");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+impl fmt::Display for Memcg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, current, peak, max) = (self.path(), self.current(), self.peak(), self.max());
+        let percpu = self.stat().percpu;
+        write!(f, "{path}: current {current}, peak {peak}, max {max}, percpu {percpu}")
+    }
+}
