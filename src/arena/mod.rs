@@ -213,7 +213,7 @@ impl<O: Send + Sync + 'static> Arena<O> {
             match state.placement.place(request) {
                 Placed::At(area) => break area,
                 Placed::NeedsChunk(set) => {
-                    Guard::unlocked(state, || self.create_chunk(set)).map_err(NoArea::Memory)?
+                    Guard::unlocked(state, || self.create_chunk(set)).map_err(NoArea::Memory)?;
                 }
                 Placed::Refused => return Err(NoArea::NoRoom),
             }

@@ -21,6 +21,9 @@ use crate::placement::{Request, RequestFlags};
 #[derive(Debug)]
 pub(crate) struct Tree {
     arena: Arc<Arena<ObjCgroup>>,
+    /// Where the cgroups' own statistics live, so that they neither lie between the users' areas
+    /// nor count among them.
+    stat_arena: Arc<Arena<ObjCgroup>>,
     account: Account,
     root: Arc<Node>,
     /// Guards parent-child links and removal; read to walk a subtree.
@@ -34,15 +37,18 @@ pub(super) struct TreeId(u64);
 
 impl Tree {
     /// A tree with nothing but its root, whose statistics nobody pays for.
-    pub(crate) fn new(arena: Arc<Arena<ObjCgroup>>) -> Result<Arc<Self>, NoArea> {
+    pub(crate) fn new(
+        arena: Arc<Arena<ObjCgroup>>,
+        stat_arena: Arc<Arena<ObjCgroup>>,
+    ) -> Result<Arc<Self>, NoArea> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         // Relaxed: only uniqueness counts.
         let id = TreeId(NEXT.fetch_add(1, Ordering::Relaxed));
         let account = Account::new(arena.machine().nr_possible());
         let root = Node::new("", None);
-        let (stat, _) = StatBlock::new(&arena, account, None, None)?;
+        let (stat, _) = StatBlock::new(&stat_arena, account, None, None)?;
         root.stat.store(Some(stat));
-        Ok(Arc::new(Tree { arena, account, root, topology: RwLock::new(()), id }))
+        Ok(Arc::new(Tree { arena, stat_arena, account, root, topology: RwLock::new(()), id }))
     }
 
     pub(super) fn root(&self) -> &Arc<Node> {
@@ -87,7 +93,7 @@ impl Tree {
     fn new_statistics(&self, parent: &Arc<Node>) -> Result<Arc<StatBlock>, AllocError> {
         let owner = parent.live_objcg();
         self.charged(STAT_SIZE, Gfp::KERNEL, owner, |owner| {
-            StatBlock::new(&self.arena, self.account, Some(parent), owner)
+            StatBlock::new(&self.stat_arena, self.account, Some(parent), owner)
         })
     }
 
@@ -143,6 +149,12 @@ impl Tree {
         })?;
         self.account.settle(freed);
         Ok(())
+    }
+
+    /// Checks the invariants of both arenas.
+    pub(crate) fn verify(&self) -> Result<(), String> {
+        self.arena.verify()?;
+        self.stat_arena.verify().map_err(|broken| format!("statistics: {broken}"))
     }
 
     fn current_objcg(&self) -> Option<Arc<ObjCgroup>> {

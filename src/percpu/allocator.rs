@@ -193,7 +193,9 @@ impl PerCpuAllocator {
         self.tree.arena().with_placement(read)
     }
 
-    /// Totals over all chunks. Cost: one short lock.
+    /// Totals over all chunks; the cgroups' own statistics lie elsewhere and do not count.
+    ///
+    /// Cost: one short lock.
     pub fn stats(&self) -> Stats {
         self.with_placement(Placement::stats)
     }
@@ -221,7 +223,7 @@ impl PerCpuAllocator {
     ///
     /// The first invariant that does not hold, in words.
     pub fn verify(&self) -> Result<(), String> {
-        self.tree.arena().verify()
+        self.tree.verify()
     }
 }
 

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use super::PerCpuAllocator;
 use crate::arena::{Arena, BalanceMode, Config, NoArea, NoArena, Populate};
 use crate::memcg::Tree;
-use crate::placement::{AllocInfo, LayoutError, Profile, Regions};
+use crate::placement::{AllocInfo, LayoutError, MIN_UNIT_SIZE, Profile, Regions};
 use crate::sys::{CpuId, Machine, MachineError, MapError};
 
 /// Bytes of a unit unless told otherwise: what Linux uses on x86-64 machines of 5 to 64 CPUs.
 const DEFAULT_UNIT_SIZE: usize = 256 << 10;
+
+/// Bytes of a unit for the cgroups' statistics: room for 4096 cgroups a chunk.
+const STATISTICS_UNIT_SIZE: usize = MIN_UNIT_SIZE;
 
 /// Why an allocator could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -147,20 +150,30 @@ impl PerCpuAllocatorBuilder {
         };
         let unit_size = layout.unit_size;
         let cpus = machine.cpu_id_limit();
-        let arena = Arena::new(Config {
+        let arena = |config| {
+            Arena::new(config).map_err(|error| match error {
+                NoArena::Layout(error) => BuildError::Layout(error),
+                NoArena::TooLarge => BuildError::TooLarge { unit_size, cpus },
+                NoArena::Memory(error) => BuildError::Memory(error),
+            })
+        };
+        let statistics = arena(Config {
+            machine: machine.clone(),
+            profile: Profile::default(),
+            unit_size: STATISTICS_UNIT_SIZE,
+            regions: Regions::DEFAULT,
+            populate: Populate::Lazy,
+            balance: BalanceMode::Inline,
+        })?;
+        let areas = arena(Config {
             machine,
             profile: self.profile,
             unit_size,
             regions: layout.regions,
             populate: self.populate,
             balance: self.balance,
-        })
-        .map_err(|error| match error {
-            NoArena::Layout(error) => BuildError::Layout(error),
-            NoArena::TooLarge => BuildError::TooLarge { unit_size, cpus },
-            NoArena::Memory(error) => BuildError::Memory(error),
         })?;
-        let tree = Tree::new(arena).map_err(|error| match error {
+        let tree = Tree::new(areas, statistics).map_err(|error| match error {
             NoArea::Memory(error) => BuildError::Memory(error),
             NoArea::NoRoom => unreachable!("a blocking request outside the reserved region"),
         })?;
