@@ -1,4 +1,65 @@
 //! Per-CPU memory, allocated the way the Linux kernel does it, charged to a tree of memory cgroups.
+//!
+//! One allocation gives every CPU its own copy of an object, packed without padding. Every byte is
+//! charged to the cgroup that asked for it and to all its ancestors, each of which may refuse, and
+//! the charge comes back on free, even after that cgroup was removed.
+//!
+//! | you want | use |
+//! |---|---|
+//! | an allocator | [`PerCpuAllocator`] |
+//! | one `T` per CPU | [`PerCpu<T>`](PerCpu) |
+//! | untyped areas, for a data structure of your own | [`PerCpuAllocator::alloc`], [`PcpuPtr`] |
+//! | who pays, and how much at most | [`Memcg`], [`Limit`], [`Gfp::ACCOUNT`] |
+//! | to know what is going on | [`PerCpuAllocator::stats`], [`report::Snapshot`], `Display` of [`Memcg`] |
+//! | a wide or a NUMA machine on your laptop | [`Machine::builder`] |
+//! | memory to run out when a test says so | [`FaultInjection`] |
+//! | to try placement without memory | [`placement::Simulator`] |
+//!
+//! # A first program
+//!
+//! ```
+//! use percpu_memcg::{Gfp, Limit, PerCpu, PerCpuAllocator};
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! let pcpu = PerCpuAllocator::new()?;
+//! let tenant = pcpu.root().create("tenant-a")?;
+//! tenant.set_max(Limit::bytes(64 << 20))?;
+//!
+//! let requests: PerCpu<AtomicU64> = {
+//!     let _in = tenant.enter(); // this thread now allocates for tenant-a
+//!     PerCpu::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT)? // an error if tenant-a is full
+//! };
+//! requests.this_cpu().fetch_add(1, Ordering::Relaxed);
+//!
+//! let sum: u64 = requests.iter().map(|(_cpu, n)| n.load(Ordering::Relaxed)).sum();
+//! println!("{sum} requests, {} bytes of per-CPU memory", tenant.stat().percpu);
+//!
+//! tenant.remove()?; // the counter lives on, charged to the parent
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What is charged
+//!
+//! An area of *size* bytes, rounded up to 4, costs *size* × possible CPUs, and 8 bytes for every 4
+//! of its size for the vector that remembers its owner: the kernel's formula since 5.18. The
+//! charge is for all possible CPUs, whether or not their copies were ever touched, so that it
+//! cannot grow behind a tenant's back. A cgroup's own statistics are per-CPU memory charged to
+//! its parent.
+//!
+//! # Memory
+//!
+//! A chunk is one mapping with a copy for every possible CPU. With [`Populate::Lazy`], the
+//! default, a copy takes memory when it is first written: a process that uses 2 of 256 CPUs has
+//! the memory of 2. Copies of neighbouring CPUs are 128 bytes more than a whole number of pages
+//! apart, so that reading all copies of an object does not fall into one set of the L1 cache.
+//!
+//! # Threads, signals, fork
+//!
+//! Everything may be used from any thread. Nothing may be called in a signal handler, but reading
+//! and writing through references and addresses obtained before is fine. A forked child has a
+//! private copy of all per-CPU memory; the thread of [`BalanceMode::Background`] is not in it.
+//!
+//! Layers, locks and invariants are described in `ARCHITECTURE.md`.
 
 mod arena;
 mod memcg;
@@ -18,3 +79,8 @@ pub use placement::Profile;
 pub use sys::{
     CpuId, FaultInjection, MAX_CPUS, Machine, MachineBuilder, MachineError, MapError, MapOp, NodeId,
 };
+
+/// The README's programs, compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -117,7 +117,9 @@ impl<O> Region<O> {
             // SAFETY: mapped memory (R1) that only this thread uses (R2); a copy is aligned to a
             // granule, and any bytes are a `u32`.
             let words = unsafe { &mut *words };
-            if words.iter().any(|&word| word != 0) {
+            // In blocks, which the compiler turns into vector code; early enough an exit.
+            let is_dirty = |block: &[u32]| block.iter().fold(0, |all, word| all | word) != 0;
+            if words.chunks(64).any(is_dirty) {
                 words.fill(0);
             }
         }

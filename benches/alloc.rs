@@ -1,0 +1,48 @@
+//! Allocating and freeing one area, beside the padded array that a Rust programmer would write.
+//!
+//! Groups `alloc_free/{2,64,256}_cpus`; functions `{8,64,4096}_bytes/{plain,accounted,padded_array}`.
+//! Wide machines are injected: they cost what their number of copies costs, not what many cores do.
+
+use std::alloc::Layout;
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use crossbeam_utils::CachePadded;
+use percpu_memcg::{Gfp, Machine, PerCpuAllocator};
+
+fn padded_array<const SIZE: usize>(cpus: usize) -> Box<[CachePadded<[u8; SIZE]>]> {
+    std::iter::repeat_with(|| CachePadded::new([0; SIZE])).take(cpus).collect()
+}
+
+fn alloc_free(criterion: &mut Criterion) {
+    for cpus in [2, 64, 256] {
+        let machine = Machine::uniform(cpus).expect("a legal number of CPUs");
+        let pcpu = PerCpuAllocator::builder().machine(machine).build().expect("address space");
+        let tenant = pcpu.root().create("tenant").expect("a new name");
+        let _in = tenant.enter();
+        let mut group = criterion.benchmark_group(format!("alloc_free/{cpus}_cpus"));
+        group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+        for size in [8, 64, 4096] {
+            let layout = Layout::from_size_align(size, 8).expect("a legal layout");
+            for (kind, gfp) in [("plain", Gfp::KERNEL), ("accounted", Gfp::KERNEL_ACCOUNT)] {
+                group.bench_function(format!("{size}_bytes/{kind}"), |bencher| {
+                    bencher.iter(|| {
+                        let area = pcpu.alloc(layout, gfp).expect("room");
+                        // SAFETY: the area was just allocated, and nobody uses it.
+                        unsafe { pcpu.free(black_box(area)) }.expect("a live area");
+                    });
+                });
+            }
+            group.bench_function(format!("{size}_bytes/padded_array"), |bencher| match size {
+                8 => bencher.iter(|| black_box(padded_array::<8>(cpus))),
+                64 => bencher.iter(|| black_box(padded_array::<64>(cpus))),
+                _ => bencher.iter(|| black_box(padded_array::<4096>(cpus))),
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, alloc_free);
+criterion_main!(benches);
