@@ -58,7 +58,8 @@ pub enum Populate {
     #[default]
     Lazy,
     /// When the allocator populates a page, on every possible CPU; lack of memory is then an
-    /// error of the allocation instead of a later kill.
+    /// error of the allocation instead of a later kill. Left out are areas aligned to more than
+    /// 128 bytes that a caller which may not block asked for.
     Eager,
     /// As `Eager`, but a chunk is populated completely when it is created and never given back in
     /// part: the kernel's percpu-km.

@@ -35,7 +35,7 @@ impl Drop for Attachment {
 }
 
 /// The thread's current cgroup in the tree; `None` is the root. A thread that is about to end and
-/// has dropped its memberships counts as the root.
+/// has dropped its memberships counts as the root, and stays there.
 pub(super) fn node(tree: TreeId) -> Option<Arc<Node>> {
     MEMBERSHIPS
         .try_with(|memberships| {
@@ -56,7 +56,7 @@ pub(super) fn node(tree: TreeId) -> Option<Arc<Node>> {
 pub(super) fn attach(tree: TreeId, node: Option<Arc<Node>>) {
     let new = node.map(|node| (tree, Attachment(node)));
     // What was replaced is dropped outside the borrow.
-    let _old = MEMBERSHIPS.with(|memberships| {
+    let _old = MEMBERSHIPS.try_with(|memberships| {
         let attached = &mut memberships.borrow_mut().attached;
         let old = attached.iter().position(|(id, _)| *id == tree);
         let old = old.map(|index| attached.swap_remove(index));
@@ -77,7 +77,9 @@ pub struct EnterGuard {
 
 pub(super) fn enter(tree: TreeId, node: Arc<Node>) -> EnterGuard {
     let scope = NEXT_SCOPE.replace(NEXT_SCOPE.get() + 1);
-    MEMBERSHIPS.with(|memberships| memberships.borrow_mut().entered.push((tree, scope, node)));
+    let entered = (tree, scope, node);
+    // A thread that is about to end may have dropped its memberships; it stays with the root.
+    let _ = MEMBERSHIPS.try_with(|memberships| memberships.borrow_mut().entered.push(entered));
     EnterGuard { scope, not_send: PhantomData }
 }
 
