@@ -24,7 +24,11 @@ struct Tenant {
 
 impl Tenant {
     /// Adds counters for `endpoints` more endpoints, paid for by the tenant.
-    fn add_endpoints(&mut self, pcpu: &PerCpuAllocator, endpoints: usize) -> Result<(), AllocError> {
+    fn add_endpoints(
+        &mut self,
+        pcpu: &PerCpuAllocator,
+        endpoints: usize,
+    ) -> Result<(), AllocError> {
         let _in = self.cgroup.enter();
         for _ in 0..endpoints {
             self.endpoints.push(PerCpu::zeroed_in(pcpu, Gfp::KERNEL_ACCOUNT)?);

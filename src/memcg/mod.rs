@@ -34,8 +34,8 @@ mod error;
 mod gfp;
 mod handle;
 mod node;
-mod stat;
 mod tree;
+mod weak_list;
 
 pub use counter::Limit;
 pub use current::EnterGuard;

@@ -1,15 +1,26 @@
 //! One cgroup: counter, children, the token its objects are charged to, its statistics.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
+use super::account::Account;
 use super::counter::Counter;
-use super::stat::StatBlock;
+use super::weak_list::WeakList;
 use super::{ChargeError, Gfp};
+use crate::arena::{Arena, Freed, NoArea, Words};
+
+/// Bytes of live accounted areas, the `percpu` line of `memory.stat`.
+const PERCPU: usize = 0;
+const ITEMS: usize = 1;
+
+type StatWords = Words<ObjCgroup, ITEMS>;
+
+/// Bytes of a cgroup's statistics on one CPU.
+pub(super) const STAT_SIZE: usize = StatWords::SIZE;
 
 /// A cgroup. References: a parent holds its children until they are removed, a child its parent
 /// for good, an object only its [`ObjCgroup`]; so a removed cgroup goes when its last handle
@@ -26,7 +37,7 @@ pub(super) struct Node {
     /// What new objects are charged to; none for the root and for removed cgroups.
     pub(super) objcg: ArcSwapOption<ObjCgroup>,
     /// Every obj_cgroup that points here: the own one and those of removed descendants.
-    inherited: Mutex<Tokens>,
+    inherited: Mutex<WeakList<ObjCgroup>>,
     /// None once the cgroup is removed: its sums moved on to the parent.
     pub(super) stat: ArcSwapOption<StatBlock>,
     /// Threads attached. Raised only under the topology lock.
@@ -49,13 +60,36 @@ pub(crate) struct ObjCgroup {
 impl ObjCgroup {
     pub(super) fn new(node: &Arc<Node>) -> Arc<Self> {
         let objcg = Arc::new(ObjCgroup { memcg: ArcSwap::new(Arc::clone(node)) });
-        node.inherited.lock().push(Arc::downgrade(&objcg));
+        node.inherited.lock().push(&objcg);
         objcg
     }
 
-    /// The cgroup that pays for the token's objects now.
-    pub(super) fn node(&self) -> arc_swap::Guard<Arc<Node>> {
-        self.memcg.load()
+    /// Charges an area of `size` bytes.
+    pub(super) fn charge(
+        &self,
+        account: Account,
+        size: usize,
+        gfp: Gfp,
+    ) -> Result<(), ChargeError> {
+        self.memcg.load().charge(account.full_size(size), gfp)
+    }
+
+    /// Takes the charge for an area of `size` bytes back.
+    pub(super) fn uncharge(&self, account: Account, size: usize) {
+        self.memcg.load().uncharge(account.full_size(size));
+    }
+
+    /// Counts a charged area of `size` bytes that this token now owns.
+    pub(super) fn count(&self, account: Account, size: usize) {
+        self.memcg.load().add_percpu(account.full_size(size) as i64);
+    }
+
+    /// Uncharges an area that was freed.
+    pub(super) fn settle(account: Account, freed: Freed<ObjCgroup>) {
+        if let Some(objcg) = freed.owner {
+            objcg.memcg.load().add_percpu(-(account.full_size(freed.size) as i64));
+            objcg.uncharge(account, freed.size);
+        }
     }
 }
 
@@ -151,32 +185,12 @@ impl Node {
     /// Points every obj_cgroup that points here to `parent`. Under the topology lock, with
     /// `objcg` unpublished.
     pub(super) fn reparent(&self, parent: &Arc<Node>) {
-        let orphans = std::mem::take(&mut self.inherited.lock().tokens);
+        let orphans = std::mem::take(&mut *self.inherited.lock());
         let mut heirs = parent.inherited.lock();
-        for orphan in orphans {
-            if let Some(objcg) = orphan.upgrade() {
-                objcg.memcg.store(Arc::clone(parent));
-                heirs.push(orphan);
-            }
+        for orphan in orphans.live() {
+            orphan.memcg.store(Arc::clone(parent));
+            heirs.push(&orphan);
         }
-    }
-}
-
-/// Tokens that point at a cgroup. A token goes with its last object, so some of these are dead.
-#[derive(Debug, Default)]
-struct Tokens {
-    tokens: Vec<Weak<ObjCgroup>>,
-    /// Length at which the dead ones are sought next; doubles, so that seeking is cheap.
-    prune_at: usize,
-}
-
-impl Tokens {
-    fn push(&mut self, token: Weak<ObjCgroup>) {
-        if self.tokens.len() >= self.prune_at {
-            self.tokens.retain(|token| token.strong_count() > 0);
-            self.prune_at = 2 * self.tokens.len().max(8);
-        }
-        self.tokens.push(token);
     }
 }
 
@@ -188,5 +202,57 @@ impl Drop for Node {
                 ancestor.nr_dying.fetch_sub(1, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// A cgroup's per-CPU statistics, themselves per-CPU memory charged to the parent.
+///
+/// Mirrors the fourth patch of the series ("charge memcg percpu memory to the parent cgroup"),
+/// with one difference: the kernel keeps a removed cgroup's statistics until its last reference
+/// goes, here they are folded into the parent and freed when the cgroup is removed. A thread that
+/// is in the middle of an update then still holds the block; whoever drops it last folds it, so
+/// no update is lost.
+#[derive(Debug)]
+pub(super) struct StatBlock {
+    /// Taken only by drop.
+    words: Option<StatWords>,
+    account: Account,
+    heir: Option<Arc<Node>>,
+}
+
+impl StatBlock {
+    /// Allocates the statistics of a child of `heir`, owned by `owner`, who was charged already.
+    /// Returns whether the owner was taken.
+    pub(super) fn new(
+        arena: &Arc<Arena<ObjCgroup>>,
+        account: Account,
+        heir: Option<&Arc<Node>>,
+        owner: Option<Arc<ObjCgroup>>,
+    ) -> Result<(Arc<Self>, bool), NoArea> {
+        let (words, owned) = StatWords::new(arena, owner)?;
+        let block = StatBlock { words: Some(words), account, heir: heir.cloned() };
+        Ok((Arc::new(block), owned))
+    }
+
+    fn words(&self) -> &StatWords {
+        self.words.as_ref().expect("taken only by drop")
+    }
+
+    pub(super) fn add_percpu(&self, bytes: i64) {
+        self.words().add(PERCPU, bytes);
+    }
+
+    pub(super) fn percpu(&self) -> i64 {
+        self.words().sum(PERCPU)
+    }
+}
+
+impl Drop for StatBlock {
+    fn drop(&mut self) {
+        let Some(words) = self.words.take() else { return };
+        if let Some(heir) = &self.heir {
+            heir.add_percpu(words.sum(PERCPU));
+        }
+        ObjCgroup::settle(self.account, words.release());
     }
 }

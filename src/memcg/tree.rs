@@ -2,14 +2,13 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
 
 use super::account::Account;
-use super::current;
-use super::node::{Node, ObjCgroup};
-use super::stat::{STAT_SIZE, StatBlock};
+use super::current::{self, TreeId};
+use super::node::{Node, ObjCgroup, STAT_SIZE, StatBlock};
 use super::{AllocError, FreeError, Gfp, MAX_DEPTH, MAX_NAME_BYTES, TreeError};
 use crate::arena::{Allocation, Arena, NoArea, NotLive};
 use crate::placement::{Request, RequestFlags};
@@ -31,24 +30,24 @@ pub(crate) struct Tree {
     id: TreeId,
 }
 
-/// Tells trees apart in a thread's memberships; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TreeId(u64);
-
 impl Tree {
     /// A tree with nothing but its root, whose statistics nobody pays for.
     pub(crate) fn new(
         arena: Arc<Arena<ObjCgroup>>,
         stat_arena: Arc<Arena<ObjCgroup>>,
     ) -> Result<Arc<Self>, NoArea> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Relaxed: only uniqueness counts.
-        let id = TreeId(NEXT.fetch_add(1, Ordering::Relaxed));
         let account = Account::new(arena.machine().nr_possible());
         let root = Node::new("", None);
         let (stat, _) = StatBlock::new(&stat_arena, account, None, None)?;
         root.stat.store(Some(stat));
-        Ok(Arc::new(Tree { arena, stat_arena, account, root, topology: RwLock::new(()), id }))
+        Ok(Arc::new(Tree {
+            arena,
+            stat_arena,
+            account,
+            root,
+            topology: RwLock::new(()),
+            id: TreeId::new(),
+        }))
     }
 
     pub(super) fn root(&self) -> &Arc<Node> {
@@ -107,13 +106,13 @@ impl Tree {
         allocate: impl FnOnce(Option<Arc<ObjCgroup>>) -> Result<(T, bool), NoArea>,
     ) -> Result<T, AllocError> {
         if let Some(owner) = &owner {
-            self.account.charge(owner, size, gfp)?;
+            owner.charge(self.account, size, gfp)?;
         }
         let result = allocate(owner.clone());
         if let Some(owner) = &owner {
             match result {
-                Ok((_, true)) => self.account.count(owner, size),
-                _ => self.account.uncharge(owner, size),
+                Ok((_, true)) => owner.count(self.account, size),
+                _ => owner.uncharge(self.account, size),
             }
         }
         match result {
@@ -147,7 +146,7 @@ impl Tree {
             NotLive::Foreign => FreeError::Foreign { address },
             NotLive::NoArea => FreeError::NotLive { address },
         })?;
-        self.account.settle(freed);
+        ObjCgroup::settle(self.account, freed);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::chunk::{Chunk, ChunkHintUpdate, EmptyPages};
+use super::chunk::{Chunk, ChunkHintUpdate};
 use super::lists::{Lists, Slots};
 use super::profile::LowCheck;
 use super::{
@@ -12,10 +12,6 @@ use super::{
 
 /// A chunk whose failed search is on one of the lists below this one is put away on list 0.
 const SLOT_FAIL_THRESHOLD: usize = 3;
-/// Fewer empty populated pages than this after a request: ask for balance work.
-const EMPTY_PAGES_LOW: isize = 2;
-/// Empty populated pages that balance work aims at.
-pub(super) const EMPTY_PAGES_HIGH: isize = 4;
 
 /// The placement state machine of one allocator: all chunks, their lists, and what is pending.
 ///
@@ -36,11 +32,11 @@ pub struct Placement {
     pub(super) reserved: Option<ChunkId>,
     next_name: u64,
     /// Empty populated pages; both sets share entry 0 where the profile counts them together.
-    empty_pages: [isize; 2],
+    pub(super) empty_pages: [isize; 2],
     /// An atomic request failed for lack of room since the last population pass; entries as above.
-    atomic_failed: [bool; 2],
+    pub(super) atomic_failed: [bool; 2],
     /// Atomic requests were made of the set: it has use for a reserve of empty pages.
-    atomic_seen: [bool; 2],
+    pub(super) atomic_seen: [bool; 2],
     pub(super) balance_pending: bool,
     pub(super) nr_populated: usize,
     pub(super) totals: Totals,
@@ -290,48 +286,6 @@ impl Placement {
         self.totals.live_bytes -= len * GRANULE_SIZE;
     }
 
-    /// After a free: a second fully free chunk, or enough empty pages in one that has others.
-    fn decide_balance(&mut self, id: ChunkId) {
-        let chunk = self.chunk(id);
-        if !chunk.isolated && chunk.free_bytes == self.unit_size {
-            let free = self.list(chunk.set, self.slots.free);
-            self.balance_pending |= self.lists.has_other_than(free, id);
-        } else if self.should_reclaim(id) {
-            self.isolate(id);
-            self.balance_pending = true;
-        }
-    }
-
-    fn should_reclaim(&self, id: ChunkId) -> bool {
-        let chunk = self.chunk(id);
-        if !self.profile.depopulation || chunk.immutable {
-            return false;
-        }
-        let spare = self.empty_pages[self.counter(chunk.set)] - chunk.nr_empty_pages;
-        (chunk.isolated && chunk.nr_empty_pages > 0)
-            || (spare > self.high(chunk.set)
-                && chunk.nr_empty_pages >= (chunk.nr_pages / 4) as isize)
-    }
-
-    fn check_low(&mut self, id: ChunkId) {
-        let set = self.chunk(id).set;
-        self.balance_pending |= self.empty_pages(set) < self.low(set);
-    }
-
-    /// Empty pages below which balance work is asked for.
-    fn low(&self, set: Set) -> isize {
-        if self.keeps_reserve(set) { EMPTY_PAGES_LOW } else { 0 }
-    }
-
-    /// Empty pages that balance work aims at.
-    pub(super) fn high(&self, set: Set) -> isize {
-        if self.keeps_reserve(set) { EMPTY_PAGES_HIGH } else { 0 }
-    }
-
-    fn keeps_reserve(&self, set: Set) -> bool {
-        !self.profile.thrifty || self.atomic_seen[set as usize]
-    }
-
     /// A new chunk of `set`, nothing populated, in front of the free list.
     pub(crate) fn add_chunk(&mut self, set: Set) -> ChunkId {
         let nr_pages = self.unit_size / PAGE_SIZE;
@@ -402,130 +356,5 @@ impl Placement {
     /// True when balance work was asked for and has not begun.
     pub fn is_balance_pending(&self) -> bool {
         self.balance_pending
-    }
-
-    // Lists and counters.
-
-    pub(super) fn list(&self, set: Set, slot: usize) -> usize {
-        set as usize * self.slots.count + slot
-    }
-
-    /// The list that the chunk's hints call for, wherever it stands.
-    pub(super) fn computed_list(&self, id: ChunkId) -> usize {
-        let chunk = self.chunk(id);
-        let contig = chunk.chunk_hints.contig_hint * GRANULE_SIZE;
-        let slot = if chunk.free_bytes < GRANULE_SIZE || contig == 0 {
-            0
-        } else {
-            self.slots.of_size(contig)
-        };
-        self.list(chunk.set, slot)
-    }
-
-    /// Puts the chunk on the list its hints call for, if that differs from `old`: in front when
-    /// it moves up or is new, at the back when it moves down.
-    fn relocate(&mut self, id: ChunkId, old: Option<usize>) {
-        if self.chunk(id).isolated || Some(id) == self.reserved {
-            return;
-        }
-        let new = self.computed_list(id);
-        match old {
-            Some(old) if old == new => {}
-            Some(old) if old > new => self.lists.move_to_back(id, new),
-            _ => self.lists.move_to_front(id, new),
-        }
-    }
-
-    /// Takes the chunk out of the search order, to wait for depopulation.
-    fn isolate(&mut self, id: ChunkId) {
-        let chunk = self.chunk(id);
-        let Some(slot) = self.slots.to_depopulate else { return };
-        let list = self.list(chunk.set, slot);
-        if !chunk.isolated {
-            let empty = chunk.nr_empty_pages;
-            self.count_empty(id, -empty);
-            self.chunk_mut(id).isolated = true;
-        }
-        self.lists.move_to_front(id, list);
-    }
-
-    /// Puts an isolated chunk back into the search order.
-    pub(super) fn reintegrate(&mut self, id: ChunkId) {
-        if self.chunk(id).isolated {
-            self.chunk_mut(id).isolated = false;
-            let empty = self.chunk(id).nr_empty_pages;
-            self.count_empty(id, empty);
-            self.relocate(id, None);
-        }
-    }
-
-    /// Index of the counters of `set`.
-    fn counter(&self, set: Set) -> usize {
-        if self.profile.count_per_set { set as usize } else { 0 }
-    }
-
-    fn count_empty(&mut self, id: ChunkId, change: EmptyPages) {
-        let chunk = self.chunk(id);
-        if !chunk.isolated && Some(id) != self.reserved {
-            let counter = self.counter(chunk.set);
-            self.empty_pages[counter] += change;
-        }
-    }
-
-    /// Empty populated pages that `set` can count on.
-    pub(super) fn empty_pages(&self, set: Set) -> isize {
-        self.empty_pages[self.counter(set)]
-    }
-
-    /// Empty populated pages of both sets.
-    pub(super) fn all_empty_pages(&self) -> isize {
-        self.empty_pages.iter().sum()
-    }
-
-    /// Reads and clears the mark of a failed atomic request.
-    pub(super) fn take_atomic_failed(&mut self, set: Set) -> bool {
-        let counter = self.counter(set);
-        std::mem::take(&mut self.atomic_failed[counter])
-    }
-
-    /// Checks P1 to P4 and every chunk's invariants.
-    ///
-    /// # Errors
-    ///
-    /// The first invariant that does not hold, in words.
-    ///
-    /// Cost: reads every map; for tests.
-    pub fn verify(&self) -> Result<(), String> {
-        let mut empty = [0; 2];
-        for (index, chunk) in self.chunks.iter().enumerate() {
-            let (id, Some(chunk)) = (ChunkId::from_index(index), chunk) else { continue };
-            chunk.verify(false)?;
-            let list = self.lists.list_of(id);
-            if Some(id) == self.reserved {
-                if list.is_some() {
-                    return Err("P1: the reserved chunk is on a list".into());
-                }
-                continue;
-            }
-            let list = list.ok_or_else(|| format!("P1: chunk {} is on no list", chunk.name))?;
-            let slot = list.checked_sub(self.list(chunk.set, 0)).filter(|s| *s < self.slots.count);
-            let slot =
-                slot.ok_or_else(|| format!("P1: chunk {} is in a strange set", chunk.name))?;
-            let aside =
-                Some(slot) == self.slots.sidelined || Some(slot) == self.slots.to_depopulate;
-            if aside != chunk.isolated {
-                return Err(format!("P3: chunk {} is on list {slot}", chunk.name));
-            }
-            if !chunk.isolated {
-                empty[self.counter(chunk.set)] += chunk.nr_empty_pages;
-                if slot != 0 && list != self.computed_list(id) {
-                    return Err(format!("P4: chunk {} is on list {slot}", chunk.name));
-                }
-            }
-        }
-        if empty != self.empty_pages {
-            return Err(format!("P2: {empty:?} empty pages, not {:?}", self.empty_pages));
-        }
-        Ok(())
     }
 }

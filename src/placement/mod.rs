@@ -35,10 +35,13 @@ mod engine;
 mod hints;
 mod layout;
 mod lists;
+mod order;
 mod profile;
 mod request;
+mod reserve;
 mod simulator;
 mod stats;
+mod verify;
 
 pub(crate) use balance::{Balance, Step};
 pub(crate) use bitmap::Bitmap;

@@ -26,11 +26,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::cpu::MAX_NODES;
-use super::{CpuId, FaultInjection, MAX_CPUS, MachineError, NodeId, sysfs};
+use super::{CpuId, FaultInjection, MAX_CPUS, MachineError, NodeId};
 
 /// From a node to itself, unless told otherwise: the unit of ACPI's distance table.
 const LOCAL_DISTANCE: u32 = 10;
@@ -77,25 +76,9 @@ struct Inner {
 }
 
 impl Machine {
-    /// Reads the machine this process runs on from sysfs.
-    ///
-    /// Where sysfs does not say, as in some containers: without a list of possible CPUs, CPUs 0 up
-    /// to [`available_parallelism`](std::thread::available_parallelism) are assumed; without NUMA
-    /// nodes, one node 0. Possible CPUs that are offline are put on the lowest node, since no node
-    /// lists them.
-    ///
-    /// Reads a handful of small files; do it once and clone the result.
-    ///
-    /// # Errors
-    ///
-    /// When a file exists but cannot be read or understood, or names a CPU id of [`MAX_CPUS`] or
-    /// more.
-    pub fn detect() -> Result<Self, MachineError> {
-        Self::detect_at(Path::new(sysfs::ROOT))
-    }
-
-    pub(super) fn detect_at(root: &Path) -> Result<Self, MachineError> {
-        Ok(Self { inner: Arc::new(sysfs::read(root)?.finish(false)?) })
+    /// The machine that sysfs describes, as `sysfs` read it.
+    pub(super) fn detected(description: MachineBuilder) -> Result<Self, MachineError> {
+        Ok(Self { inner: Arc::new(description.finish(false)?) })
     }
 
     /// Injects a machine with CPUs `0..cpus` on one node.

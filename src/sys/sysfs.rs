@@ -24,10 +24,33 @@ use super::machine::{Machine, MachineBuilder};
 use super::{CpuId, MAX_CPUS, MachineError, NodeId};
 
 /// Where Linux shows CPUs and nodes.
-pub(super) const ROOT: &str = "/sys/devices/system";
+const ROOT: &str = "/sys/devices/system";
+
+impl Machine {
+    /// Reads the machine this process runs on from sysfs.
+    ///
+    /// Where sysfs does not say, as in some containers: without a list of possible CPUs, CPUs 0 up
+    /// to [`available_parallelism`](std::thread::available_parallelism) are assumed; without NUMA
+    /// nodes, one node 0. Possible CPUs that are offline are put on the lowest node, since no node
+    /// lists them.
+    ///
+    /// Reads a handful of small files; do it once and clone the result.
+    ///
+    /// # Errors
+    ///
+    /// When a file exists but cannot be read or understood, or names a CPU id of [`MAX_CPUS`] or
+    /// more.
+    pub fn detect() -> Result<Self, MachineError> {
+        Self::detect_at(Path::new(ROOT))
+    }
+
+    pub(super) fn detect_at(root: &Path) -> Result<Self, MachineError> {
+        Self::detected(read(root)?)
+    }
+}
 
 /// Describes the machine whose tree is at `root`.
-pub(super) fn read(root: &Path) -> Result<MachineBuilder, MachineError> {
+fn read(root: &Path) -> Result<MachineBuilder, MachineError> {
     let possible = match read_optional(&root.join("cpu/possible"))? {
         Some(file) => file.cpus()?,
         None => fallback_cpus(),

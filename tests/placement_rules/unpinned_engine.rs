@@ -91,11 +91,11 @@ fn the_free_of_a_failed_population_does_not_look_for_pages_to_reclaim() {
          f 1
          b
          f 3 + nothing
-         c1 empty=3 isolated=0
-         all empty=11
+         c1 empty=4 isolated=0
+         all empty=12
          fail populate 1
          16384@4 -> FAIL + nothing
-         c1 empty=3 isolated=0
+         c1 empty=4 isolated=0
          // The free of a live area does.
          4@4 -> 1:0
          f 5 + sched
@@ -227,12 +227,12 @@ fn the_boot_chunks_are_never_depopulated() {
              b + nothing",
         );
         Run::new(UNIT, ODD, profile).play(
-            "reserved 4096@4096 -> r:4096
+            "reserved 8@8 -> r:904
              32768@4 -> 1:0
              f 2
              b
              f 1 + nothing
-             cr slot=-1 isolated=0 empty=1",
+             cr slot=-1 isolated=0 pages=11",
         );
     }
 }

@@ -120,7 +120,7 @@ fn the_chunks_scan_hint_survives_a_full_refresh() {
 fn a_full_refresh_of_the_chunk_compares_with_the_old_contig_start() {
     Run::new(32 << 10, ODD, Profile::LINUX_6_13).play(
         "8192@256 -> 0:2816
-         c0 contig=320@2050
+         c0 contig=320@2752
          f 1
          c0 contig=2370@702 scan=0
          4096@1024 -> 0:3072
