@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
+use std::{io, thread};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -31,7 +32,7 @@ impl<O: Send + Sync + 'static> Arena<O> {
             BalanceMode::Manual => {}
             BalanceMode::Inline => self.balance(),
             BalanceMode::Background => {
-                if let Some(worker) = &self.worker {
+                if let Some(worker) = self.worker.get() {
                     worker.wake();
                 }
             }
@@ -155,17 +156,17 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn spawn<O: Send + Sync + 'static>(arena: Weak<Arena<O>>) -> Self {
+    pub(super) fn spawn<O: Send + Sync + 'static>(arena: Weak<Arena<O>>) -> io::Result<Self> {
         let signal = Arc::<Signal>::default();
         let worker = Worker { signal: Arc::clone(&signal) };
-        std::thread::spawn(move || {
+        thread::Builder::new().name("percpu-balance".into()).spawn(move || {
             while signal.wait() {
                 // Gone: the last user dropped the arena after waking this thread.
                 let Some(arena) = arena.upgrade() else { return };
                 arena.balance();
             }
-        });
-        worker
+        })?;
+        Ok(worker)
     }
 
     pub(super) fn wake(&self) {

@@ -33,12 +33,12 @@ mod words;
 mod tests;
 
 use std::ops::Range;
-use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::{io, ptr::NonNull};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::placement::{Area, LayoutError, Placed, Placement, Profile, Regions, Request};
+use crate::placement::{Area, LayoutError, Place, Placed, Placement, Profile, Regions, Request};
 use crate::sys::{CpuId, Machine, MapError};
 
 pub use balance::BalanceMode;
@@ -86,7 +86,8 @@ pub(crate) struct Arena<O: Send + Sync> {
     populate_lock: Mutex<()>,
     state: Mutex<State<O>>,
     balance_mode: BalanceMode,
-    worker: Option<Worker>,
+    /// Set in `BalanceMode::Background`.
+    worker: OnceLock<Worker>,
 }
 
 /// An area that was handed out.
@@ -116,12 +117,14 @@ pub(crate) enum NoArea {
 }
 
 /// Why an arena could not be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum NoArena {
     Layout(LayoutError),
     /// The units of all CPUs do not fit into the address space.
     TooLarge,
     Memory(MapError),
+    /// The background thread could not be started.
+    Thread(io::Error),
 }
 
 /// An address that is no live area of the arena. Nothing was changed.
@@ -145,15 +148,20 @@ impl<O: Send + Sync + 'static> Arena<O> {
             let end = regions.static_size + regions.reserved_size + regions.dyn_size;
             first.prefault(&machine, Window::Coloured, &(0..end)).map_err(NoArena::Memory)?;
         }
-        Ok(Arc::new_cyclic(|arena| Arena {
+        let arena = Arc::new(Arena {
             machine,
             geometry,
             populate,
             populate_lock: Mutex::new(()),
             state: Mutex::new(State::new(placement, &regions, first)),
             balance_mode: balance,
-            worker: (balance == BalanceMode::Background).then(|| Worker::spawn(arena.clone())),
-        }))
+            worker: OnceLock::new(),
+        });
+        if balance == BalanceMode::Background {
+            let worker = Worker::spawn(Arc::downgrade(&arena)).map_err(NoArena::Thread)?;
+            arena.worker.get_or_init(|| worker);
+        }
+        Ok(arena)
     }
 
     pub(crate) fn machine(&self) -> &Machine {
@@ -279,13 +287,12 @@ impl<O: Send + Sync + 'static> Arena<O> {
         Ok(freed)
     }
 
-    /// The chunk's name and the offset in it of the live area at `address`.
-    pub(crate) fn place_of(&self, address: usize) -> Result<crate::placement::Place, NotLive> {
+    /// The chunk, offset and size of the live area at `address`, given as for `free`.
+    pub(crate) fn place_of(&self, address: usize) -> Result<Place, NotLive> {
         let state = self.state.lock();
-        let (chunk, offset, _) = state.locate(&self.geometry, address)?;
-        let len = state.placement.live_len(chunk, offset).ok_or(NotLive::NoArea)?;
-        let size = len * crate::placement::GRANULE_SIZE;
-        Ok(crate::placement::Place { chunk: state.placement.name(chunk), offset, size })
+        let area = state.live_area(&self.geometry, address)?;
+        let chunk = state.placement.name(area.chunk);
+        Ok(Place { chunk, offset: area.offset, size: area.size })
     }
 
     /// Reads the placement under the area lock.
@@ -293,7 +300,7 @@ impl<O: Send + Sync + 'static> Arena<O> {
         read(&self.state.lock().placement)
     }
 
-    /// Checks the placement's invariants and A4. No allocation may be under way.
+    /// Checks the placement's invariants and A4. Waits for the allocation under way, if any.
     pub(crate) fn verify(&self) -> Result<(), String> {
         let _quiet = self.populate_lock.lock();
         self.state.lock().verify()
@@ -302,7 +309,7 @@ impl<O: Send + Sync + 'static> Arena<O> {
 
 impl<O: Send + Sync> Drop for Arena<O> {
     fn drop(&mut self) {
-        if let Some(worker) = &self.worker {
+        if let Some(worker) = self.worker.get() {
             worker.stop();
         }
         // Areas that nobody freed still hold their owners.

@@ -133,19 +133,22 @@ impl<O> State<O> {
         Some(unit(first)..unit(last + 1))
     }
 
-    /// The chunk and the offset in it of an address in the copy of CPU 0.
-    pub(super) fn locate(
-        &self,
-        geometry: &Geometry,
-        address: usize,
-    ) -> Result<(ChunkId, usize, Window), NotLive> {
+    /// The live area that starts at `address`, which is in the copy of CPU 0.
+    pub(super) fn live_area(&self, geometry: &Geometry, address: usize) -> Result<Area, NotLive> {
         let &id = self.by_span.get(&geometry.span_of(address)).ok_or(NotLive::Foreign)?;
         let (window, unit) =
             geometry.locate(address & (geometry.span() - 1)).ok_or(NotLive::NoArea)?;
-        let chunks = [Some(id), self.placement.reserved_chunk().filter(|_| id.index() == 0)];
-        let id = chunks.into_iter().flatten().find(|&id| self.backing(id).managed.contains(&unit));
-        let id = id.ok_or(NotLive::NoArea)?;
-        Ok((id, unit - self.backing(id).base, window))
+        let shares_region = id == self.placement.first_chunk();
+        let chunks = [Some(id), self.placement.reserved_chunk().filter(|_| shares_region)];
+        let manages = |id: &ChunkId| self.backing(*id).managed.contains(&unit);
+        let chunk = chunks.into_iter().flatten().find(manages).ok_or(NotLive::NoArea)?;
+        let offset = unit - self.backing(chunk).base;
+        let len = self.placement.live_len(chunk, offset).ok_or(NotLive::NoArea)?;
+        let paged = self.backing(chunk).paged.contains(&(offset / GRANULE_SIZE));
+        if paged != (window == Window::Paged) {
+            return Err(NotLive::NoArea);
+        }
+        Ok(Area { chunk, offset, size: len * GRANULE_SIZE })
     }
 
     /// Frees the area at `address` and takes its owner out.
@@ -154,14 +157,10 @@ impl<O> State<O> {
         geometry: &Geometry,
         address: usize,
     ) -> Result<Freed<O>, NotLive> {
-        let (id, offset, window) = self.locate(geometry, address)?;
+        let Area { chunk, offset, size } = self.live_area(geometry, address)?;
+        self.placement.free(chunk, offset).map_err(|_| NotLive::NoArea)?;
+        let backing = self.backing_mut(chunk);
         let granule = offset / GRANULE_SIZE;
-        let in_window = self.backing(id).paged.contains(&granule) == (window == Window::Paged);
-        if !in_window {
-            return Err(NotLive::NoArea);
-        }
-        let size = self.placement.free(id, offset).map_err(|_| NotLive::NoArea)?;
-        let backing = self.backing_mut(id);
         backing.paged.remove(&granule);
         backing.dirty.set_range(granule..granule + size / GRANULE_SIZE);
         // SAFETY: `self` is what the area lock guards.

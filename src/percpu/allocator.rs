@@ -216,8 +216,8 @@ impl PerCpuAllocator {
         self.tree.arena().balance_if_pending()
     }
 
-    /// Checks every invariant of chunks, lists and owners; for tests. No allocation may be under
-    /// way on another thread that cannot block.
+    /// Checks every invariant of chunks, lists and owners; for tests. Reads every map and every
+    /// owner slot.
     ///
     /// # Errors
     ///

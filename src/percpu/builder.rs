@@ -1,5 +1,6 @@
 //! Choosing machine, profile, layout, population and balance mode.
 
+use std::io;
 use std::sync::Arc;
 
 use super::PerCpuAllocator;
@@ -35,6 +36,9 @@ pub enum BuildError {
     /// The system refused memory or address space.
     #[error(transparent)]
     Memory(#[from] MapError),
+    /// The thread of [`BalanceMode::Background`] could not be started.
+    #[error("cannot start the balance thread")]
+    Thread(#[source] io::Error),
 }
 
 impl BuildError {
@@ -155,6 +159,7 @@ impl PerCpuAllocatorBuilder {
                 NoArena::Layout(error) => BuildError::Layout(error),
                 NoArena::TooLarge => BuildError::TooLarge { unit_size, cpus },
                 NoArena::Memory(error) => BuildError::Memory(error),
+                NoArena::Thread(error) => BuildError::Thread(error),
             })
         };
         let statistics = arena(Config {
