@@ -36,23 +36,20 @@ impl Placement {
         if self.profile.count_per_set { set as usize } else { 0 }
     }
 
-    /// Empty pages below which balance work is asked for.
-    pub(super) fn low(&self, set: Set) -> isize {
-        if self.keeps_reserve(set) { EMPTY_PAGES_LOW } else { 0 }
-    }
-
     /// Empty pages that balance work aims at.
     pub(super) fn high(&self, set: Set) -> isize {
         if self.keeps_reserve(set) { EMPTY_PAGES_HIGH } else { 0 }
     }
 
-    pub(super) fn keeps_reserve(&self, set: Set) -> bool {
+    /// Whether the set keeps empty pages for requests that may not block.
+    fn keeps_reserve(&self, set: Set) -> bool {
         !self.profile.thrifty || self.atomic_seen[set as usize]
     }
 
+    /// After a request: asks for balance work if the reserve runs low.
     pub(super) fn check_low(&mut self, id: ChunkId) {
         let set = self.chunk(id).set;
-        self.balance_pending |= self.empty_pages(set) < self.low(set);
+        self.balance_pending |= self.keeps_reserve(set) && self.empty_pages(set) < EMPTY_PAGES_LOW;
     }
 
     /// After a free: a second fully free chunk, or enough empty pages in one that has others.

@@ -8,6 +8,7 @@
 //!
 //! The files shipped in `tests/data` always run. Where the full set of recordings is at hand, all
 //! of it runs too; otherwise those tests say that they were skipped (`--nocapture` shows it).
+#![allow(unreachable_pub, reason = "in a program, `pub` is what modules show to each other")]
 
 mod corpus;
 mod golden;

@@ -23,12 +23,14 @@ pub fn replay(path: &Path, line: &Cell<u64>) -> Result<u64, String> {
 
 pub fn replay_recording(recording: Recording, line: &Cell<u64>) -> Result<u64, String> {
     let mut replay = Replay::new(recording.header())?;
+    let mut complete = false;
     for record in recording {
         let (number, record) = record.map_err(|error| error.to_string())?;
         line.set(number);
         replay.step(number, &record).map_err(|mismatch| mismatch.to_string())?;
+        complete = matches!(record, Line::End { .. });
     }
-    Ok(replay.ops)
+    if complete { Ok(replay.ops) } else { Err("the last line is not `# ops=`".to_owned()) }
 }
 
 /// The simulator of a recorded configuration.
@@ -98,12 +100,16 @@ impl Replay {
             Line::State(state) => {
                 states::compare(line, state, self.simulator.placement(), self.profile)
             }
+            Line::Checkpoint(checkpoint) if checkpoint.ops != self.ops => {
+                Err(Mismatch::new(line, checkpoint.ops, self.ops))
+            }
             Line::Checkpoint(checkpoint) => {
                 states::compare_totals(line, &checkpoint.fields, self.simulator.placement())
             }
             Line::End { ops } if *ops != self.ops => Err(Mismatch::new(line, ops, self.ops)),
             Line::End { .. } => self.verify(line),
             Line::Event(_) | Line::Report(_) | Line::Comment => Ok(()),
+            Line::Ignored(reason) => Err(Mismatch::new(line, "a line that makes sense", reason)),
         }
     }
 
@@ -123,17 +129,17 @@ impl Replay {
                     self.live.insert(id, place);
                 }
             }
-            // An id without a place was refused here, which the recording did not know.
             Op::Free { id, expected } => {
-                if let Some(place) = self.live.remove(&id) {
-                    if let Some(expected) = expected.filter(|expected| *expected != spot(place)) {
-                        return Err(Mismatch::new(line, expected, spot(place)));
-                    }
-                    match self.simulator.free(place) {
-                        Ok(size) if size == place.size => {}
-                        Ok(size) => return Err(Mismatch::new(line, place.size, size)),
-                        Err(error) => return Err(Mismatch::new(line, "a free", error)),
-                    }
+                let Some(place) = self.live.remove(&id) else {
+                    return Err(Mismatch::new(line, format!("id {id} to be live"), "a refused id"));
+                };
+                if let Some(expected) = expected.filter(|expected| *expected != spot(place)) {
+                    return Err(Mismatch::new(line, expected, spot(place)));
+                }
+                match self.simulator.free(place) {
+                    Ok(size) if size == place.size => {}
+                    Ok(size) => return Err(Mismatch::new(line, place.size, size)),
+                    Err(error) => return Err(Mismatch::new(line, "a free", error)),
                 }
             }
             Op::Balance { pending } => {

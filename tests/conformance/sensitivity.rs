@@ -35,18 +35,38 @@ fn every_changed_answer_in_a_placement_file_is_noticed() {
     for file in
         ["A-tiny-12-partial-depopulation", "B-tiny-13-accounted", "A-tiny-10-reserved-chunk"]
     {
-        let replay = |text: &str| {
-            let input = Cursor::new(text.to_owned());
-            let recording = Recording::from_reader(file, input).map_err(|e| e.to_string())?;
-            placement::replay_recording(recording, &Cell::new(0))
-        };
         let nr_changes = change_each_answer(
             &read(&format!("placement/{file}.csv.gz")),
             |_, line| placement_answers(line),
-            replay,
+            replay_placement,
         );
         assert!(nr_changes > 500, "{file}: only {nr_changes} answers");
     }
+}
+
+/// The reader is content with a recording that was cut down. One to conform to must be whole.
+#[test]
+fn a_placement_file_that_is_not_whole_is_noticed() {
+    let text = read("placement/A-tiny-12-partial-depopulation.csv.gz");
+    let (but_the_last, _) = text.trim_end().rsplit_once('\n').expect("many lines");
+    let changed = [
+        but_the_last.to_owned(),
+        format!("{text}# further remarks\n"),
+        text.replacen("\npopulate,,", "\npopulate,", 1),
+        text.replacen("\n# endstate\n", "\n# remark\n# endstate\n", 1),
+        text.replacen("\n# ops=", "\n# ckpt=3 nr_chunks=1\n# ops=", 1),
+        text.replacen("# profile=A\n", "", 1),
+    ];
+    for changed in changed {
+        assert_ne!(changed, text);
+        assert!(replay_placement(&changed).is_err());
+    }
+}
+
+fn replay_placement(text: &str) -> Result<u64, String> {
+    let input = Cursor::new(text.to_owned());
+    let recording = Recording::from_reader("changed.csv", input).map_err(|e| e.to_string())?;
+    placement::replay_recording(recording, &Cell::new(0))
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub fn replay(path: &Path, line: &Cell<u64>) -> Result<u64, String> {
 }
 
 fn replay_as(path: &Path, profile: Profile, line: &Cell<u64>) -> Result<u64, String> {
-    let recording = Recording::open(path).map_err(|error| error.to_string())?;
+    let mut recording = Recording::open(path).map_err(|error| error.to_string())?;
     let header = recording.header();
     let implied_balance = header.balance_is_implied();
     let mut replay = Replay {
@@ -37,7 +37,7 @@ fn replay_as(path: &Path, profile: Profile, line: &Cell<u64>) -> Result<u64, Str
         live: HashMap::new(),
     };
     let mut ops = 0;
-    for record in recording {
+    for record in recording.by_ref() {
         let (number, record) = record.map_err(|error| error.to_string())?;
         line.set(number);
         let Line::Op(op) = record else { continue };
@@ -51,8 +51,21 @@ fn replay_as(path: &Path, profile: Profile, line: &Cell<u64>) -> Result<u64, Str
             replay.simulator.placement().verify()?;
         }
     }
+    check_counts(&recording)?;
     replay.free_the_rest()?;
     Ok(ops)
+}
+
+/// The file has as many operations as its header says.
+fn check_counts(recording: &Recording) -> Result<(), String> {
+    let counts = recording.counts();
+    for (key, read) in [("allocs", counts.allocs), ("frees", counts.frees)] {
+        let stated = recording.header().other.get(key).map(String::as_str);
+        if stated != Some(&read.to_string()) {
+            return Err(format!("the header says {stated:?} {key}, the file has {read}"));
+        }
+    }
+    Ok(())
 }
 
 struct Replay {

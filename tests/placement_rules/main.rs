@@ -10,6 +10,7 @@
 //! | `requests`, `frees` | what callers may not ask for, and that it changes nothing |
 //! | `habits` | where the default profile differs from Linux |
 //! | `random` | any operations at all, beside a map with one bit a granule |
+#![allow(unreachable_pub, reason = "in a program, `pub` is what modules show to each other")]
 
 mod frees;
 mod habits;

@@ -195,6 +195,62 @@ fn free_chunks_are_destroyed_from_the_back_of_their_list() {
 }
 
 #[test]
+fn a_free_chunk_with_pages_outlives_the_one_that_balance_created() {
+    play(
+        "b
+         32768@4 -> 1:0
+         32768@4 -> 2:0
+         f 2
+         atomic 8@4 -> 2:0
+         f 3
+         atomic 32768@4 -> 2:0
+         atomic 8@4 -> FAIL
+         f 4
+         // Four pages are wanted all the same, and chunk 2 has none to populate.
+         b + create 3
+         c3 pos=0 pages=00000000
+         c2 pos=1 pages=11111111",
+    );
+}
+
+#[test]
+fn chunks_give_pages_back_in_turn_and_queue_up_behind_each_other() {
+    Run::new(64 << 10, ONE_PAGE, Profile::LINUX_6_13).play(
+        "32768@4 -> 1:0
+         32768@4 -> 1:32768
+         32768@4 -> 2:0
+         32768@4 -> 2:32768
+         32768@4 -> 3:0
+         32768@4 -> 3:32768
+         f 5
+         f 6
+         f 1
+         f 3
+         c2 slot=17 pos=0
+         c1 slot=17 pos=1
+         b + depopulate 2 [0,8), depopulate 1 [0,8)
+         c2 slot=15 pos=0
+         c1 slot=15 pos=1
+         8192@4 -> 2:0",
+    );
+}
+
+#[test]
+fn linux_gives_pages_back_only_beside_more_than_four_others() {
+    for (spare_bytes, isolated) in [(16_384, 0), (20_480, 1)] {
+        play(&format!(
+            "8192@4 -> 1:0
+             24576@4 -> 1:8192
+             {spare_bytes}@4 -> 2:0
+             4096@4 -> 2:{spare_bytes}
+             f 3
+             f 1
+             c1 empty=2 isolated={isolated}"
+        ));
+    }
+}
+
+#[test]
 fn the_first_chunk_is_never_destroyed() {
     let whole_unit = Regions { static_size: 0, reserved_size: 0, dyn_size: UNIT };
     for profile in ALL {

@@ -150,6 +150,17 @@ fn a_search_may_end_a_block_behind_the_hint_it_began_at() {
 }
 
 #[test]
+fn a_search_tells_the_block_of_the_run_it_passed() {
+    Run::new(32 << 10, ODD, Profile::LINUX_6_13).play(
+        "256@1024 -> 0:3072
+         64@32 -> 0:2816        // aligned: two granules stay free in front
+         c0.0 contig=192@832 scan=0
+         64@4 -> 0:2880
+         c0.0 contig=192@832 scan=2@702",
+    );
+}
+
+#[test]
 fn an_atomic_search_goes_on_behind_pages_that_are_missing() {
     let mut run = Run::behind_first_chunk(Profile::LINUX_6_13);
     run.play(

@@ -13,7 +13,7 @@ pub struct RecordingError {
     pub reason: Reason,
 }
 
-/// Why a line was refused.
+/// Why a line was refused, or passed over.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Reason {
@@ -60,31 +60,16 @@ pub enum Reason {
     RepeatedId(u64),
     FreeOfUnknown(u64),
     FreeOfFreed(u64),
-    FreeOfRefused(u64),
 
     NotKeyValue(String),
     BadPageList(String),
     UnfinishedState(String),
-
-    WrongCount {
-        what: &'static str,
-        stated: u64,
-        read: u64,
-    },
-    AfterTheEnd,
-    MissingEnd,
 }
 
 impl RecordingError {
     #[cold]
     pub(super) fn new(path: &Path, line: u64, reason: Reason) -> RecordingError {
         RecordingError { path: path.to_path_buf(), line, reason }
-    }
-}
-
-impl Reason {
-    pub(super) fn check_count(what: &'static str, stated: u64, read: u64) -> Result<(), Reason> {
-        if stated == read { Ok(()) } else { Err(Reason::WrongCount { what, stated, read }) }
     }
 }
 
@@ -139,17 +124,10 @@ impl fmt::Display for Reason {
             Reason::RepeatedId(id) => write!(f, "id {id} is allocated a second time"),
             Reason::FreeOfUnknown(id) => write!(f, "free of unknown id {id}"),
             Reason::FreeOfFreed(id) => write!(f, "id {id} is freed a second time"),
-            Reason::FreeOfRefused(id) => write!(f, "free of id {id}, which was refused"),
 
             Reason::NotKeyValue(text) => write!(f, "`{text}` is not `key=value`"),
             Reason::BadPageList(text) => write!(f, "`{text}` is no list of page ranges"),
-            Reason::UnfinishedState(label) => write!(f, "file ends inside state `{label}`"),
-
-            Reason::WrongCount { what, stated, read } => {
-                write!(f, "file says {stated} {what}, but has {read}")
-            }
-            Reason::AfterTheEnd => f.write_str("line after `# ops=`"),
-            Reason::MissingEnd => f.write_str("file ends without `# ops=`"),
+            Reason::UnfinishedState(label) => write!(f, "state `{label}` has no `# endstate`"),
         }
     }
 }

@@ -30,16 +30,23 @@ pub enum BalanceMode {
 }
 
 /// The configuration of a run. Sizes are in bytes.
+///
+/// A file has to give its format, `unit_size` and `dyn_size`; the rest has defaults.
 #[derive(Clone, Debug)]
 pub struct Header {
     pub format: Format,
-    /// `A` (one set of chunks, partial depopulation) or `B` (two sets); workloads have none.
+    /// `A` (one set of chunks, partial depopulation) or `B` (two sets). `None` where the file does
+    /// not say, as in workloads: any profile may replay it.
     pub profile: Option<char>,
+    /// 1 where the file does not say; without influence on places.
     pub nr_cpus: u32,
     pub unit_size: usize,
+    /// 0 where the file does not say.
     pub static_size: usize,
+    /// 0 where the file does not say.
     pub reserved_size: usize,
     pub dyn_size: usize,
+    /// Where the file does not say: explicit in placement files, immediate in workloads.
     pub balance_mode: BalanceMode,
     /// Every other key, as it stands.
     pub other: BTreeMap<String, String>,
@@ -50,7 +57,8 @@ type Located<T> = Result<T, (u64, Reason)>;
 
 impl Header {
     /// Whether whoever replays must run the requested balance work after each operation, because
-    /// the file has no `balance` lines. (Placement files have them in both modes.)
+    /// the file has no `balance` lines. Placement files have them in both modes; in one without,
+    /// the work never ran.
     pub fn balance_is_implied(&self) -> bool {
         self.format == Format::Workload && self.balance_mode == BalanceMode::Immediate
     }
@@ -63,9 +71,6 @@ impl Header {
 
         let format = keys.format()?;
         let profile = keys.one_of("profile", &[("A", 'A'), ("B", 'B')], Reason::UnknownProfile)?;
-        if profile.is_none() && format == Format::Placement {
-            return Err((keys.end, Reason::MissingKey("profile")));
-        }
         let modes = [("explicit", BalanceMode::Explicit), ("immediate", BalanceMode::Immediate)];
         let balance_mode = keys.one_of("balance_mode", &modes, Reason::UnknownBalanceMode)?;
         keys.expect("page_size", PAGE_SIZE)?;
@@ -73,10 +78,10 @@ impl Header {
         let header = Header {
             format,
             profile,
-            nr_cpus: keys.required("nr_cpus")?,
+            nr_cpus: keys.optional("nr_cpus")?.unwrap_or(1),
             unit_size: keys.required("unit_size")?,
-            static_size: keys.required("static_size")?,
-            reserved_size: keys.required("reserved_size")?,
+            static_size: keys.optional("static_size")?.unwrap_or(0),
+            reserved_size: keys.optional("reserved_size")?.unwrap_or(0),
             dyn_size: keys.required("dyn_size")?,
             balance_mode: balance_mode.unwrap_or(match format {
                 Format::Placement => BalanceMode::Explicit,
@@ -176,9 +181,14 @@ impl Keys {
     }
 
     fn required<T: TryFrom<u64>>(&mut self, key: &'static str) -> Located<T> {
-        let (line, text) = self.values.remove(key).ok_or((self.end, Reason::MissingKey(key)))?;
+        self.optional(key)?.ok_or((self.end, Reason::MissingKey(key)))
+    }
+
+    fn optional<T: TryFrom<u64>>(&mut self, key: &'static str) -> Located<Option<T>> {
+        let Some((line, text)) = self.values.remove(key) else { return Ok(None) };
         let value = number(key, &text).map_err(|reason| (line, reason))?;
-        T::try_from(value).map_err(|_| (line, Reason::BadNumber { field: key.to_owned(), text }))
+        let value = T::try_from(value);
+        value.map(Some).map_err(|_| (line, Reason::BadNumber { field: key.to_owned(), text }))
     }
 
     /// A constant of the allocator, where the file gives it.

@@ -1,4 +1,4 @@
-//! Which ids a recording has used, to refuse frees of what is not live.
+//! Which ids a recording has used, to refuse frees of what was not asked for.
 
 use std::collections::HashMap;
 
@@ -6,9 +6,9 @@ use super::Reason;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum IdState {
+    /// Refused requests too: a free of one does nothing, but may be recorded.
     Live,
     Freed,
-    Refused,
 }
 
 /// Recordings number their areas 0, 1, 2, …: those need one byte each. Any other numbering is
@@ -20,15 +20,14 @@ pub(super) struct Ids {
 }
 
 impl Ids {
-    pub(super) fn allocate(&mut self, id: u64, refused: bool) -> Result<(), Reason> {
+    pub(super) fn allocate(&mut self, id: u64) -> Result<(), Reason> {
         if self.get(id).is_some() {
             return Err(Reason::RepeatedId(id));
         }
-        let state = if refused { IdState::Refused } else { IdState::Live };
         if id == self.consecutive.len() as u64 {
-            self.consecutive.push(state);
+            self.consecutive.push(IdState::Live);
         } else {
-            self.others.insert(id, state);
+            self.others.insert(id, IdState::Live);
         }
         Ok(())
     }
@@ -37,7 +36,6 @@ impl Ids {
         match self.get(id) {
             None => Err(Reason::FreeOfUnknown(id)),
             Some(IdState::Freed) => Err(Reason::FreeOfFreed(id)),
-            Some(IdState::Refused) => Err(Reason::FreeOfRefused(id)),
             Some(state @ IdState::Live) => {
                 *state = IdState::Freed;
                 Ok(())

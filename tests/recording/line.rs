@@ -16,11 +16,14 @@ pub enum Line {
     Checkpoint(Checkpoint),
     /// A `#|` line outside a state, without the mark.
     Report(String),
-    /// `# ops=N`: the last line; all `N` operations have been handed out.
+    /// `# ops=N`: the file says that it had `N` operations up to here.
     End {
         ops: u64,
     },
     Comment,
+    /// An event, a state, a checkpoint or a trailer that makes no sense, and why. No replay needs
+    /// it.
+    Ignored(String),
 }
 
 /// What the caller of the recorded allocator did, and what came of it.
@@ -103,27 +106,39 @@ struct Row<'a> {
     off: &'a str,
 }
 
+/// Operations have to be right; events are for whoever wants to compare them.
 pub(super) fn parse_row(text: &str) -> Result<Line, Reason> {
-    let mut columns = text.split(',');
-    let mut column = || columns.next();
-    let (Some(op), Some(id), Some(size), Some(align), Some(flags), Some(chunk), Some(off), None) =
-        (column(), column(), column(), column(), column(), column(), column(), column())
-    else {
-        return Err(Reason::WrongColumnCount { found: text.split(',').count() });
-    };
-    let row = Row { id, size, align, flags, chunk, off };
-    match op {
-        "alloc" => row.alloc().map(Line::Op),
-        "free" => row.free().map(Line::Op),
-        "balance" => row.balance().map(Line::Op),
+    let (name, _) = text.split_once(',').unwrap_or((text, ""));
+    match name {
+        "alloc" => Row::parse(text)?.alloc().map(Line::Op),
+        "free" => Row::parse(text)?.free().map(Line::Op),
+        "balance" => Row::parse(text)?.balance().map(Line::Op),
         "sched" | "create" | "destroy" | "populate" | "depopulate" => {
-            row.event(op).map(Line::Event)
+            let event = Row::parse(text).and_then(|row| row.event(name));
+            Ok(event.map_or_else(Line::ignored, Line::Event))
         }
-        _ => Err(Reason::UnknownOperation(op.to_owned())),
+        _ => Err(Reason::UnknownOperation(name.to_owned())),
     }
 }
 
-impl Row<'_> {
+impl Line {
+    pub(super) fn ignored(reason: Reason) -> Line {
+        Line::Ignored(reason.to_string())
+    }
+}
+
+impl<'a> Row<'a> {
+    fn parse(text: &'a str) -> Result<Row<'a>, Reason> {
+        let mut columns = text.split(',');
+        let mut column = || columns.next();
+        let (Some(_), Some(id), Some(size), Some(align), Some(flags), Some(chunk), Some(off), None) =
+            (column(), column(), column(), column(), column(), column(), column(), column())
+        else {
+            return Err(Reason::WrongColumnCount { found: text.split(',').count() });
+        };
+        Ok(Row { id, size, align, flags, chunk, off })
+    }
+
     fn alloc(&self) -> Result<Op, Reason> {
         Ok(Op::Alloc {
             id: number("id", self.id)?,

@@ -12,19 +12,24 @@
 //! populate,,4096,,,1,0                    Line::Event       what the allocator did meanwhile
 //! # ckpt=4000 nr_chunks=3 …               Line::Checkpoint
 //! #| Percpu Memory Statistics             State::report     text for people
-//! # ops=5001                              Line::End
+//! # ops=5001                              Line::End         may be missing
 //! ```
 //!
 //! The reader streams: it holds one line at a time and the set of ids seen, because files hold a
-//! million operations. It trusts nothing: whatever is wrong with a line becomes a
-//! [`RecordingError`] with the line's number and the reason, and ends the iteration. What it
-//! promises about the operations that it does hand out:
+//! million operations. A recording may be cut down by hand: what a replay can do without may be
+//! missing or wrong. What it does need is not trusted: whatever is wrong with it becomes a
+//! [`RecordingError`] with the line's number and the reason, and ends the iteration.
 //!
-//! 1. an `alloc` never uses an id again, and a `free` names an id that is allocated, not yet
-//!    freed and not recorded as refused;
-//! 2. the regions of the header fit in a unit, which is a whole number of pages;
-//! 3. a file that ends early is an error, not a short recording: the counts that the file gives
-//!    of itself (`# ops=`, `# allocs=`, `# frees=`) are compared.
+//! | error | no error |
+//! |---|---|
+//! | the file cannot be read, or is a damaged or truncated gzip file | the file ends early, at the end of a line |
+//! | a header without `format`, `unit_size` or `dyn_size`, or an impossible one | a header without other keys, see [`Header`] |
+//! | an operation with a bad column; a line that is neither operation nor event | a bad event, state, checkpoint or trailer: [`Line::Ignored`] |
+//! | an id that is allocated twice, freed twice, or freed but never allocated | a free of an id that was refused: nothing to free |
+//! | | `# ops=`, `# ckpt=`, `# allocs=`, `# frees=` that do not match: see [`Recording::counts`] |
+//!
+//! So the operations that it hands out never use an id twice, and fit a layout whose regions fit
+//! in a unit of whole pages.
 //!
 //! The module depends on nothing of the crate, so that tests, benchmarks and examples can each
 //! include it with `#[path]`.
@@ -61,15 +66,21 @@ pub struct Recording {
     progress: Progress,
 }
 
-/// How far the iteration is, to notice what is out of order or missing.
+/// How far the iteration is, to notice what is out of order.
 #[derive(Default)]
 struct Progress {
     column_names_seen: bool,
-    ended: bool,
     finished: bool,
-    ops: u64,
-    allocs: u64,
-    frees: u64,
+    counts: Counts,
+}
+
+/// Operations that were handed out, for whoever wants to hold the file to the counts it gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Allocations, frees and balance lines.
+    pub ops: u64,
+    pub allocs: u64,
+    pub frees: u64,
 }
 
 impl Recording {
@@ -114,21 +125,22 @@ impl Recording {
         &self.path
     }
 
+    /// The operations handed out so far; at the end of the iteration, all of the file.
+    pub fn counts(&self) -> Counts {
+        self.progress.counts
+    }
+
     fn next_line(&mut self) -> Result<Option<(u64, Line)>, Reason> {
         let Some(text) = self.lines.next()? else {
-            self.check_complete()?;
-            return Ok(None);
+            let named = self.progress.column_names_seen;
+            return if named { Ok(None) } else { Err(Reason::MissingColumnNames) };
         };
-        if self.progress.ended {
-            return Err(Reason::AfterTheEnd);
-        }
         let line = if text.starts_with('#') {
             if let Some(label) = text.strip_prefix("# state=") {
                 let label = label.to_owned();
-                let number = self.lines.number();
-                return Ok(Some((number, Line::State(State::read(label, &mut self.lines)?))));
+                return State::read(label, &mut self.lines).map(Some);
             }
-            state::parse_remark(text)?
+            state::parse_remark(text)
         } else if text == COLUMN_NAMES {
             if self.progress.column_names_seen {
                 return Err(Reason::RepeatedColumnNames);
@@ -141,56 +153,26 @@ impl Recording {
             }
             line::parse_row(text)?
         };
-        self.check_in_context(&line)?;
+        if let Line::Op(op) = line {
+            self.check_id(op)?;
+        }
         Ok(Some((self.lines.number(), line)))
     }
 
-    /// Checks what a line alone cannot show: ids, and the counts that the file gives of itself.
-    fn check_in_context(&mut self, line: &Line) -> Result<(), Reason> {
-        match *line {
-            Line::Op(op) => {
-                self.progress.ops += 1;
-                match op {
-                    Op::Alloc { id, expected, .. } => {
-                        self.progress.allocs += 1;
-                        self.ids.allocate(id, expected == Some(None))?;
-                    }
-                    Op::Free { id, .. } => {
-                        self.progress.frees += 1;
-                        self.ids.free(id)?;
-                    }
-                    Op::Balance { .. } => {}
-                }
+    /// Checks what an operation alone cannot show, and counts it.
+    fn check_id(&mut self, op: Op) -> Result<(), Reason> {
+        let counts = &mut self.progress.counts;
+        counts.ops += 1;
+        match op {
+            Op::Alloc { id, .. } => {
+                counts.allocs += 1;
+                self.ids.allocate(id)
             }
-            Line::Checkpoint(ref checkpoint) => {
-                Reason::check_count("operations", checkpoint.ops, self.progress.ops)?;
+            Op::Free { id, .. } => {
+                counts.frees += 1;
+                self.ids.free(id)
             }
-            Line::End { ops } => {
-                Reason::check_count("operations", ops, self.progress.ops)?;
-                self.progress.ended = true;
-            }
-            Line::Event(_) | Line::State(_) | Line::Report(_) | Line::Comment => {}
-        }
-        Ok(())
-    }
-
-    /// At the end of the input: is it also the end of the recording?
-    fn check_complete(&self) -> Result<(), Reason> {
-        if !self.progress.column_names_seen {
-            return Err(Reason::MissingColumnNames);
-        }
-        match self.header.format {
-            Format::Placement if !self.progress.ended => Err(Reason::MissingEnd),
-            Format::Placement => Ok(()),
-            Format::Workload => {
-                let counts = [("allocs", self.progress.allocs), ("frees", self.progress.frees)];
-                for (what, read) in counts {
-                    if let Some(stated) = self.header.other.get(what) {
-                        Reason::check_count(what, line::number(what, stated)?, read)?;
-                    }
-                }
-                Ok(())
-            }
+            Op::Balance { .. } => Ok(()),
         }
     }
 }

@@ -37,46 +37,78 @@ pub struct Checkpoint {
 
 impl State {
     /// Reads up to and including `# endstate`; the line with the label has been read.
-    pub(super) fn read(label: String, lines: &mut Lines) -> Result<State, Reason> {
+    ///
+    /// Of a state that makes no sense the first bad line and the reason are handed out, and its
+    /// other lines are passed over. A record ends a state too: it is not lost.
+    pub(super) fn read(label: String, lines: &mut Lines) -> Result<(u64, Line), Reason> {
+        let first = lines.number();
         let mut state = State { label, fields: Vec::new(), chunks: Vec::new(), report: Vec::new() };
+        let mut bad = None;
         loop {
-            let Some(text) = lines.next()? else {
-                return Err(Reason::UnfinishedState(state.label));
-            };
-            if let Some(report) = text.strip_prefix("#|") {
-                state.report.push(report.strip_prefix(' ').unwrap_or(report).to_owned());
-                continue;
-            }
-            match text.strip_prefix("# ") {
-                None => return Err(Reason::NotKeyValue(text.to_owned())),
-                Some("endstate") => return Ok(state),
-                Some(remark) if remark.starts_with("chunk=") => {
-                    let mut fields = parse_fields(remark)?;
-                    let (_, name) = fields.remove(0);
-                    let name = ChunkLabel::parse(&name)?;
-                    state.chunks.push(ChunkLine { line: lines.number(), name, fields });
+            let text = lines.next()?.map(str::to_owned);
+            let number = lines.number();
+            match text.as_deref() {
+                Some("# endstate") => break,
+                Some(text) if text.starts_with('#') => {
+                    if let Err(reason) = state.push_line(number, text) {
+                        bad.get_or_insert((number, reason));
+                    }
                 }
-                Some(remark) => push_field(&mut state.fields, remark)?,
+                end => {
+                    if end.is_some() {
+                        lines.hold();
+                    }
+                    bad.get_or_insert((number, Reason::UnfinishedState(state.label.clone())));
+                    break;
+                }
             }
+        }
+        Ok(match bad {
+            None => (first, Line::State(state)),
+            Some((number, reason)) => (number, Line::ignored(reason)),
+        })
+    }
+
+    fn push_line(&mut self, line: u64, text: &str) -> Result<(), Reason> {
+        if let Some(report) = text.strip_prefix("#|") {
+            self.report.push(report.strip_prefix(' ').unwrap_or(report).to_owned());
+            return Ok(());
+        }
+        match text.strip_prefix("# ") {
+            None => Err(Reason::NotKeyValue(text.to_owned())),
+            Some(remark) if remark.starts_with("chunk=") => {
+                let mut fields = parse_fields(remark)?;
+                let (_, name) = fields.remove(0);
+                let name = ChunkLabel::parse(&name)?;
+                self.chunks.push(ChunkLine { line, name, fields });
+                Ok(())
+            }
+            Some(remark) => push_field(&mut self.fields, remark),
         }
     }
 }
 
 /// A line that begins with `#`, outside states.
-pub(super) fn parse_remark(text: &str) -> Result<Line, Reason> {
+pub(super) fn parse_remark(text: &str) -> Line {
     if let Some(report) = text.strip_prefix("#|") {
-        return Ok(Line::Report(report.strip_prefix(' ').unwrap_or(report).to_owned()));
+        return Line::Report(report.strip_prefix(' ').unwrap_or(report).to_owned());
     }
     let remark = text.strip_prefix("# ").unwrap_or_default();
     if let Some(ops) = remark.strip_prefix("ops=") {
-        return Ok(Line::End { ops: number("ops", ops)? });
+        return number("ops", ops).map_or_else(Line::ignored, |ops| Line::End { ops });
     }
     if remark.starts_with("ckpt=") {
+        return Checkpoint::parse(remark).map_or_else(Line::ignored, Line::Checkpoint);
+    }
+    Line::Comment
+}
+
+impl Checkpoint {
+    fn parse(remark: &str) -> Result<Checkpoint, Reason> {
         let mut fields = parse_fields(remark)?;
         let (_, ops) = fields.remove(0);
-        return Ok(Line::Checkpoint(Checkpoint { ops: number("ckpt", &ops)?, fields }));
+        Ok(Checkpoint { ops: number("ckpt", &ops)?, fields })
     }
-    Ok(Line::Comment)
 }
 
 fn parse_fields(text: &str) -> Result<Fields, Reason> {
