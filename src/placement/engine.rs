@@ -358,3 +358,30 @@ impl Placement {
         self.balance_pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::RequestFlags;
+
+    #[test]
+    fn runs_populated_before_a_later_one_failed_stay_populated() {
+        let regions = Regions { static_size: 28 << 10, reserved_size: 0, dyn_size: 4096 };
+        let mut placement = Placement::new(32 << 10, regions, Profile::LINUX_6_13).unwrap();
+        let request = |size| Request::new(size, 4, RequestFlags::default()).unwrap();
+        let id = placement.add_chunk(Set::Plain);
+        placement.populated(id, 2..3);
+
+        let Placed::At(area) = placement.place(&request(5 * 4096)) else { panic!("no room") };
+        assert_eq!(placement.unpopulated_run(&area, 0), Some(0..2));
+        placement.populated(id, 0..2);
+        assert_eq!(placement.unpopulated_run(&area, 2), Some(3..5));
+        placement.revoke(&area);
+
+        placement.verify().unwrap();
+        let stats = placement.stats();
+        assert_eq!((stats.nr_alloc, stats.nr_dealloc, stats.live_bytes), (1, 1, 0));
+        let created = &placement.chunks()[1];
+        assert_eq!((created.nr_populated, created.nr_empty_pop_pages), (3, 3));
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 
 use percpu_memcg::placement::{
-    ChunkName, Event, PAGE_SIZE, Place, Profile, Regions, RequestFlags, Simulator,
+    AllocInfo, ChunkName, Event, PAGE_SIZE, Place, Profile, Regions, RequestFlags, Simulator,
 };
 
 use crate::corpus::Mismatch;
@@ -35,12 +35,29 @@ pub fn replay_recording(recording: Recording, line: &Cell<u64>) -> Result<u64, S
 
 /// The simulator of a recorded configuration.
 pub fn simulator(header: &Header, profile: Profile) -> Result<Simulator, String> {
-    let regions = Regions {
+    Simulator::new(header.unit_size, regions(header), profile).map_err(|error| error.to_string())
+}
+
+fn regions(header: &Header) -> Regions {
+    Regions {
         static_size: header.static_size,
         reserved_size: header.reserved_size,
         dyn_size: header.dyn_size,
-    };
-    Simulator::new(header.unit_size, regions, profile).map_err(|error| error.to_string())
+    }
+}
+
+/// The recorded machines have one group, allocated in one piece.
+fn layout(header: &Header) -> Result<AllocInfo, String> {
+    let nr_cpus = header.nr_cpus as usize;
+    let atom_size = header.other.get("atom_size").ok_or("no atom_size")?;
+    Ok(AllocInfo {
+        regions: regions(header),
+        unit_size: header.unit_size,
+        atom_size: atom_size.parse().map_err(|_| "no number: atom_size")?,
+        alloc_size: header.unit_size * nr_cpus,
+        units_per_alloc: nr_cpus,
+        groups: Vec::new(),
+    })
 }
 
 pub fn request_flags(flags: Flags) -> RequestFlags {
@@ -51,7 +68,7 @@ struct Replay {
     simulator: Simulator,
     /// `A` or `B`.
     profile: char,
-    unit_size: usize,
+    layout: AllocInfo,
     live: HashMap<u64, Place>,
     /// What happened during the last operation and has not been compared yet.
     events: VecDeque<Event>,
@@ -68,7 +85,7 @@ impl Replay {
         Ok(Replay {
             simulator: simulator(header, profile)?,
             profile: letter,
-            unit_size: header.unit_size,
+            layout: layout(header)?,
             live: HashMap::new(),
             events: VecDeque::new(),
             ops: 0,
@@ -98,7 +115,8 @@ impl Replay {
                 Ok(())
             }
             Line::State(state) => {
-                states::compare(line, state, self.simulator.placement(), self.profile)
+                let placement = self.simulator.placement();
+                states::compare(line, state, placement, &self.layout, self.profile)
             }
             Line::Checkpoint(checkpoint) if checkpoint.ops != self.ops => {
                 Err(Mismatch::new(line, checkpoint.ops, self.ops))
@@ -168,7 +186,7 @@ impl Replay {
 
     /// An event of the simulator the way recordings write it.
     fn recorded(&self, event: &Event) -> recording::Event {
-        let unit = self.unit_size as u64;
+        let unit = self.layout.unit_size as u64;
         let bytes = |pages: usize| (pages * PAGE_SIZE) as u64;
         match event {
             Event::Sched => recording::Event::Sched,

@@ -1,6 +1,7 @@
 //! Compares recorded states with those of the simulator, value by value.
 
-use percpu_memcg::placement::{ChunkName, ChunkStats, Placement, Set, Stats};
+use percpu_memcg::placement::{AllocInfo, ChunkStats, Placement, Set, Stats};
+use percpu_memcg::report::Snapshot;
 
 use crate::corpus::Mismatch;
 use crate::placement::label;
@@ -11,6 +12,7 @@ pub fn compare(
     line: u64,
     state: &State,
     placement: &Placement,
+    layout: &AllocInfo,
     profile: char,
 ) -> Result<(), Mismatch> {
     compare_totals(line, &state.fields, placement)?;
@@ -27,7 +29,7 @@ pub fn compare(
         let expected = format!("{} chunks", state.chunks.len());
         return Err(Mismatch::new(line, expected, chunks.len()));
     }
-    compare_report(line, &state.report, &placement.stats(), &chunks)
+    compare_report(line, &state.report, &Snapshot::of_placement(placement, layout))
 }
 
 /// Compares the values of the allocator as a whole that a state or a checkpoint gives.
@@ -123,73 +125,20 @@ fn compare_fields(
     Ok(())
 }
 
-/// Compares the numbers of the statistics text that the simulator knows, in the order of the
-/// text: totals, then the chunks in the order of the lists.
-fn compare_report(
-    line: u64,
-    report: &[String],
-    stats: &Stats,
-    chunks: &[ChunkStats],
-) -> Result<(), Mismatch> {
+/// Compares the text of the kernel's `percpu_stats`, which is recorded without its empty lines.
+fn compare_report(line: u64, report: &[String], snapshot: &Snapshot) -> Result<(), Mismatch> {
     if report.is_empty() {
         return Ok(());
     }
-    let mut chunks = chunks.iter();
-    let mut chunk = None;
-    for text in report {
-        if text.starts_with("Chunk") {
-            chunk = chunks.next();
-            let got = chunk.map_or("no further chunk", |chunk| heading(chunk, text));
-            if text != got {
-                return Err(Mismatch::new(line, text, got));
-            }
-        } else if let Some((key, value)) = text.split_once(':') {
-            let (key, value) = (key.trim(), value.trim());
-            let got = match chunk {
-                Some(chunk) => reported(key, chunk),
-                None => total(key, stats),
-            };
-            // Sizes of the configuration are in the text, but not the simulator's to say.
-            if let Some(got) = got.filter(|got| got != value) {
-                let place =
-                    chunk.map_or("report".to_owned(), |c| format!("report: chunk {}", c.name));
-                return Err(Mismatch::new(line, format!("{place}: {key}={value}"), got));
-            }
+    let text = snapshot.to_string();
+    let got: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    for (recorded, got) in report.iter().zip(&got) {
+        if recorded != got {
+            return Err(Mismatch::new(line, format!("report: {recorded}"), got));
         }
     }
-    match chunks.next() {
-        None => Ok(()),
-        Some(extra) => Err(Mismatch::new(line, "report: no further chunk", extra.name)),
+    if report.len() != got.len() {
+        return Err(Mismatch::new(line, format!("{} lines of report", report.len()), got.len()));
     }
-}
-
-/// The line above a chunk's numbers. Which of the two lists of isolated chunks one is on has been
-/// compared as its slot.
-fn heading<'a>(chunk: &ChunkStats, recorded: &'a str) -> &'a str {
-    match (chunk.name, chunk.isolated) {
-        (ChunkName::Reserved, _) => "Chunk: <- Reserved Chunk",
-        (ChunkName::Numbered(0), _) => "Chunk: <- First Chunk",
-        (_, false) => "Chunk:",
-        (_, true) if recorded == "Chunk (to_depopulate)" => recorded,
-        (_, true) => "Chunk (sidelined):",
-    }
-}
-
-fn reported(key: &str, chunk: &ChunkStats) -> Option<String> {
-    let value = match key {
-        "nr_alloc" => chunk.nr_alloc,
-        "max_alloc_size" => chunk.max_alloc_size,
-        "empty_pop_pages" => u64::from(chunk.nr_empty_pop_pages),
-        "first_bit" => u64::from(chunk.first_free),
-        "free_bytes" => chunk.free_bytes,
-        "contig_bytes" => 4 * u64::from(chunk.contig_bits),
-        "sum_frag" => chunk.sum_frag,
-        "max_frag" => chunk.max_frag,
-        "cur_min_alloc" => chunk.cur_min_alloc,
-        "cur_med_alloc" => chunk.cur_med_alloc,
-        "cur_max_alloc" => chunk.cur_max_alloc,
-        "memcg_aware" => u64::from(chunk.set == Some(Set::Accounted)),
-        _ => return None,
-    };
-    Some(value.to_string())
+    Ok(())
 }

@@ -226,3 +226,41 @@ impl Chunk {
         start / BLOCK_GRANULES..end.div_ceil(BLOCK_GRANULES)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(populated: &[usize]) -> Chunk {
+        let mut chunk =
+            Chunk::new(ChunkName::Numbered(1), Set::Plain, 8, ChunkHintUpdate::FirstBlockOnly);
+        for &page in populated {
+            chunk.mark_populated(page..page + 1);
+        }
+        chunk
+    }
+
+    #[test]
+    fn a_missing_run_of_pages_ends_at_the_next_populated_one_or_at_the_range() {
+        let chunk = chunk(&[0, 3, 4]);
+        let granules = |pages: Range<usize>| pages.start * 1024..pages.end * 1024;
+        let missing = |pages| {
+            let range = granules(pages);
+            chunk.first_unpopulated(range.start, range.end)
+        };
+        assert_eq!(missing(0..4), Some(1..3));
+        assert_eq!(missing(0..2), Some(1..2));
+        assert_eq!(missing(3..5), None);
+        assert_eq!(chunk.first_unpopulated(3 * 1024 - 1, 3 * 1024), Some(2..3));
+        assert_eq!(chunk.first_unpopulated(3 * 1024, 3 * 1024 + 1), None);
+    }
+
+    #[test]
+    fn a_search_on_populated_pages_goes_on_behind_the_missing_ones() {
+        let chunk = chunk(&[0, 5, 6]);
+        assert_eq!(chunk.find_fit(8, 2, true), Some(0));
+        assert_eq!(chunk.find_fit(2048, 1, true), Some(5 * 1024));
+        assert_eq!(chunk.find_fit(2049, 1, true), None);
+        assert_eq!(chunk.find_fit(2049, 1, false), Some(0));
+    }
+}
