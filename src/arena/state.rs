@@ -136,8 +136,12 @@ impl<O> State<O> {
     /// The live area that starts at `address`, which is in the copy of CPU 0.
     pub(super) fn live_area(&self, geometry: &Geometry, address: usize) -> Result<Area, NotLive> {
         let &id = self.by_span.get(&geometry.span_of(address)).ok_or(NotLive::Foreign)?;
-        let (window, unit) =
-            geometry.locate(address & (geometry.span() - 1)).ok_or(NotLive::NoArea)?;
+        let in_span = address & (geometry.span() - 1);
+        if in_span >= geometry.len() {
+            // The region does not fill its span; whatever is behind it is not ours.
+            return Err(NotLive::Foreign);
+        }
+        let (window, unit) = geometry.locate(in_span).ok_or(NotLive::NoArea)?;
         let shares_region = id == self.placement.first_chunk();
         let chunks = [Some(id), self.placement.reserved_chunk().filter(|_| shares_region)];
         let manages = |id: &ChunkId| self.backing(*id).managed.contains(&unit);
