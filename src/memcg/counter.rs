@@ -67,24 +67,24 @@ impl Counter {
         }
     }
 
-    /// Adds `bytes` unless that takes usage above the limit. Returns the new usage, or the usage
-    /// and limit that stood against it. Nothing is added even for a moment when it is refused, so
-    /// that a large refused charge cannot make a small one of another thread fail.
-    pub(super) fn try_add(&self, bytes: u64) -> Result<u64, (u64, Limit)> {
+    /// Adds `bytes` unless that takes usage above the limit; else tells the usage and limit that
+    /// stood against it. Nothing is added even for a moment when it is refused, so that a large
+    /// refused charge cannot make a small one of another thread fail.
+    pub(super) fn try_add(&self, bytes: u64) -> Result<(), (u64, Limit)> {
         // Relaxed: the counter publishes no other memory. A limit lowered at the same time may
         // or may not apply to this charge; both orders are legal.
         let max = self.max.load(Ordering::Relaxed);
         let add = |usage: u64| usage.checked_add(bytes).filter(|&new| new <= max);
         match self.usage.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
-            Ok(usage) => Ok(usage + bytes),
+            Ok(_) => Ok(()),
             Err(usage) => Err((usage, Limit(max))),
         }
     }
 
-    /// Adds `bytes`, limit or not. Returns the new usage.
-    pub(super) fn add(&self, bytes: u64) -> u64 {
+    /// Adds `bytes`, limit or not.
+    pub(super) fn add(&self, bytes: u64) {
         // Relaxed: as in `try_add`.
-        self.usage.fetch_add(bytes, Ordering::Relaxed) + bytes
+        self.usage.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Takes back `bytes` that were added.
@@ -94,8 +94,9 @@ impl Counter {
         debug_assert!(usage >= bytes, "{bytes} bytes uncharged of {usage}");
     }
 
-    /// Notes a usage that was granted at every level.
-    pub(super) fn note_granted(&self, usage: u64) {
+    /// Raises the peak to the present usage.
+    pub(super) fn note_usage(&self) {
+        let usage = self.usage();
         // Relaxed: a maximum needs no order; the load only spares the write.
         if self.peak.load(Ordering::Relaxed) < usage {
             self.peak.fetch_max(usage, Ordering::Relaxed);

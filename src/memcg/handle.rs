@@ -138,7 +138,8 @@ impl Memcg {
         self.node.counter.usage()
     }
 
-    /// The most that [`current`](Memcg::current) ever was. Charges that were refused do not count.
+    /// The most that [`current`](Memcg::current) was after an allocation. Charges that were refused,
+    /// and those whose allocation failed, do not count. The kernel's `memory.peak`.
     pub fn peak(&self) -> u64 {
         self.node.counter.peak()
     }

@@ -1,6 +1,7 @@
 //! One cgroup: counter, children, the token its objects are charged to, its statistics.
 
 use std::collections::BTreeMap;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -81,7 +82,9 @@ impl ObjCgroup {
 
     /// Counts a charged area of `size` bytes that this token now owns.
     pub(super) fn count(&self, account: Account, size: usize) {
-        self.memcg.load().add_percpu(account.full_size(size) as i64);
+        let node = self.memcg.load();
+        node.note_usage();
+        node.add_percpu(account.full_size(size) as i64);
     }
 
     /// Uncharges an area that was freed.
@@ -129,22 +132,17 @@ impl Node {
     }
 
     /// Charges `bytes` to this cgroup and all its ancestors, or to none of them.
-    pub(super) fn charge(&self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
-        if gfp.may_exceed() {
-            self.charge_forced(bytes);
-            return Ok(());
+    fn charge(&self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
+        for node in self.ancestry() {
+            if gfp.may_exceed() {
+                node.counter.add(bytes);
+            } else if let Err((usage, max)) = node.counter.try_add(bytes) {
+                for charged in self.ancestry().take_while(|charged| !ptr::eq(*charged, node)) {
+                    charged.counter.sub(bytes);
+                }
+                return Err(node.refusal(bytes, usage, max));
+            }
         }
-        self.try_charge(bytes)
-    }
-
-    /// Recursive, so that each level's undo and peak stand beside its add; the depth is bounded.
-    fn try_charge(&self, bytes: u64) -> Result<(), ChargeError> {
-        let usage =
-            self.counter.try_add(bytes).map_err(|(usage, max)| self.refusal(bytes, usage, max))?;
-        if let Some(parent) = &self.parent {
-            parent.try_charge(bytes).inspect_err(|_| self.counter.sub(bytes))?;
-        }
-        self.counter.note_granted(usage);
         Ok(())
     }
 
@@ -153,14 +151,15 @@ impl Node {
         ChargeError { cgroup: self.path(), requested, usage, max }
     }
 
-    fn charge_forced(&self, bytes: u64) {
+    /// Notes that usage is what it is for good: what was charged last was also allocated.
+    fn note_usage(&self) {
         for node in self.ancestry() {
-            node.counter.note_granted(node.counter.add(bytes));
+            node.counter.note_usage();
         }
     }
 
     /// Takes a charge back. Never fails, never blocks.
-    pub(super) fn uncharge(&self, bytes: u64) {
+    fn uncharge(&self, bytes: u64) {
         for node in self.ancestry() {
             node.counter.sub(bytes);
         }
