@@ -114,7 +114,7 @@ enum Schedule {
     /// At the recording's `balance` lines: otherwise the places would differ. Packing depends on
     /// when they stand, so it is measured on a second subject that balances when requested; then
     /// the figures of all profiles can be compared.
-    AtLines { measured: Pure },
+    AtLines { measured: Box<Pure> },
 }
 
 impl Schedule {
@@ -122,7 +122,7 @@ impl Schedule {
         if header.balance_is_implied() || profile != recorded_profile(header) {
             return Ok(Schedule::WhenRequested);
         }
-        Ok(Schedule::AtLines { measured: Pure::new(header, profile)? })
+        Ok(Schedule::AtLines { measured: Box::new(Pure::new(header, profile)?) })
     }
 
     /// Repeats an operation on the second subject, if there is one.
