@@ -1,6 +1,6 @@
 //! Fixed-length bit maps with the searches that placement needs.
 //!
-//! The contracts follow `spec` of the kernel's bitmap helpers: a search returns its `limit` when
+//! The contracts are those of the kernel's bitmap helpers: a search returns its `limit` when
 //! nothing is found and when it starts at or behind the limit, so that callers can use the result
 //! as the end of a range without a case of its own.
 
