@@ -165,7 +165,9 @@ impl<O> State<O> {
         self.placement.free(chunk, offset).map_err(|_| NotLive::NoArea)?;
         let backing = self.backing_mut(chunk);
         let granule = offset / GRANULE_SIZE;
-        backing.paged.remove(&granule);
+        if !backing.paged.is_empty() {
+            backing.paged.remove(&granule);
+        }
         backing.dirty.set_range(granule..granule + size / GRANULE_SIZE);
         // SAFETY: `self` is what the area lock guards.
         let owner = backing

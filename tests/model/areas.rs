@@ -36,7 +36,7 @@ impl World {
         let removed = self.tree.cgroups[self.tree.current()].removed;
         self.note_if(removed, "charged for a removed cgroup");
         let forced = gfp.intersects(Gfp::HIGH | Gfp::NOFAIL);
-        match self.charge(payer, self.tree.full_size(size), forced) {
+        match self.may_charge(payer, self.tree.full_size(size), forced) {
             Ok(()) => Verdict::Granted(Some(payer)),
             Err(refusal) => Verdict::Refused(refusal),
         }

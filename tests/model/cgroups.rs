@@ -24,7 +24,7 @@ impl World {
             is_legal(name) && !self.tree.cgroups[id].removed && self.tree.child(id, name).is_none();
         // Only a create that nothing else stands against charges the parent.
         let cost = self.tree.statistics_charge(id).filter(|_| possible);
-        let granted = cost.map_or(Ok(()), |(payer, bytes)| self.charge(payer, bytes, false));
+        let granted = cost.map_or(Ok(()), |(payer, bytes)| self.may_charge(payer, bytes, false));
         match parent.create(name) {
             Ok(child) => {
                 prop_assert!(possible && granted.is_ok(), "{child:?} was created all the same");

@@ -167,8 +167,8 @@ impl World {
         self.cgroup(index)
     }
 
-    /// Charges the model as a blocking or any other request would; `Ok` when it is granted.
-    pub(crate) fn charge(
+    /// What the model says of a charge; `Ok` when it is granted.
+    pub(crate) fn may_charge(
         &mut self,
         payer: CgroupId,
         bytes: u64,
@@ -234,8 +234,10 @@ impl ArmedFaults {
         }
         let strikes = |&(op, due): &(Option<MapOp>, u64)| op == Some(error.op) && due <= operations;
         let fault = self.0.iter().position(strikes);
-        prop_assert!(fault.is_some(), "nobody arranged for this: {error}");
-        fault.map(|fault| self.0.swap_remove(fault));
+        let Some(fault) = fault else {
+            return Err(TestCaseError::fail(format!("nobody arranged for this: {error}")));
+        };
+        self.0.swap_remove(fault);
         Ok(())
     }
 }
