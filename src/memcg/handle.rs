@@ -17,7 +17,8 @@ use super::{Limit, TreeError};
 /// removed, what is still allocated passes to the parent.
 ///
 /// A handle is a reference: cloning it is cheap, two handles are equal when they name the same
-/// cgroup, and dropping it removes nothing. All methods may be called from any thread.
+/// cgroup, whatever its figures, and dropping it removes nothing. All methods may be called from
+/// any thread.
 ///
 /// Mirrors the memory controller of cgroup v2 as of Linux 6.18, with counters in bytes.
 ///

@@ -2,8 +2,20 @@
 
 use super::*;
 
+/// Without a page map, as in some sandboxes, there is nothing to look at.
+fn residency_can_be_seen() -> bool {
+    let seen = File::open("/proc/self/pagemap").is_ok();
+    if !seen {
+        println!("skipped: /proc/self/pagemap cannot be read");
+    }
+    seen
+}
+
 #[test]
 fn copies_of_cpus_that_never_wrote_take_no_memory() {
+    if !residency_can_be_seen() {
+        return;
+    }
     let machine = Machine::uniform(256).unwrap();
     let pcpu = PerCpuAllocator::builder().machine(machine).build().unwrap();
     let tenant = pcpu.root().create("tenant").unwrap();
@@ -33,6 +45,9 @@ fn copies_of_cpus_that_never_wrote_take_no_memory() {
 
 #[test]
 fn eager_population_backs_every_copy_at_once() {
+    if !residency_can_be_seen() {
+        return;
+    }
     let pcpu = builder().populate(Populate::Eager).build().unwrap();
     for align in [8, 4096] {
         let areas: Vec<_> =
@@ -45,6 +60,9 @@ fn eager_population_backs_every_copy_at_once() {
 
 #[test]
 fn lazy_population_backs_nothing() {
+    if !residency_can_be_seen() {
+        return;
+    }
     let pcpu = builder().populate(Populate::Lazy).build().unwrap();
     let areas: Vec<_> = (0..40).map(|_| Area::new(&pcpu, 5000, 8, Gfp::KERNEL).unwrap()).collect();
     assert!(resident(&pages_of_all_copies(&areas)).is_empty());
@@ -53,6 +71,9 @@ fn lazy_population_backs_nothing() {
 
 #[test]
 fn whole_population_backs_the_whole_chunk_and_gives_no_part_back() {
+    if !residency_can_be_seen() {
+        return;
+    }
     let pcpu = builder().populate(Populate::Whole).build().unwrap();
     let _first_chunk = pcpu.alloc(layout(28 << 10, 4), Gfp::KERNEL).unwrap();
     let one = Area::new(&pcpu, 4, 4, Gfp::KERNEL).unwrap();
@@ -87,6 +108,9 @@ fn free_most(profile: Profile) -> (usize, usize, usize) {
 
 #[test]
 fn depopulation_and_destruction_return_memory() {
+    if !residency_can_be_seen() {
+        return;
+    }
     for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_6_13] {
         let (full, most_freed, all_freed) = free_most(profile);
         assert!(full >= 3 * 800 * 1024 / page_size());
@@ -97,6 +121,9 @@ fn depopulation_and_destruction_return_memory() {
 
 #[test]
 fn without_depopulation_only_destruction_returns_memory() {
+    if !residency_can_be_seen() {
+        return;
+    }
     let (full, most_freed, all_freed) = free_most(Profile::LINUX_5_10);
     assert_eq!(most_freed, full, "Linux 5.10 keeps the pages of chunks in use");
     assert!(all_freed < full / 2, "{all_freed} of {full} pages");
