@@ -140,7 +140,8 @@ impl Memcg {
     }
 
     /// The most that [`current`](Memcg::current) was after an allocation. Charges that were refused,
-    /// and those whose allocation failed, do not count. The kernel's `memory.peak`.
+    /// and those whose allocation failed, do not count; while other threads allocate, what they
+    /// are being charged may. The kernel's `memory.peak`.
     pub fn peak(&self) -> u64 {
         self.node.counter.peak()
     }
