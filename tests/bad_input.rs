@@ -205,12 +205,18 @@ fn layouts_made_by_hand_are_checked() {
     let error = build(with(AllocInfo { unit_size: 12_345, ..good.clone() }));
     assert!(matches!(error, BuildError::Layout(LayoutError::BadUnitSize { unit_size: 12_345 })));
     let regions = Regions { static_size: 1 << 30, ..good.regions };
-    let error = build(with(AllocInfo { regions, ..good }));
+    let error = build(with(AllocInfo { regions, ..good.clone() }));
     assert!(matches!(error, BuildError::Layout(LayoutError::RegionsTooLarge { .. })));
-    assert_eq!(
-        AllocInfo::compute(Regions::DEFAULT, 0, 0, machine.possible(), None),
-        Err(LayoutError::BadAtomSize { atom_size: 0 })
-    );
+    let error = build(with(AllocInfo { groups: Vec::new(), ..good }));
+    assert!(matches!(error, BuildError::Layout(LayoutError::OtherCpus)));
+    for atom_size in [0, 4095, (1 << 30) + 4096, 1 << 40, 1 << 63, usize::MAX & !4095] {
+        assert_eq!(
+            AllocInfo::compute(Regions::DEFAULT, 0, atom_size, machine.possible(), None),
+            Err(LayoutError::BadAtomSize { atom_size })
+        );
+    }
+    let largest = AllocInfo::compute(Regions::DEFAULT, 0, 1 << 30, machine.possible(), None);
+    assert_eq!(largest.unwrap().unit_size, 1 << 29);
 }
 
 // Cgroups.

@@ -58,7 +58,7 @@ pub enum Populate {
     #[default]
     Lazy,
     /// When the allocator populates a page, on every possible CPU; lack of memory is then an
-    /// error of the allocation instead of a later kill. Left out are areas aligned to more than
+    /// error of the allocation instead of a later kill. Needs Linux 5.14. Left out are areas aligned to more than
     /// 128 bytes that a caller which may not block asked for.
     Eager,
     /// As `Eager`, but a chunk is populated completely when it is created and never given back in
@@ -210,7 +210,10 @@ impl<O: Send + Sync + 'static> Arena<O> {
 
     fn place_atomic(&self, state: &mut Guard<'_, O>, request: &Request) -> Result<Area, NoArea> {
         match state.placement.place(request) {
-            Placed::At(area) => Ok(area),
+            Placed::At(area) => {
+                debug_assert_eq!(state.placement.unpopulated_run(&area, 0), None, "A2");
+                Ok(area)
+            }
             Placed::NeedsChunk(_) | Placed::Refused => Err(NoArea::NoRoom),
         }
     }

@@ -48,6 +48,9 @@ impl fmt::Display for Limit {
     }
 }
 
+/// The usage and the limit that stand against a charge.
+pub(super) type Full = (u64, Limit);
+
 /// Usage, limit and peak of one cgroup, in bytes. Mirrors the kernel's `page_counter`, in bytes.
 ///
 /// Usage stands alone on its cache line: every charge writes it, while the limit is read.
@@ -67,10 +70,19 @@ impl Counter {
         }
     }
 
+    /// Whether `bytes` could be added now.
+    pub(super) fn check(&self, bytes: u64) -> Result<(), Full> {
+        let (usage, max) = (self.usage(), self.max());
+        if usage.checked_add(bytes).is_some_and(|new| new <= max.0) {
+            Ok(())
+        } else {
+            Err((usage, max))
+        }
+    }
+
     /// Adds `bytes` unless that takes usage above the limit; else tells the usage and limit that
-    /// stood against it. Nothing is added even for a moment when it is refused, so that a large
-    /// refused charge cannot make a small one of another thread fail.
-    pub(super) fn try_add(&self, bytes: u64) -> Result<(), (u64, Limit)> {
+    /// stood against it. Nothing is added even for a moment when it is refused.
+    pub(super) fn try_add(&self, bytes: u64) -> Result<(), Full> {
         // Relaxed: the counter publishes no other memory. A limit lowered at the same time may
         // or may not apply to this charge; both orders are legal.
         let max = self.max.load(Ordering::Relaxed);

@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::TreeError;
 use super::node::Node;
 
 /// Tells trees apart in a thread's memberships; never reused.
@@ -64,16 +65,20 @@ pub(super) fn node(tree: TreeId) -> Option<Arc<Node>> {
 
 /// Replaces the thread's attachment in the tree by `node`, whose thread count was raised; the
 /// root is no attachment.
-pub(super) fn attach(tree: TreeId, node: Option<Arc<Node>>) {
+pub(super) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeError> {
     let new = node.map(|node| (tree, Attachment(node)));
-    // What was replaced is dropped outside the borrow.
-    let _old = MEMBERSHIPS.try_with(|memberships| {
+    // What is replaced is dropped outside the borrow, and so are attachments to trees that are gone.
+    let replaced = MEMBERSHIPS.try_with(|memberships| {
         let attached = &mut memberships.borrow_mut().attached;
-        let old = attached.iter().position(|(id, _)| *id == tree);
-        let old = old.map(|index| attached.swap_remove(index));
+        let (kept, replaced) = std::mem::take(attached)
+            .into_iter()
+            .partition(|(id, Attachment(node))| *id != tree && !node.is_gone());
+        *attached = kept;
         attached.extend(new);
-        old
+        replaced
     });
+    let _replaced: Vec<_> = replaced.map_err(|_| TreeError::ThreadEnding)?;
+    Ok(())
 }
 
 /// A scope in which the thread allocates for a cgroup; see [`Memcg::enter`](super::Memcg::enter).

@@ -29,8 +29,9 @@ pub enum AllocError {
     /// A cgroup's limit stands against it.
     #[error(transparent)]
     Limit(#[from] ChargeError),
-    /// No populated memory has room and the request may not block, or the reserved region is full.
-    #[error("no populated room for {size} bytes without blocking")]
+    /// No populated memory has room and the request may not block, or it asked for the reserved
+    /// region and that is full.
+    #[error("no room for {size} bytes, in populated memory or in the reserved region")]
     NoRoom {
         /// Bytes asked for, rounded up to granules.
         size: usize,
@@ -51,7 +52,8 @@ impl AllocError {
         matches!(self, AllocError::Limit(_))
     }
 
-    /// True when the call might succeed if it were allowed to block.
+    /// True when there was no room where the request may be served: an ordinary one might succeed
+    /// if it were allowed to block.
     pub fn is_no_room(&self) -> bool {
         matches!(self, AllocError::NoRoom { .. })
     }
@@ -145,14 +147,9 @@ pub enum TreeError {
     /// The root cgroup cannot be removed or limited.
     #[error("the root cgroup can be neither removed nor limited")]
     IsRoot,
-    /// The tree would become too deep.
-    #[error("a cgroup below {path} would be more than {limit} levels deep")]
-    TooDeep {
-        /// The parent.
-        path: String,
-        /// Levels allowed below the root.
-        limit: usize,
-    },
+    /// The calling thread is about to end and belongs to no cgroup any more.
+    #[error("the thread is about to end")]
+    ThreadEnding,
     /// The cgroup's own statistics could not be allocated for its parent.
     #[error("no memory for the statistics of cgroup {path}")]
     Statistics {
@@ -196,7 +193,7 @@ impl TreeError {
             TreeError::InvalidName { .. } => libc::EINVAL,
             TreeError::Busy { .. } | TreeError::IsRoot => libc::EBUSY,
             TreeError::Removed { .. } => libc::ENODEV,
-            TreeError::TooDeep { .. } => libc::EAGAIN,
+            TreeError::ThreadEnding => libc::ESRCH,
             TreeError::Statistics { source, .. } => source.errno(),
         }
     }

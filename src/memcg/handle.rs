@@ -73,8 +73,8 @@ impl Memcg {
     /// # Errors
     ///
     /// [`TreeError::InvalidName`], [`Exists`](TreeError::Exists), [`Removed`](TreeError::Removed),
-    /// [`TooDeep`](TreeError::TooDeep), or [`Statistics`](TreeError::Statistics) when this cgroup
-    /// or an ancestor has no room for the child's statistics.
+    /// or [`Statistics`](TreeError::Statistics) when this cgroup or an ancestor has no room for the
+    /// child's statistics.
     pub fn create(&self, name: &str) -> Result<Memcg, TreeError> {
         Ok(self.with(self.tree.create(&self.node, name)?))
     }
@@ -202,7 +202,8 @@ impl Memcg {
     ///
     /// Only allocations with [`Gfp::ACCOUNT`](super::Gfp::ACCOUNT) are charged. A cgroup that is
     /// removed meanwhile stands for its nearest ancestor that is not. A scope does not keep the
-    /// cgroup from being removed. The kernel's `set_active_memcg`.
+    /// cgroup from being removed. In a thread whose local values are being dropped, scopes have no
+    /// effect: it belongs to the root. The kernel's `set_active_memcg`.
     pub fn enter(&self) -> EnterGuard {
         current::enter(self.tree.id(), Arc::clone(&self.node))
     }
@@ -215,15 +216,14 @@ impl Memcg {
     ///
     /// # Errors
     ///
-    /// [`TreeError::Removed`]; the thread stays where it is.
+    /// [`TreeError::Removed`]; [`TreeError::ThreadEnding`] when called while the thread's local
+    /// values are dropped. The thread stays where it is.
     pub fn attach_thread(&self) -> Result<(), TreeError> {
         if self.is_root() {
-            current::attach(self.tree.id(), None);
-            return Ok(());
+            return current::attach(self.tree.id(), None);
         }
         self.tree.attach(&self.node)?;
-        current::attach(self.tree.id(), Some(Arc::clone(&self.node)));
-        Ok(())
+        current::attach(self.tree.id(), Some(Arc::clone(&self.node)))
     }
 
     /// The cgroup that the calling thread allocates for in the tree of `self`.

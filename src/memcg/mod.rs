@@ -46,5 +46,3 @@ pub(crate) use tree::Tree;
 
 /// Longest name of a cgroup, in bytes: a file name's limit.
 const MAX_NAME_BYTES: usize = 255;
-/// Levels below the root. Sums and the end of a tree recurse, some words of stack a level.
-const MAX_DEPTH: usize = 1024;

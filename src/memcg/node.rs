@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
 use super::account::Account;
-use super::counter::Counter;
+use super::counter::{Counter, Full};
 use super::weak_list::WeakList;
 use super::{ChargeError, Gfp};
 use crate::arena::{Arena, Freed, NoArea, Words};
@@ -30,8 +30,6 @@ pub(super) const STAT_SIZE: usize = StatWords::SIZE;
 pub(super) struct Node {
     pub(super) name: Box<str>,
     pub(super) parent: Option<Arc<Node>>,
-    /// Levels below the root.
-    pub(super) depth: usize,
     pub(super) counter: Counter,
     /// Changed only under the tree's topology lock.
     pub(super) children: Mutex<BTreeMap<Box<str>, Arc<Node>>>,
@@ -101,7 +99,6 @@ impl Node {
         Arc::new(Node {
             name: name.into(),
             parent: parent.cloned(),
-            depth: parent.map_or(0, |parent| parent.depth + 1),
             counter: Counter::new(),
             children: Mutex::default(),
             objcg: ArcSwapOption::empty(),
@@ -119,6 +116,11 @@ impl Node {
         self.removed.load(Ordering::Acquire)
     }
 
+    /// True when nothing will be charged here again: removed, or its tree is gone.
+    pub(super) fn is_gone(&self) -> bool {
+        self.stat.load().is_none()
+    }
+
     /// This cgroup and its ancestors, upwards.
     pub(super) fn ancestry(&self) -> impl Iterator<Item = &Node> {
         std::iter::successors(Some(self), |node| node.parent.as_deref())
@@ -133,21 +135,31 @@ impl Node {
 
     /// Charges `bytes` to this cgroup and all its ancestors, or to none of them.
     fn charge(&self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
-        for node in self.ancestry() {
-            if gfp.may_exceed() {
+        if gfp.may_exceed() {
+            for node in self.ancestry() {
                 node.counter.add(bytes);
-            } else if let Err((usage, max)) = node.counter.try_add(bytes) {
+            }
+            return Ok(());
+        }
+        // Asked first, so that a charge which a limit high up refuses is never added below, where
+        // it would stand in the way of others. Only charges that race for the last bytes of a
+        // limit come to be undone.
+        for node in self.ancestry() {
+            node.counter.check(bytes).map_err(|at| node.refusal(bytes, at))?;
+        }
+        for node in self.ancestry() {
+            if let Err(at) = node.counter.try_add(bytes) {
                 for charged in self.ancestry().take_while(|charged| !ptr::eq(*charged, node)) {
                     charged.counter.sub(bytes);
                 }
-                return Err(node.refusal(bytes, usage, max));
+                return Err(node.refusal(bytes, at));
             }
         }
         Ok(())
     }
 
     #[cold]
-    fn refusal(&self, requested: u64, usage: u64, max: super::Limit) -> ChargeError {
+    fn refusal(&self, requested: u64, (usage, max): Full) -> ChargeError {
         ChargeError { cgroup: self.path(), requested, usage, max }
     }
 
@@ -193,13 +205,26 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
+impl Node {
+    /// A removed cgroup goes: its ancestors count it no more.
+    fn count_off(&mut self) {
         if *self.removed.get_mut() {
             for ancestor in self.ancestry().skip(1) {
                 // Relaxed: a statistic.
                 ancestor.nr_dying.fetch_sub(1, Ordering::Relaxed);
             }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.count_off();
+        // A loop in place of recursion: the parents that go with this cgroup may be many.
+        let mut parent = self.parent.take();
+        while let Some(mut node) = parent.and_then(Arc::into_inner) {
+            node.count_off();
+            parent = node.parent.take();
         }
     }
 }

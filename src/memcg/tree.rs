@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use super::account::Account;
 use super::current::{self, TreeId};
 use super::node::{Node, ObjCgroup, STAT_SIZE, StatBlock};
-use super::{AllocError, FreeError, Gfp, MAX_DEPTH, MAX_NAME_BYTES, TreeError};
+use super::{AllocError, FreeError, Gfp, MAX_NAME_BYTES, TreeError};
 use crate::arena::{Allocation, Arena, NoArea, NotLive};
 use crate::placement::{Request, RequestFlags};
 
@@ -69,9 +69,6 @@ impl Tree {
         if parent.is_removed() {
             return Err(TreeError::Removed { path: parent.path() });
         }
-        if parent.depth >= MAX_DEPTH {
-            return Err(TreeError::TooDeep { path: parent.path(), limit: MAX_DEPTH });
-        }
         let node = Node::new(name, Some(parent));
         if parent.children.lock().contains_key(name) {
             return Err(TreeError::Exists { path: node.path() });
@@ -86,6 +83,7 @@ impl Tree {
             // Relaxed: changed under the topology lock, read as a statistic.
             ancestor.nr_descendants.fetch_add(1, Ordering::Relaxed);
         }
+        self.stat_arena.balance_if_pending();
         Ok(node)
     }
 
@@ -197,6 +195,7 @@ impl Tree {
         drop(node.objcg.swap(None));
         node.reparent(parent);
         drop(node.stat.swap(None));
+        self.stat_arena.balance_if_pending();
         Ok(())
     }
 
@@ -212,15 +211,23 @@ impl Tree {
     }
 
     /// Bytes of live accounted areas of a cgroup and its descendants.
-    pub(super) fn percpu(&self, node: &Node) -> u64 {
+    pub(super) fn percpu(&self, node: &Arc<Node>) -> u64 {
         let _topology = self.topology.read();
-        sum_percpu(node).max(0) as u64
+        let own = |node: &Arc<Node>| node.stat.load().as_ref().map_or(0, |stat| stat.percpu());
+        subtree(node).iter().map(own).sum::<i64>().max(0) as u64
     }
 }
 
-fn sum_percpu(node: &Node) -> i64 {
-    let own = node.stat.load().as_ref().map_or(0, |stat| stat.percpu());
-    own + node.children.lock().values().map(|child| sum_percpu(child)).sum::<i64>()
+/// A cgroup and its descendants, each behind its parent.
+fn subtree(node: &Arc<Node>) -> Vec<Arc<Node>> {
+    let mut nodes = vec![Arc::clone(node)];
+    let mut next = 0;
+    while let Some(node) = nodes.get(next) {
+        let children: Vec<Arc<Node>> = node.children.lock().values().cloned().collect();
+        nodes.extend(children);
+        next += 1;
+    }
+    nodes
 }
 
 fn check_name(name: &str) -> Result<(), TreeError> {
@@ -237,17 +244,13 @@ fn check_name(name: &str) -> Result<(), TreeError> {
 }
 
 impl Drop for Tree {
+    /// Cuts the reference cycles, children first: their statistics are charged to their parents.
     fn drop(&mut self) {
-        tear_down(&self.root);
+        let mut nodes = subtree(&self.root);
+        while let Some(node) = nodes.pop() {
+            drop(std::mem::take(&mut *node.children.lock()));
+            node.objcg.store(None);
+            node.stat.store(None);
+        }
     }
-}
-
-/// Cuts the reference cycles of a subtree, children first: their statistics are charged upwards.
-fn tear_down(node: &Arc<Node>) {
-    let children = std::mem::take(&mut *node.children.lock());
-    for child in children.values() {
-        tear_down(child);
-    }
-    node.objcg.store(None);
-    node.stat.store(None);
 }

@@ -145,7 +145,10 @@ impl PerCpuAllocatorBuilder {
     pub fn build(self) -> Result<PerCpuAllocator, BuildError> {
         let machine = self.machine.map_or_else(Machine::detect, Ok)?;
         let layout = match self.layout {
-            Some(layout) => layout,
+            Some(layout) => {
+                layout.check_cpus(machine.possible())?;
+                layout
+            }
             None => {
                 let distance = |a: CpuId, b: CpuId| machine.distance(a, b);
                 let cpus = machine.possible();
@@ -168,7 +171,9 @@ impl PerCpuAllocatorBuilder {
             unit_size: STATISTICS_UNIT_SIZE,
             regions: Regions::DEFAULT,
             populate: Populate::Lazy,
-            balance: BalanceMode::Inline,
+            // Run by whoever creates or removes a cgroup: others, who may not block, can be the
+            // last to let go of a removed cgroup's statistics.
+            balance: BalanceMode::Manual,
         })?;
         let areas = arena(Config {
             machine,

@@ -18,6 +18,9 @@ use crate::sys::CpuId;
 /// The kernel's `LOCAL_DISTANCE`: two CPUs share a group when both distances are exactly this.
 const LOCAL_DISTANCE: u32 = 10;
 
+/// Larger pieces could not be divided into legal units for any number of CPUs.
+const MAX_ATOM_SIZE: usize = 1 << 30;
+
 /// Sizes of the regions of the first unit, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Regions {
@@ -59,8 +62,11 @@ pub enum LayoutError {
     /// There are no CPUs.
     #[error("a layout needs at least one CPU")]
     NoCpus,
-    /// The atom size is zero or no multiple of the page size.
-    #[error("an atom of {atom_size} bytes is no positive multiple of 4096")]
+    /// The groups' CPUs are not those of the machine.
+    #[error("the layout's CPUs are not those of the machine")]
+    OtherCpus,
+    /// The atom size is zero, above 1 GiB, or no multiple of the page size.
+    #[error("an atom of {atom_size} bytes is no multiple of 4096 between 4096 and 2^30")]
     BadAtomSize {
         /// Bytes asked for.
         atom_size: usize,
@@ -167,7 +173,7 @@ impl AllocInfo {
         if cpus.is_empty() {
             return Err(LayoutError::NoCpus);
         }
-        if atom_size == 0 || atom_size % PAGE_SIZE != 0 {
+        if atom_size == 0 || atom_size % PAGE_SIZE != 0 || atom_size > MAX_ATOM_SIZE {
             return Err(LayoutError::BadAtomSize { atom_size });
         }
         let wanted = Regions { dyn_size: regions.dyn_size.max(early_size), ..regions };
@@ -217,6 +223,14 @@ impl AllocInfo {
             units_per_alloc: 1,
             groups: number_units(group_cpus(cpus, distance), 1),
         })
+    }
+
+    /// Checks that every one of `cpus` (ascending), and no other, is in exactly one group.
+    pub(crate) fn check_cpus(&self, cpus: &[CpuId]) -> Result<(), LayoutError> {
+        let members = self.groups.iter().flat_map(|group| &group.cpus);
+        let mut members: Vec<CpuId> = members.copied().collect();
+        members.sort_unstable();
+        if members == cpus { Ok(()) } else { Err(LayoutError::OtherCpus) }
     }
 
     /// Units of all groups, filler included.

@@ -34,10 +34,8 @@
 )]
 
 use std::ffi::{c_int, c_ulong, c_void};
-use std::hint::black_box;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::{fmt, io};
 
 use rustix::io::Errno;
@@ -64,10 +62,9 @@ pub(crate) struct Reservation {
 // to the thread that made them. `Machine` is Send.
 unsafe impl Send for Reservation {}
 
-// SAFETY: `&self` gives out the address and page operations, and touches the content only with
-// atomic operations that store what they load. Page operations may run at the same time on any
-// number of threads. The one that changes content, `discard`, is unsafe and makes its caller rule
-// out conflicts. `Machine` is Sync.
+// SAFETY: `&self` gives out the address and page operations, and never touches the content itself.
+// Page operations may run at the same time on any number of threads. The one that changes content,
+// `discard`, is unsafe and makes its caller rule out conflicts. `Machine` is Sync.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
@@ -114,12 +111,12 @@ impl Reservation {
 
     /// Backs the pages that cover `range` with memory now, keeping what they hold.
     ///
-    /// May run while other threads use the range. Costs a page fault per page not yet backed. Before
-    /// Linux 5.14 lack of memory shows as an out-of-memory kill instead of an error.
+    /// May run while other threads use the range. Costs a page fault per page not yet backed.
     ///
     /// # Errors
     ///
-    /// [`MapOp::Prefault`]: no memory, or an injected fault. Part of the range may be backed.
+    /// [`MapOp::Prefault`]: no memory, an injected fault, or a kernel before 5.14, which cannot do
+    /// it (`EINVAL`). Part of the range may be backed.
     pub(crate) fn prefault(&self, range: Range<usize>) -> Result<(), MapError> {
         let pages = self.pages_covering(range);
         if pages.is_empty() {
@@ -127,15 +124,8 @@ impl Reservation {
         }
         self.machine.faults().admit(MapOp::Prefault, pages.len())?;
         // SAFETY: this advice keeps content.
-        match unsafe { self.advise(&pages, Advice::LinuxPopulateWrite) } {
-            Ok(()) => Ok(()),
-            // Linux before 5.14 does not know the advice; nothing else about the call is invalid.
-            Err(Errno::INVAL) => {
-                self.touch(&pages);
-                Ok(())
-            }
-            Err(errno) => Err(MapError::new(MapOp::Prefault, pages.len(), errno.raw_os_error())),
-        }
+        unsafe { self.advise(&pages, Advice::LinuxPopulateWrite) }
+            .map_err(|errno| MapError::new(MapOp::Prefault, pages.len(), errno.raw_os_error()))
     }
 
     /// Gives the memory of the whole pages inside `range` back, and returns how many bytes that was.
@@ -237,22 +227,6 @@ impl Reservation {
         let start = self.at(pages.start).as_ptr().cast::<c_void>();
         // SAFETY: the pages are mapped by this value (I1); the caller answers for their content.
         unsafe { rustix::mm::madvise(start, pages.len(), advice) }
-    }
-
-    /// Backs each page by writing a byte to it, for kernels that cannot do it themselves.
-    ///
-    /// An atomic operation, because the byte may be live: its value is stored back in the same
-    /// instant it is loaded, so no update by another thread or by a restartable sequence is lost.
-    fn touch(&self, pages: &Range<usize>) {
-        for page in pages.clone().step_by(page_size()) {
-            // SAFETY: the byte is mapped readable and writable as long as `self` lives (I1), and
-            // changed by nobody in a way that a value-preserving atomic operation could upset.
-            let byte = unsafe { AtomicU8::from_ptr(self.at(page).as_ptr()) };
-            // `black_box` hides the zero: compilers drop the store of an `or` that changes nothing,
-            // and a load alone only maps the shared zero page.
-            // Relaxed: no other memory is published through the byte.
-            byte.fetch_or(black_box(0), Ordering::Relaxed);
-        }
     }
 
     fn prefer(&self, pages: &Range<usize>, node: NodeId) -> Result<(), Errno> {

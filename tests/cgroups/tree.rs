@@ -28,29 +28,43 @@ fn children_are_listed_by_name() {
     assert_eq!(children.iter().map(Memcg::name).collect::<Vec<_>>(), ["a", "b10", "b9", "c"]);
 }
 
+/// Nothing recurses: a deep tree works on the smallest of stacks, and so does its end.
 #[test]
-fn the_tree_is_at_most_1024_levels_deep() {
-    let pcpu = allocator();
-    let mut deepest = pcpu.root();
-    for level in 1..=1024 {
-        deepest = deepest.create("x").unwrap_or_else(|error| panic!("level {level}: {error}"));
-    }
-    let error = deepest.create("x").unwrap_err();
-    assert_eq!(error, TreeError::TooDeep { path: deepest.path(), limit: 1024 });
-    assert_eq!(error.errno(), libc::EAGAIN);
+fn the_tree_may_be_deep_and_the_stack_small() {
+    const LEVELS: u64 = 2000;
+    let work = || {
+        let pcpu = allocator();
+        let mut deepest = pcpu.root();
+        for _ in 0..LEVELS {
+            deepest = deepest.create("x").unwrap();
+        }
+        let charged = pcpu.root().current();
+        assert_eq!(charged, (LEVELS - 1) * CHILD);
+        let ptr = alloc_in(&pcpu, &deepest, 8, Gfp::KERNEL_ACCOUNT);
+        assert_eq!(pcpu.root().current(), charged + full(8));
+        assert_eq!(pcpu.root().stat().percpu, charged + full(8));
+        free(&pcpu, ptr);
 
-    let charged = pcpu.root().current();
-    assert_eq!(charged, 1023 * CHILD);
-    let ptr = alloc_in(&pcpu, &deepest, 8, Gfp::KERNEL_ACCOUNT);
-    assert_eq!(pcpu.root().current(), charged + full(8));
-    assert_eq!(pcpu.root().stat().percpu, charged + full(8));
-    free(&pcpu, ptr);
+        let top = pcpu.cgroup("x").unwrap();
+        top.set_max(Limit::bytes(charged)).unwrap();
+        {
+            let _in = deepest.enter();
+            let error = refusal(alloc(&pcpu, 8, Gfp::KERNEL_ACCOUNT));
+            assert_eq!((error.cgroup.as_str(), deepest.peak()), ("/x", full(8)));
+        }
 
-    let top = pcpu.cgroup("x").unwrap();
-    top.set_max(Limit::bytes(charged)).unwrap();
-    let _in = deepest.enter();
-    let error = refusal(alloc(&pcpu, 8, Gfp::KERNEL_ACCOUNT));
-    assert_eq!((error.cgroup.as_str(), deepest.peak()), ("/x", full(8)));
+        // A chain of removed cgroups, held by its last one alone, goes at once.
+        let removed = deepest.clone();
+        for _ in 0..LEVELS / 2 {
+            let parent = deepest.parent().unwrap();
+            deepest.remove().unwrap();
+            deepest = parent;
+        }
+        assert_eq!(pcpu.root().nr_dying_descendants() as u64, LEVELS / 2);
+        drop(removed);
+        assert_eq!(pcpu.root().nr_dying_descendants(), 0);
+    };
+    std::thread::Builder::new().stack_size(128 << 10).spawn(work).unwrap().join().unwrap();
 }
 
 #[test]

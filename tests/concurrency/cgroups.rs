@@ -300,3 +300,36 @@ fn statistics_may_be_read_while_everything_changes() {
     });
     assert_only_statistics_are_charged(&pcpu);
 }
+
+/// A limit high up refuses before anything is added below it.
+#[test]
+fn charges_that_an_ancestor_refuses_stand_in_nobodys_way() {
+    const LARGE: usize = 4096;
+    const SMALL: usize = 8;
+    let pcpu = allocator(Profile::default(), BalanceMode::Inline);
+    let parent = pcpu.root().create("parent").unwrap();
+    let child = parent.create("child").unwrap();
+    let copies = pcpu.machine().nr_possible();
+    let full = |size: usize| (size * copies + 2 * size) as u64;
+    // The child has room for a small area beside nearly a large one, the parent for a small one.
+    child.set_max(Limit::bytes(full(LARGE))).unwrap();
+    parent.set_max(Limit::bytes(parent.current() + full(SMALL))).unwrap();
+    let layout = |size| Layout::from_size_align(size, 8).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _in = child.enter();
+            while !done.load(Ordering::Relaxed) {
+                assert!(pcpu.alloc(layout(LARGE), Gfp::KERNEL_ACCOUNT).unwrap_err().is_limit());
+            }
+        });
+        let _stop = StopOnDrop(&done);
+        let _in = child.enter();
+        for _ in 0..20_000 {
+            let area = pcpu.alloc(layout(SMALL), Gfp::KERNEL_ACCOUNT).expect("room");
+            // SAFETY: nobody uses the area.
+            unsafe { pcpu.free(area) }.expect("a live area");
+        }
+    });
+    assert_eq!(child.peak(), full(SMALL));
+}

@@ -19,6 +19,7 @@
 //! * C4: `nr_empty_pages` counts the blocks that are free *and* populated, once population that
 //!   an allocation asked for is done.
 //! * C5: an area's length is the distance from its start to the next bound bit.
+//! * C6: a live area lies on populated pages, once population is done.
 //!
 //! Mirrors `struct pcpu_chunk` of Linux 5.2 to 7.1. The search is in [`search`](self), the
 //! upkeep of the hints in `update`.

@@ -28,6 +28,8 @@ impl Chunk {
             let used = self.alloc_map.count(base..base + BLOCK_GRANULES);
             check!((used == 0) == block.is_free_block(), "chunk {name} block {index}: C2");
             empty += isize::from(used == 0 && self.populated.get(index));
+            let backed = used == 0 || self.populated.get(index);
+            check!(populating || backed, "chunk {name} page {index}: C6: used and not populated");
             let first = self.alloc_map.next_clear(base, base + BLOCK_GRANULES) - base;
             check!(block.first_free <= first, "chunk {name} block {index}: C3: first_free");
             let claims = [

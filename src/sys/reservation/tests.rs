@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use super::*;
 
 fn machine() -> Machine {
@@ -108,17 +110,6 @@ fn prefault_backs_the_pages_that_cover_the_range() {
 }
 
 #[test]
-fn touching_backs_pages_and_keeps_what_they_hold() {
-    let page = page_size();
-    let reservation = reserve(4);
-    store(&reservation, page, 0xa5);
-    let _ = load(&reservation, 2 * page); // maps the zero page
-    reservation.touch(&(page..3 * page));
-    assert_eq!(backed(&reservation), [false, true, true, false]);
-    assert_eq!((load(&reservation, page), load(&reservation, 2 * page)), (0xa5, 0));
-}
-
-#[test]
 fn prefault_keeps_what_is_there() {
     let reservation = reserve(2);
     store(&reservation, 7, 0x5a);
@@ -221,7 +212,7 @@ fn prefault_on_one_thread_loses_no_update_of_another() {
             }
         });
         for _ in 0..ROUNDS {
-            reservation.touch(&(0..page_size()));
+            reservation.prefault(0..page_size()).unwrap();
         }
     });
     assert_eq!(load(&reservation, 0), (ROUNDS % 256) as u8);
