@@ -57,7 +57,8 @@
 //!
 //! Everything may be used from any thread. Nothing may be called in a signal handler, but reading
 //! and writing through references and addresses obtained before is fine. A forked child has a
-//! private copy of all per-CPU memory; the thread of [`BalanceMode::Background`] is not in it.
+//! private copy of all per-CPU memory; the thread of [`BalanceMode::Background`] is not in it, and
+//! locks that other threads held at that moment stay locked: such a child should not allocate.
 //!
 //! Layers, locks and invariants are described in `ARCHITECTURE.md`.
 

@@ -18,8 +18,9 @@
 //! * M3: a token (`ObjCgroup`) points at a live cgroup, or at one that is being removed.
 //! * M4: a removed cgroup's counter is never read for a decision: nothing resolves to it.
 //!
-//! Locks, outermost first: the tree's topology lock > the arena's locks; a node's `children` and
-//! `inherited` are leaves. Charging takes no lock, and no lock is held while uncharging.
+//! Locks, outermost first: the tree's topology lock > the arena's locks. A node's `children` is a
+//! leaf; of the `inherited` lists, removal takes the child's and then the parent's. Charging takes
+//! no lock, and no lock but the topology lock is held while uncharging.
 //!
 //! Mirrors `mm/memcontrol.c` as far as per-CPU memory needs it (Linux 5.9 to 6.18): hierarchical
 //! counters, obj_cgroups and their reparenting, and statistics charged to the parent. Counters are

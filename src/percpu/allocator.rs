@@ -128,8 +128,9 @@ impl PerCpuAllocator {
 
     /// Frees an area on all CPUs and uncharges whoever was charged for it.
     ///
-    /// May be called on any thread. Does not block, but with [`BalanceMode::Inline`] it may carry
-    /// out balance work that it made necessary.
+    /// May be called on any thread. Takes only a short lock; with [`BalanceMode::Inline`] it also
+    /// carries out balance work that it made necessary, and waits for an allocation that is
+    /// populating. Where that must not be, choose another mode.
     ///
     /// [`BalanceMode::Inline`]: crate::BalanceMode::Inline
     ///

@@ -6,6 +6,7 @@
 //! `&mut` access to the whole object.
 
 mod allocator;
+mod bounds;
 mod builder;
 mod object;
 mod raw;

@@ -40,44 +40,6 @@ use crate::sys::CpuId;
 /// assert_eq!(queued, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-///
-/// What is not `Sync` cannot be shared, and what is not `Send` cannot be sent:
-///
-/// ```compile_fail,E0277
-/// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
-/// let pcpu = PerCpuAllocator::new().unwrap();
-/// let cells = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| std::cell::Cell::new(0)).unwrap();
-/// std::thread::scope(|scope| {
-///     scope.spawn(|| cells.this_cpu().set(1));
-/// });
-/// ```
-///
-/// ```compile_fail,E0277
-/// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
-/// let pcpu = PerCpuAllocator::new().unwrap();
-/// let shared = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| std::rc::Rc::new(0)).unwrap();
-/// std::thread::spawn(move || drop(shared));
-/// ```
-///
-/// A reference cannot outlive the object, and exclusive access excludes shared access:
-///
-/// ```compile_fail,E0505
-/// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
-/// let pcpu = PerCpuAllocator::new().unwrap();
-/// let object = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| 1u64).unwrap();
-/// let one = object.this_cpu();
-/// drop(object);
-/// assert_eq!(*one, 1);
-/// ```
-///
-/// ```compile_fail,E0502
-/// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
-/// let pcpu = PerCpuAllocator::new().unwrap();
-/// let mut object = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| 1u64).unwrap();
-/// let one = object.this_cpu();
-/// object.iter_mut().for_each(|(_, value)| *value = 2);
-/// assert_eq!(*one, 1);
-/// ```
 pub struct PerCpu<T> {
     first: NonNull<T>,
     /// Distance between the copies of neighbouring CPU ids, in bytes.
@@ -191,12 +153,6 @@ impl<T> PerCpu<T> {
     }
 
     /// Allocates an object whose copies are all zero, without touching them.
-    ///
-    /// ```compile_fail,E0277
-    /// # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
-    /// let pcpu = PerCpuAllocator::new().unwrap();
-    /// let boxes = PerCpu::<Box<u64>>::zeroed_in(&pcpu, Gfp::KERNEL);
-    /// ```
     ///
     /// # Errors
     ///

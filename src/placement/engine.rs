@@ -84,11 +84,11 @@ pub struct InvalidFree {
 
 impl Placement {
     /// The state at start: the first chunk, and the reserved one where the regions have one.
-    ///
-    /// # Errors
-    ///
-    /// What [`Regions::check`] says.
-    pub fn new(unit_size: usize, regions: Regions, profile: Profile) -> Result<Self, LayoutError> {
+    pub(crate) fn new(
+        unit_size: usize,
+        regions: Regions,
+        profile: Profile,
+    ) -> Result<Self, LayoutError> {
         regions.check(unit_size)?;
         let dynamic = regions.dynamic().ok_or(LayoutError::NoDynamicRegion)?;
         let slots = Slots::new(unit_size, profile.depopulation);

@@ -149,7 +149,7 @@ impl Placement {
     }
 
     /// List numbers of (sidelined, to-depopulate) chunks, in profiles that have them.
-    pub fn isolated_slots(&self) -> Option<(i32, i32)> {
+    pub(crate) fn isolated_slots(&self) -> Option<(i32, i32)> {
         Some((self.slots.sidelined? as i32, self.slots.to_depopulate? as i32))
     }
 
