@@ -254,3 +254,18 @@ fn help_is_no_error() {
         assert!(run.stdout.contains(option), "{}", run.stdout);
     }
 }
+
+#[test]
+fn memory_is_that_of_the_cpus_that_wrote_on_however_many_there_are() {
+    let resident = |cpus: &str| -> u64 {
+        let file = shipped("workloads/bpf-maps.csv.gz");
+        let run = replay([&*file, "--backed", "--touch", "2", "--cpus", cpus]);
+        run.expect(0, "placement: nothing to compare");
+        let line = run.stdout.lines().find_map(|line| line.strip_prefix("resident: peak "));
+        let mib = line.and_then(|line| line.split(' ').next()).expect("a line on memory");
+        mib.parse().expect("a number")
+    };
+    let (two, sixty_four) = (resident("2"), resident("64"));
+    assert!(two >= 20, "{two} MiB cannot hold two copies of the peak");
+    assert!(sixty_four <= two + two / 4, "{sixty_four} MiB, on 2 CPUs {two}");
+}
