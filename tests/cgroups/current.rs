@@ -171,3 +171,36 @@ fn membership_of_a_dropped_allocator_is_harmless() {
     drop(guard);
     second.root().create("tenant").unwrap().attach_thread().unwrap();
 }
+
+/// Values that a thread drops last may still allocate: nobody is charged, and nothing panics.
+#[test]
+fn a_thread_that_is_about_to_end_belongs_to_the_root() {
+    struct Late(Memcg, PerCpuAllocator, mpsc::Sender<(Result<(), TreeError>, Memcg)>);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let Late(tenant, pcpu, results) = self;
+            let _in = tenant.enter();
+            free(pcpu, alloc(pcpu, 8, Gfp::KERNEL_ACCOUNT).unwrap());
+            let attached = tenant.attach_thread();
+            results.send((attached, tenant.of_this_thread())).unwrap();
+        }
+    }
+    thread_local! {
+        static LATE: std::cell::OnceCell<Late> = const { std::cell::OnceCell::new() };
+    }
+    let pcpu = allocator();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let (results, received) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let late = Late(tenant.clone(), pcpu.clone(), results.clone());
+            // First, so that it is dropped after the thread's memberships, which come second.
+            assert!(LATE.with(|cell| cell.set(late).is_ok()));
+            tenant.attach_thread().unwrap();
+        });
+    });
+    let (attached, current) = received.recv().unwrap();
+    assert_eq!((attached, current), (Err(TreeError::ThreadEnding), pcpu.root()));
+    assert_eq!((tenant.nr_threads(), tenant.current()), (0, 0));
+    tenant.remove().unwrap();
+}
