@@ -85,18 +85,15 @@ impl<O: Send + Sync + 'static> Arena<O> {
     /// Adds a chunk to `set`. The populate lock is held.
     pub(super) fn create_chunk(&self, set: Set) -> Result<(), MapError> {
         let region = Region::new(&self.machine, self.geometry)?;
-        let pages = 0..self.state.lock().placement.pages_per_unit();
         let whole = self.populate == Populate::Whole;
         if whole {
-            region.prefault(
-                &self.machine,
-                Window::Coloured,
-                &Region::<O>::unit_range(0, &pages),
-            )?;
+            let unit = 0..self.geometry.unit_size();
+            region.prefault(&self.machine, Window::Coloured, &unit)?;
         }
         let mut state = self.state.lock();
         let id = state.add_chunk(set, region);
         if whole {
+            let pages = 0..state.placement.pages_per_unit();
             state.placement.populated(id, pages);
         }
         Ok(())

@@ -67,6 +67,11 @@ impl Geometry {
         Some(Geometry { unit_size, paged, owners, len, span_shift })
     }
 
+    /// Bytes of a unit.
+    pub(crate) fn unit_size(&self) -> usize {
+        self.unit_size
+    }
+
     /// Bytes of the reservation.
     pub(crate) fn len(&self) -> usize {
         self.len

@@ -14,7 +14,6 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use super::geometry::{Geometry, Window};
-use crate::placement::PAGE_SIZE;
 use crate::sys::{CpuId, Machine, MapError, Reservation};
 
 /// Memory for one chunk (the first region serves the first and the reserved chunk).
@@ -123,11 +122,6 @@ impl<O> Region<O> {
                 words.fill(0);
             }
         }
-    }
-
-    /// Bytes of the geometry's page that `pages` of a chunk based at `base` cover in the unit.
-    pub(crate) fn unit_range(base: usize, pages: &Range<usize>) -> Range<usize> {
-        base + pages.start * PAGE_SIZE..base + pages.end * PAGE_SIZE
     }
 
     fn owner_slot(&self, unit_offset: usize) -> NonNull<*const O> {

@@ -1,5 +1,6 @@
 //! What can go wrong, with the facts and the kernel's error number.
 
+use crate::arena::NotLive;
 use crate::memcg::Limit;
 use crate::placement::InvalidRequest;
 use crate::sys::MapError;
@@ -93,6 +94,14 @@ pub enum FreeError {
 }
 
 impl FreeError {
+    #[cold]
+    pub(super) fn at(address: usize, why: NotLive) -> Self {
+        match why {
+            NotLive::Foreign => FreeError::Foreign { address },
+            NotLive::NoArea => FreeError::NotLive { address },
+        }
+    }
+
     /// True when the address is of another allocator or of none.
     pub fn is_foreign(&self) -> bool {
         matches!(self, FreeError::Foreign { .. })

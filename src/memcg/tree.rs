@@ -10,8 +10,8 @@ use super::account::Account;
 use super::current::{self, TreeId};
 use super::node::{Node, ObjCgroup, STAT_SIZE, StatBlock};
 use super::{AllocError, FreeError, Gfp, MAX_NAME_BYTES, TreeError};
-use crate::arena::{Allocation, Arena, NoArea, NotLive};
-use crate::placement::{Request, RequestFlags};
+use crate::arena::{Allocation, Arena, NoArea};
+use crate::placement::{Place, Request, RequestFlags};
 
 /// A tree of cgroups and the arena that their objects and statistics live in.
 ///
@@ -140,12 +140,14 @@ impl Tree {
 
     /// Frees the area at `address`, given by its copy of CPU 0, and uncharges its owner.
     pub(crate) fn free(&self, address: usize) -> Result<(), FreeError> {
-        let freed = self.arena.free(address).map_err(|error| match error {
-            NotLive::Foreign => FreeError::Foreign { address },
-            NotLive::NoArea => FreeError::NotLive { address },
-        })?;
+        let freed = self.arena.free(address).map_err(|why| FreeError::at(address, why))?;
         ObjCgroup::settle(self.account, freed);
         Ok(())
+    }
+
+    /// The chunk, offset and size of the live area at `address`, given as for `free`.
+    pub(crate) fn place_of(&self, address: usize) -> Result<Place, FreeError> {
+        self.arena.place_of(address).map_err(|why| FreeError::at(address, why))
     }
 
     /// Checks the invariants of both arenas.

@@ -6,7 +6,6 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 use super::{BuildError, PcpuPtr, PerCpuAllocatorBuilder};
-use crate::arena::NotLive;
 use crate::memcg::{AllocError, FreeError, Gfp, Memcg, Tree, TreeError};
 use crate::placement::{AllocInfo, ChunkStats, Place, Placement, Stats};
 use crate::sys::{CpuId, Machine};
@@ -172,11 +171,7 @@ impl PerCpuAllocator {
     ///
     /// [`FreeError`] when no live area of this allocator starts there.
     pub fn place_of(&self, ptr: PcpuPtr) -> Result<Place, FreeError> {
-        let address = ptr.as_ptr().addr().get();
-        self.tree.arena().place_of(address).map_err(|error| match error {
-            NotLive::Foreign => FreeError::Foreign { address },
-            NotLive::NoArea => FreeError::NotLive { address },
-        })
+        self.tree.place_of(ptr.as_ptr().addr().get())
     }
 
     /// The machine that the allocator serves.

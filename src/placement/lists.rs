@@ -4,7 +4,10 @@
 //! (`Slots`), but a chunk may stand elsewhere: on list 0 after a failed search, or on the two
 //! lists of isolated chunks. Links are kept apart from the chunks, indexed by chunk.
 
-use super::{ChunkId, MIN_ALLOC_SHIFT_SLOTS};
+use super::ChunkId;
+
+/// A size of bit length `n` belongs to slot `n - 3`, and to slot 1 at least.
+const BIT_LENGTH_OF_SLOT_0: usize = 3;
 
 /// List numbers that a unit size leads to.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +49,7 @@ impl Slots {
 /// Logarithmic classes: 1..16 bytes in 1, 16..32 in 2, 32..64 in 3, and so on.
 fn raw_slot(bytes: usize) -> usize {
     let bit_length = (usize::BITS - bytes.leading_zeros()) as usize;
-    bit_length.saturating_sub(MIN_ALLOC_SHIFT_SLOTS).max(1)
+    bit_length.saturating_sub(BIT_LENGTH_OF_SLOT_0).max(1)
 }
 
 #[derive(Clone, Copy, Default)]

@@ -65,8 +65,6 @@ pub const MAX_AREA_SIZE: usize = MIN_UNIT_SIZE;
 pub const MAX_ALIGN: usize = PAGE_SIZE;
 
 const BLOCK_GRANULES: usize = PAGE_SIZE / GRANULE_SIZE;
-/// A size of `2^k` bytes belongs to slot `k + 1 - 3` (the kernel's base shift 5, less its offset).
-const MIN_ALLOC_SHIFT_SLOTS: usize = 3;
 
 /// Rounds `value` up to a multiple of `align`, a power of two or not.
 const fn up(value: usize, align: usize) -> usize {
