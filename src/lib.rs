@@ -74,11 +74,14 @@ pub use memcg::{
     AllocError, ChargeError, EnterGuard, FreeError, Gfp, Limit, Memcg, MemcgStat, TreeError,
 };
 pub use percpu::{
-    BuildError, Iter, IterMut, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder,
+    BuildError, CompactLocal, Full, HistogramError, HistogramSnapshot, Iter, IterMut, Local,
+    LocalRef, LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
+    PerCpuCounters, PerCpuHistogram, StaticLocal,
 };
 pub use placement::Profile;
 pub use sys::{
-    CpuId, FaultInjection, MAX_CPUS, Machine, MachineBuilder, MachineError, MapError, MapOp, NodeId,
+    ByConcurrency, ByCpu, CpuId, FaultInjection, Index, Int, MAX_CPUS, Machine, MachineBuilder,
+    MachineError, MapError, MapOp, NodeId, RegisteredBy, ThisCpu, Tier,
 };
 
 /// The README's programs, compiled and run with the tests.

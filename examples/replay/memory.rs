@@ -49,7 +49,7 @@ impl Resident {
     /// Looks now and then: to look takes longer than to allocate.
     pub fn sample_sometimes(&mut self) {
         const INTERVAL: u64 = 2048;
-        if self.calls % INTERVAL == 0 {
+        if self.calls.is_multiple_of(INTERVAL) {
             self.sample();
         }
         self.calls += 1;

@@ -102,7 +102,7 @@ impl Progress {
 
     pub fn show(&mut self, operations: u64) {
         const INTERVAL: u64 = 1 << 14;
-        if self.is_terminal && operations % INTERVAL == 0 {
+        if self.is_terminal && operations.is_multiple_of(INTERVAL) {
             eprint!("\r{operations} operations");
         }
     }

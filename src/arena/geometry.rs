@@ -3,16 +3,20 @@
 //! ```text
 //! base (a multiple of `span`, so that an address tells its chunk)
 //! │
-//! ├─ coloured window ── copy of CPU 0 ─┬─ CPU 1 ─┬─ … ─┬─ CPU n-1 ─┤   stride = unit + 128
+//! ├─ coloured window ── copy of CPU 0 ─┬─ CPU 1 ─┬─ … ─┬─ CPU n-1 ─┬─ detached ─┤
+//! │                                       stride = 2 MiB + 4 KiB + 128, whatever the unit
 //! ├─ paged window ───── copy of CPU 0 ─┬─ CPU 1 ─┬─ … ─┬─ CPU n-1 ─┤   stride = unit
 //! └─ owners ─────────── one pointer per granule of a unit ──────────┘   accounted chunks
 //! ```
 //!
 //! With a stride of whole pages all copies of an object fall into the same set of the L1 cache
-//! and summing 256 of them is 4 to 10 times slower; 128 bytes more per CPU spread them. The price
-//! is alignment: in the coloured window every copy is aligned to 128 bytes at most. Areas that
-//! ask for more live at the same offset of the *paged* window, which costs only address space: a
-//! granule is used in one window at a time, and neither holds memory where nothing was written.
+//! and summing 256 of them is 4 to 10 times slower; [`UNIT_STRIDE`] spreads them. It is the same
+//! for every arena, because restartable sequences multiply by it. The price is alignment: in the
+//! coloured window every copy is aligned to 128 bytes at most. Areas that ask for more live at the
+//! same offset of the *paged* window, which costs only address space: a granule is used in one
+//! window at a time, and neither holds memory where nothing was written.
+//!
+//! The *detached* copy is for threads that cannot use a CPU's: see `sys::this_cpu`.
 //!
 //! A window has a slot for every CPU id below the limit, so that a copy is found by multiplying
 //! the CPU id; ids that are not possible are address space never touched.
@@ -20,11 +24,7 @@
 use std::ops::Range;
 
 use crate::placement::{GRANULE_SIZE, PAGE_SIZE};
-use crate::sys::{CpuId, page_size};
-
-/// Bytes that separate a unit from the next one in the coloured window. Two cache lines rather
-/// than one: alignments to 128, the padding that crossbeam uses on x86-64, stay native.
-const COLOUR: usize = 128;
+use crate::sys::{CpuId, MAX_UNIT_SIZE, UNIT_STRIDE, UNIT_STRIDE_ALIGN, page_size};
 
 /// Which of a reservation's two sets of copies an area lives in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(crate) enum Window {
 impl Window {
     /// The window for areas aligned to `align` bytes.
     pub(crate) const fn for_align(align: usize) -> Self {
-        if align <= COLOUR { Window::Coloured } else { Window::Paged }
+        if align <= UNIT_STRIDE_ALIGN { Window::Coloured } else { Window::Paged }
     }
 }
 
@@ -44,6 +44,7 @@ impl Window {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
     unit_size: usize,
+    detached: usize,
     paged: usize,
     owners: usize,
     len: usize,
@@ -51,20 +52,21 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// The map for units of `unit_size` bytes and CPU ids below `cpu_id_limit`, or `None` when
-    /// it does not fit into the address space.
+    /// The map for units of `unit_size` bytes and CPU ids below `cpu_id_limit`, or `None` for
+    /// units above [`MAX_UNIT_SIZE`].
     pub(crate) fn new(unit_size: usize, cpu_id_limit: usize) -> Option<Self> {
+        if unit_size > MAX_UNIT_SIZE {
+            return None;
+        }
+        // Not 2^35 bytes: MAX_CPUS × MAX_UNIT_SIZE is 2^31.
         let page = page_size();
-        let paged = cpu_id_limit
-            .checked_mul(unit_size.checked_add(COLOUR)?)?
-            .checked_next_multiple_of(page)?;
-        let owners = paged
-            .checked_add(cpu_id_limit.checked_mul(unit_size)?)?
-            .checked_next_multiple_of(page)?;
-        let slots = (unit_size / GRANULE_SIZE).checked_mul(size_of::<usize>())?;
-        let len = owners.checked_add(slots)?.checked_next_multiple_of(page)?;
-        let span_shift = len.checked_next_power_of_two()?.trailing_zeros();
-        Some(Geometry { unit_size, paged, owners, len, span_shift })
+        let detached = cpu_id_limit * UNIT_STRIDE;
+        let paged = (detached + UNIT_STRIDE).next_multiple_of(page);
+        let owners = (paged + cpu_id_limit * unit_size).next_multiple_of(page);
+        let slots = unit_size / GRANULE_SIZE * size_of::<usize>();
+        let len = (owners + slots).next_multiple_of(page);
+        let span_shift = len.next_power_of_two().trailing_zeros();
+        Some(Geometry { unit_size, detached, paged, owners, len, span_shift })
     }
 
     /// Bytes of a unit.
@@ -90,7 +92,7 @@ impl Geometry {
     /// Distance between the copies of neighbouring CPU ids.
     pub(crate) const fn stride(&self, window: Window) -> usize {
         match window {
-            Window::Coloured => self.unit_size + COLOUR,
+            Window::Coloured => UNIT_STRIDE,
             Window::Paged => self.unit_size,
         }
     }
@@ -102,6 +104,11 @@ impl Geometry {
             Window::Paged => self.paged,
         };
         start + cpu.index() * self.stride(window) + unit_offset
+    }
+
+    /// Where byte `unit_offset` of the detached copy is, from the reservation's base.
+    pub(crate) fn detached_offset(&self, unit_offset: usize) -> usize {
+        self.detached + unit_offset
     }
 
     /// The window and unit offset of an address in the copy of CPU 0.
@@ -142,13 +149,15 @@ impl Geometry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::MAX_CPUS;
 
     #[test]
     fn windows_and_owners_do_not_overlap_and_addresses_lead_back() {
         for (unit_size, cpus) in [(32 << 10, 1), (36 << 10, 3), (1 << 20, 64), (256 << 10, 1024)] {
             let map = Geometry::new(unit_size, cpus).unwrap();
             let last = CpuId::new(cpus as u32 - 1);
-            assert!(map.copy_offset(Window::Coloured, last, unit_size) <= map.paged);
+            assert!(map.copy_offset(Window::Coloured, last, unit_size) <= map.detached_offset(0));
+            assert!(map.detached_offset(unit_size) <= map.paged);
             assert!(map.copy_offset(Window::Paged, last, unit_size) <= map.owners);
             assert!(map.owner_offset(unit_size) <= map.len && map.len <= map.span());
             for window in [Window::Coloured, Window::Paged] {
@@ -175,8 +184,9 @@ mod tests {
     }
 
     #[test]
-    fn a_map_beyond_the_address_space_is_none() {
-        assert!(Geometry::new(usize::MAX / 4096 * 4096, 1024).is_none());
-        assert!(Geometry::new(1 << 60, 64).is_none());
+    fn units_that_would_overlap_are_refused() {
+        assert!(Geometry::new(MAX_UNIT_SIZE, MAX_CPUS).is_some());
+        assert!(Geometry::new(MAX_UNIT_SIZE + 4096, 1).is_none());
+        assert!(Geometry::new(usize::MAX / 4096 * 4096, MAX_CPUS).is_none());
     }
 }

@@ -39,7 +39,7 @@ use std::{io, ptr::NonNull};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::placement::{Area, LayoutError, Place, Placed, Placement, Profile, Regions, Request};
-use crate::sys::{CpuId, Machine, MapError};
+use crate::sys::{CpuId, Machine, MapError, Slots, UNIT_STRIDE, detached_is_used};
 
 pub use balance::BalanceMode;
 pub(crate) use geometry::Window;
@@ -82,6 +82,7 @@ pub(crate) struct Config {
 pub(crate) struct Arena<O: Send + Sync> {
     machine: Machine,
     geometry: Geometry,
+    slots: Slots,
     populate: Populate,
     populate_lock: Mutex<()>,
     state: Mutex<State<O>>,
@@ -120,7 +121,7 @@ pub(crate) enum NoArea {
 #[derive(Debug)]
 pub(crate) enum NoArena {
     Layout(LayoutError),
-    /// The units of all CPUs do not fit into the address space.
+    /// The unit is above the largest.
     TooLarge,
     Memory(MapError),
     /// The background thread could not be started.
@@ -149,6 +150,7 @@ impl<O: Send + Sync + 'static> Arena<O> {
             first.prefault(&machine, Window::Coloured, &(0..end)).map_err(NoArena::Memory)?;
         }
         let arena = Arc::new(Arena {
+            slots: Slots::of(&machine),
             machine,
             geometry,
             populate,
@@ -168,8 +170,14 @@ impl<O: Send + Sync + 'static> Arena<O> {
         &self.machine
     }
 
+    /// What sequences need to find this CPU's copy of an area aligned to at most 128 bytes.
+    pub(crate) fn slots(&self) -> Slots {
+        self.slots
+    }
+
     /// Distance in bytes between the copies of neighbouring CPU ids, for areas aligned to
     /// `align`.
+    #[inline]
     pub(crate) fn stride(&self, align: usize) -> usize {
         self.geometry.stride(Window::for_align(align))
     }
@@ -178,6 +186,19 @@ impl<O: Send + Sync + 'static> Arena<O> {
     pub(crate) fn copy_of(&self, first: NonNull<u8>, cpu: CpuId) -> *mut u8 {
         let window = self.geometry.window_of(first.addr().get());
         first.as_ptr().wrapping_add(cpu.index() * self.geometry.stride(window))
+    }
+
+    /// The start of the static region, in the copy of CPU 0. It is never handed out.
+    pub(crate) fn static_region(&self) -> NonNull<u8> {
+        self.state.lock().first_region().copy(Window::Coloured, CpuId::new(0), 0)
+    }
+
+    /// The copies of the byte `first` of an area in the coloured window that may not be zero:
+    /// those of all possible CPUs, and the detached one.
+    pub(crate) fn copies<T>(&self, first: *mut T) -> impl Iterator<Item = *mut T> {
+        let detached = detached_is_used().then(|| Slots::detached(&self.machine));
+        let cpus = self.machine.possible().iter().map(|cpu| cpu.index());
+        cpus.chain(detached).map(move |index| first.wrapping_byte_add(index * UNIT_STRIDE))
     }
 
     /// Places an area that reads as zero on every possible CPU.

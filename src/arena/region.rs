@@ -14,7 +14,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use super::geometry::{Geometry, Window};
-use crate::sys::{CpuId, Machine, MapError, Reservation};
+use crate::sys::{CpuId, Machine, MapError, Reservation, detached_is_used};
 
 /// Memory for one chunk (the first region serves the first and the reserved chunk).
 #[derive(Debug)]
@@ -65,6 +65,11 @@ impl<O> Region<O> {
         self.at(self.geometry.copy_offset(window, cpu, unit_offset))
     }
 
+    /// Byte `unit_offset` of the detached copy.
+    pub(crate) fn detached(&self, unit_offset: usize) -> NonNull<u8> {
+        self.at(self.geometry.detached_offset(unit_offset))
+    }
+
     /// Backs the unit bytes `unit` of every possible CPU's copy with memory.
     pub(crate) fn prefault(
         &self,
@@ -94,13 +99,18 @@ impl<O> Region<O> {
                 complete &= unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
             }
         }
+        if detached_is_used() {
+            let start = self.geometry.detached_offset(unit.start);
+            // SAFETY: as above.
+            complete &= unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
+        }
         // SAFETY: by R3 the slots of granules without a live area are zero, and zero is what
         // discarded memory reads as.
         let _ = unsafe { self.reservation.discard(self.geometry.owner_range(unit)) };
         complete
     }
 
-    /// Makes the unit bytes `unit` read as zero on every possible CPU.
+    /// Makes the unit bytes `unit` read as zero on every possible CPU, and in the detached copy.
     ///
     /// A copy is written only where it is not zero, so that a copy which its CPU never touched
     /// stays without memory: reading it maps the shared zero page at most.
@@ -109,9 +119,10 @@ impl<O> Region<O> {
     ///
     /// `unit` lies inside an area of `window` that the caller placed and has not handed out.
     pub(crate) unsafe fn zero(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
-        debug_assert!(unit.start % 4 == 0 && unit.len() % 4 == 0);
-        for &cpu in machine.possible() {
-            let start = self.copy(window, cpu, unit.start);
+        debug_assert!(unit.start.is_multiple_of(4) && unit.len().is_multiple_of(4));
+        let copies = machine.possible().iter().map(|&cpu| self.copy(window, cpu, unit.start));
+        let has_detached = window == Window::Coloured && detached_is_used();
+        for start in copies.chain(has_detached.then(|| self.detached(unit.start))) {
             let words = ptr::slice_from_raw_parts_mut(start.cast::<u32>().as_ptr(), unit.len() / 4);
             // SAFETY: mapped memory (R1) that only this thread uses (R2); a copy is aligned to a
             // granule, and any bytes are a `u32`.

@@ -95,6 +95,11 @@ impl<O> State<O> {
         self.backings[id.index()].as_mut().expect("every chunk has a region (A1)")
     }
 
+    /// The region that has the static region.
+    pub(super) fn first_region(&self) -> &Region<O> {
+        &self.backing(self.placement.first_chunk()).region
+    }
+
     /// The region of a chunk, and the unit bytes of `pages` of it.
     pub(super) fn unit_range_of_pages(
         &self,

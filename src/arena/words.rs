@@ -1,12 +1,11 @@
 //! Per-CPU words in an area: what a layer without unsafe code keeps its statistics in.
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::{Arena, Freed, NoArea};
 use crate::placement::{Request, RequestFlags};
-use crate::sys::CpuId;
+use crate::sys::{ByCpu, Sequences, Twins, Word};
 
 /// `N` signed 64-bit words on every possible CPU, zero at first.
 ///
@@ -16,11 +15,11 @@ use crate::sys::CpuId;
 pub(crate) struct Words<O: Send + Sync + 'static, const N: usize> {
     arena: Arc<Arena<O>>,
     /// The first word in the copy of CPU 0.
-    first: NonNull<u8>,
+    first: *mut i64,
 }
 
 // SAFETY: the area belongs to this value alone until it is released, and its words are only
-// touched with atomic operations; the arena is Send and Sync for such owners.
+// touched with sequences and atomic operations; the arena is Send and Sync for such owners.
 unsafe impl<O: Send + Sync, const N: usize> Send for Words<O, N> {}
 // SAFETY: as above.
 unsafe impl<O: Send + Sync, const N: usize> Sync for Words<O, N> {}
@@ -39,35 +38,40 @@ impl<O: Send + Sync, const N: usize> Words<O, N> {
         let request =
             Request::new(Self::SIZE as u64, align, flags).expect("a few words are a legal request");
         let allocation = arena.alloc(&request, owner)?;
-        let words = Words { arena: Arc::clone(arena), first: allocation.address };
+        let words = Words { arena: Arc::clone(arena), first: allocation.address.cast().as_ptr() };
         Ok((words, allocation.owned))
     }
 
-    fn word(&self, cpu: CpuId, index: usize) -> &AtomicI64 {
-        assert!(index < N && self.arena.machine.is_possible(cpu));
-        let word = self.arena.copy_of(self.first, cpu).cast::<AtomicI64>().wrapping_add(index);
-        // SAFETY: the word lies in this value's live area, in the copy of a possible CPU; it was
-        // zero, a valid value, when handed out, and only atomic operations touch it. `self`
-        // keeps the arena and the area alive.
-        unsafe { &*word }
+    fn word(&self, index: usize) -> *mut i64 {
+        assert!(index < N);
+        self.first.wrapping_add(index)
     }
 
     /// Adds to a word of the CPU that runs this thread.
     pub(crate) fn add(&self, index: usize, value: i64) {
-        let cpu = self.arena.machine.this_cpu();
-        // Relaxed: a sum of words orders nothing.
-        self.word(cpu, index).fetch_add(value, Ordering::Relaxed);
+        // SAFETY: the words are in this value's live area, aligned to them, whose copies were
+        // zero at first. `word` and `sum` are the only ways to them.
+        let word: Word<'_, i64, ByCpu> = unsafe { Word::new(&self.arena.slots, self.word(index)) };
+        // SAFETY: `run` gives a valid copy, for atomic instructions.
+        let copy = |word: *mut i64| unsafe { &*word.cast::<AtomicI64>() };
+        word.run(
+            |at| i64::add(at, value),
+            |word| i64::add_twin(copy(word), value),
+            || self.arena.machine(),
+        );
     }
 
     /// The sum of a word over all possible CPUs.
     pub(crate) fn sum(&self, index: usize) -> i64 {
-        let cpus = self.arena.machine.possible().iter();
+        // SAFETY: as in `add`.
+        let copies =
+            self.arena.copies(self.word(index)).map(|word| unsafe { &*word.cast::<AtomicI64>() });
         // Relaxed: exact when nobody adds; otherwise each word is some recent value.
-        cpus.map(|&cpu| self.word(cpu, index).load(Ordering::Relaxed)).sum()
+        copies.map(|word| word.load(Ordering::Relaxed)).sum()
     }
 
     /// Gives the area back.
     pub(crate) fn release(self) -> Freed<O> {
-        self.arena.free(self.first.addr().get()).expect("the words are a live area until released")
+        self.arena.free(self.first.addr()).expect("the words are a live area until released")
     }
 }

@@ -3,8 +3,9 @@
 use std::alloc::Layout;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use super::statics;
 use super::{BuildError, PcpuPtr, PerCpuAllocatorBuilder};
 use crate::memcg::{AllocError, FreeError, Gfp, Memcg, Tree, TreeError};
 use crate::placement::{AllocInfo, ChunkStats, Place, Placement, Stats};
@@ -54,18 +55,14 @@ impl PerCpuAllocator {
         PerCpuAllocatorBuilder::new()
     }
 
-    /// The process's allocator, made by the first call.
+    /// The process's allocator, made by the first call: default settings, and room for the
+    /// variables of [`per_cpu!`](crate::per_cpu).
     ///
     /// # Errors
     ///
     /// As [`PerCpuAllocator::new`]; a later call tries again.
     pub fn global() -> Result<&'static Self, BuildError> {
-        static GLOBAL: OnceLock<PerCpuAllocator> = OnceLock::new();
-        if let Some(global) = GLOBAL.get() {
-            return Ok(global);
-        }
-        let new = Self::new()?;
-        Ok(GLOBAL.get_or_init(|| new))
+        Ok(&statics::try_global()?.allocator)
     }
 
     pub(super) fn from_parts(tree: Arc<Tree>, layout: Arc<AllocInfo>) -> Self {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::PerCpuAllocator;
 use crate::arena::{Arena, BalanceMode, Config, NoArea, NoArena, Populate};
 use crate::memcg::Tree;
-use crate::placement::{AllocInfo, LayoutError, MIN_UNIT_SIZE, Profile, Regions};
+use crate::placement::{AllocInfo, LayoutError, MIN_UNIT_SIZE, PAGE_SIZE, Profile, Regions};
 use crate::sys::{CpuId, Machine, MachineError, MapError};
 
 /// Bytes of a unit unless told otherwise: what Linux uses on x86-64 machines of 5 to 64 CPUs.
@@ -25,13 +25,11 @@ pub enum BuildError {
     /// Unit size and regions do not go together.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// One chunk would not fit into the address space.
-    #[error("{unit_size} bytes on each of {cpus} CPUs do not fit into the address space")]
+    /// The unit is larger than 2 MiB.
+    #[error("a unit of {unit_size} bytes is above 2 MiB")]
     TooLarge {
         /// Bytes of a unit.
         unit_size: usize,
-        /// CPU ids up to the highest possible one.
-        cpus: usize,
     },
     /// The system refused memory or address space.
     #[error(transparent)]
@@ -106,7 +104,7 @@ impl PerCpuAllocatorBuilder {
         self
     }
 
-    /// Bytes of a chunk on each CPU: a multiple of 4096, at least 32 KiB; 256 KiB unless given.
+    /// Bytes of a chunk on each CPU: a multiple of 4096, from 32 KiB to 2 MiB; 256 KiB unless given.
     pub fn unit_size(mut self, bytes: usize) -> Self {
         self.unit_size = bytes;
         self
@@ -116,6 +114,14 @@ impl PerCpuAllocatorBuilder {
     pub fn regions(mut self, regions: Regions) -> Self {
         self.regions = regions;
         self
+    }
+
+    /// Regions, and a unit that has room for them.
+    pub(super) fn regions_at_least(self, regions: Regions) -> Self {
+        let Regions { static_size, reserved_size, dyn_size } = regions;
+        let needed = (static_size + reserved_size + dyn_size).next_multiple_of(PAGE_SIZE);
+        let unit_size = self.unit_size.max(needed);
+        self.regions(regions).unit_size(unit_size)
     }
 
     /// Unit size and regions as [`AllocInfo::compute`] derives them, in place of
@@ -156,11 +162,10 @@ impl PerCpuAllocatorBuilder {
             }
         };
         let unit_size = layout.unit_size;
-        let cpus = machine.cpu_id_limit();
         let arena = |config| {
             Arena::new(config).map_err(|error| match error {
                 NoArena::Layout(error) => BuildError::Layout(error),
-                NoArena::TooLarge => BuildError::TooLarge { unit_size, cpus },
+                NoArena::TooLarge => BuildError::TooLarge { unit_size },
                 NoArena::Memory(error) => BuildError::Memory(error),
                 NoArena::Thread(error) => BuildError::Thread(error),
             })

@@ -8,13 +8,23 @@
 mod allocator;
 mod bounds;
 mod builder;
+mod counter;
+mod local;
 mod object;
 mod raw;
+mod stack;
+mod statics;
 
 #[cfg(test)]
 mod tests;
 
 pub use allocator::PerCpuAllocator;
 pub use builder::{BuildError, PerCpuAllocatorBuilder};
+pub use counter::{
+    HistogramError, HistogramSnapshot, PerCpuCounter, PerCpuCounters, PerCpuHistogram,
+};
+pub use local::{CompactLocal, Local, LocalRef};
 pub use object::{Iter, IterMut, PerCpu};
 pub use raw::PcpuPtr;
+pub use stack::{Full, LocalStack};
+pub use statics::StaticLocal;

@@ -11,7 +11,7 @@ use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
 use crate::memcg::{AllocError, Gfp, Tree};
-use crate::sys::CpuId;
+use crate::sys::{CpuId, Slots};
 
 /// One `T` for each possible CPU.
 ///
@@ -40,10 +40,11 @@ use crate::sys::CpuId;
 /// assert_eq!(queued, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+// The slots come first, so that `this_cpu` operations need one address for object and slots.
+#[repr(C)]
 pub struct PerCpu<T> {
+    slots: Slots,
     first: NonNull<T>,
-    /// Distance between the copies of neighbouring CPU ids, in bytes.
-    stride: usize,
     tree: Arc<Tree>,
     owns: PhantomData<T>,
 }
@@ -72,9 +73,9 @@ impl<'a, T> Area<'a, T> {
     }
 
     fn into_object(self) -> PerCpu<T> {
-        let (first, stride, tree) = (self.first, self.stride, Arc::clone(self.tree));
+        let (first, tree) = (self.first, Arc::clone(self.tree));
         std::mem::forget(self);
-        PerCpu { first, stride, tree, owns: PhantomData }
+        PerCpu { slots: tree.arena().slots(), first, tree, owns: PhantomData }
     }
 }
 
@@ -170,8 +171,19 @@ impl<T> PerCpu<T> {
         self.tree.arena().machine().possible()
     }
 
+    /// Distance between the copies of neighbouring CPU ids, in bytes.
+    fn stride(&self) -> usize {
+        self.tree.arena().stride(align_of::<T>())
+    }
+
     fn copy(&self, cpu: CpuId) -> *mut T {
-        copy_of(self.first, self.stride, cpu)
+        copy_of(self.first, self.stride(), cpu)
+    }
+
+    /// What operations on this CPU's copy need: slots, the copy of CPU 0, the tree.
+    #[inline(always)]
+    pub(super) fn parts(&self) -> (&Slots, NonNull<T>, &Arc<Tree>) {
+        (&self.slots, self.first, &self.tree)
     }
 
     /// The copy of `cpu`; `None` when that CPU is not possible.
@@ -204,7 +216,7 @@ impl<T> PerCpu<T> {
         Iter {
             cpus: self.cpus().iter(),
             first: self.first,
-            stride: self.stride,
+            stride: self.stride(),
             object: PhantomData,
         }
     }
@@ -214,7 +226,7 @@ impl<T> PerCpu<T> {
         IterMut {
             cpus: self.tree.arena().machine().possible().iter(),
             first: self.first,
-            stride: self.stride,
+            stride: self.stride(),
             object: PhantomData,
         }
     }
@@ -223,7 +235,7 @@ impl<T> PerCpu<T> {
 impl<T> Drop for PerCpu<T> {
     fn drop(&mut self) {
         let initialised = self.cpus().len();
-        drop(Area { first: self.first, tree: &self.tree, initialised, stride: self.stride });
+        drop(Area { first: self.first, tree: &self.tree, initialised, stride: self.stride() });
     }
 }
 

@@ -271,7 +271,8 @@ impl Placement {
 
     /// Granules of the live area that starts at `offset`.
     pub(crate) fn live_len(&self, chunk: ChunkId, offset: usize) -> Option<usize> {
-        if offset % GRANULE_SIZE != 0 || offset >= self.chunk(chunk).nr_pages * PAGE_SIZE {
+        if !offset.is_multiple_of(GRANULE_SIZE) || offset >= self.chunk(chunk).nr_pages * PAGE_SIZE
+        {
             return None;
         }
         self.chunk(chunk).live_area(offset / GRANULE_SIZE)

@@ -88,7 +88,9 @@ impl Regions {
     ///
     /// [`LayoutError`] when the unit is illegal or the regions do not fit.
     pub fn check(&self, unit_size: usize) -> Result<(), LayoutError> {
-        if unit_size < MIN_UNIT_SIZE || unit_size % PAGE_SIZE != 0 || unit_size > u32::MAX as usize
+        if unit_size < MIN_UNIT_SIZE
+            || !unit_size.is_multiple_of(PAGE_SIZE)
+            || unit_size > u32::MAX as usize
         {
             return Err(LayoutError::BadUnitSize { unit_size });
         }
@@ -96,7 +98,7 @@ impl Regions {
         if needed > unit_size {
             return Err(LayoutError::RegionsTooLarge { needed, unit_size });
         }
-        if self.reserved_size % GRANULE_SIZE != 0 {
+        if !self.reserved_size.is_multiple_of(GRANULE_SIZE) {
             return Err(LayoutError::BadReservedSize { reserved_size: self.reserved_size });
         }
         if self.dynamic().is_none_or(|region| region.len() < GRANULE_SIZE) {
@@ -173,7 +175,7 @@ impl AllocInfo {
         if cpus.is_empty() {
             return Err(LayoutError::NoCpus);
         }
-        if atom_size == 0 || atom_size % PAGE_SIZE != 0 || atom_size > MAX_ATOM_SIZE {
+        if atom_size == 0 || !atom_size.is_multiple_of(PAGE_SIZE) || atom_size > MAX_ATOM_SIZE {
             return Err(LayoutError::BadAtomSize { atom_size });
         }
         let wanted = Regions { dyn_size: regions.dyn_size.max(early_size), ..regions };
@@ -185,8 +187,9 @@ impl AllocInfo {
             Regions { dyn_size: size_sum - regions.static_size - regions.reserved_size, ..regions };
         let min_unit = size_sum.max(MIN_UNIT_SIZE);
         let alloc_size = up(min_unit, atom_size);
-        let divides =
-            |units: usize| alloc_size % units == 0 && (alloc_size / units) % PAGE_SIZE == 0;
+        let divides = |units: usize| {
+            alloc_size.is_multiple_of(units) && (alloc_size / units).is_multiple_of(PAGE_SIZE)
+        };
         let mut max_units = alloc_size / min_unit;
         while !divides(max_units) {
             max_units -= 1;
@@ -354,7 +357,8 @@ mod tests {
     #[test]
     fn interleaved_nodes_group_by_their_lowest_cpu() {
         let cpus: Vec<CpuId> = [0, 1, 4, 5, 9].map(CpuId::new).to_vec();
-        let distance = |a: CpuId, b: CpuId| if (a.get() + b.get()) % 2 == 0 { 10 } else { 21 };
+        let distance =
+            |a: CpuId, b: CpuId| if (a.get() + b.get()).is_multiple_of(2) { 10 } else { 21 };
         let info = AllocInfo::compute(X86, 20 << 10, 2 << 20, &cpus, Some(&distance)).unwrap();
         assert_eq!(info.groups[0].cpus, [0, 4].map(CpuId::new));
         assert_eq!(info.groups[1].cpus, [1, 5, 9].map(CpuId::new));

@@ -158,6 +158,12 @@ impl Machine {
         self.inner.nodes.len()
     }
 
+    /// The lowest CPU id that is not possible.
+    pub(crate) fn first_hole(&self) -> usize {
+        let possible = self.possible().iter().enumerate();
+        possible.take_while(|(index, cpu)| cpu.index() == *index).count()
+    }
+
     /// Whether this machine was described by a program instead of [detected](Self::detect).
     #[inline]
     pub fn is_injected(&self) -> bool {
@@ -170,10 +176,11 @@ impl Machine {
     /// on an injected machine that lacks the real one, `possible()[id % nr_possible()]` stands in
     /// for it, so several real CPUs may share one of this machine's.
     ///
-    /// Costs a few nanoseconds: no system call where the kernel offers the vDSO.
+    /// Costs about a nanosecond where the thread has a rseq area, see [`Tier`](super::Tier), and a few where
+    /// the kernel offers the vDSO.
     #[inline]
     pub fn this_cpu(&self) -> CpuId {
-        let id = rustix::thread::sched_getcpu();
+        let id = super::this_cpu::current_cpu();
         match self.inner.folded.get(id) {
             Some(cpu) => *cpu,
             None => fold(&self.inner.possible, id),

@@ -9,6 +9,8 @@
 //!                        ├── FaultInjection   may refuse any mapping operation
 //!                        ▼
 //!                   Reservation ──► MapError  address space, its pages, and what went wrong
+//!
+//!   ThisCpu, Tier ◄── Slots, Word             this CPU's copy: restartable sequences, or atomics
 //! ```
 //!
 //! | file | owns |
@@ -19,6 +21,7 @@
 //! | `faults` | [`FaultInjection`], [`MapOp`]: refusing mapping operations on purpose |
 //! | `error` | [`MapError`], [`MachineError`]: what can go wrong |
 //! | `reservation` | `Reservation`: one lazily backed anonymous mapping |
+//! | `this_cpu` | operations on the copy of the CPU that runs the thread; [`ThisCpu`], [`Tier`] |
 //!
 //! Every system call that maps, backs or unmaps memory is made in `reservation` and nowhere else,
 //! so that [`FaultInjection`] can refuse each of them; only unmapping is never refused.
@@ -33,9 +36,15 @@ mod faults;
 mod machine;
 mod reservation;
 mod sysfs;
+mod this_cpu;
 
 pub use cpu::{CpuId, MAX_CPUS, NodeId};
 pub use error::{MachineError, MapError};
 pub use faults::{FaultInjection, MapOp};
 pub use machine::{Machine, MachineBuilder};
 pub(crate) use reservation::{Reservation, page_size};
+pub(crate) use this_cpu::{
+    At, MAX_UNIT_SIZE, STACK_HEADER, Sequences, Slots, Twins, UNIT_STRIDE, UNIT_STRIDE_ALIGN, Word,
+    detached_is_used, pop_twin, push_twin,
+};
+pub use this_cpu::{ByConcurrency, ByCpu, Index, Int, RegisteredBy, ThisCpu, Tier};

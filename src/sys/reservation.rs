@@ -82,7 +82,7 @@ impl Reservation {
     /// least the page size.
     pub(crate) fn new(machine: &Machine, bytes: usize, align: usize) -> Result<Self, MapError> {
         let page = page_size();
-        assert!(bytes > 0 && bytes % page == 0, "{bytes} bytes are not whole pages");
+        assert!(bytes > 0 && bytes.is_multiple_of(page), "{bytes} bytes are not whole pages");
         assert!(align.is_power_of_two() && align >= page, "cannot align to {align} bytes");
 
         machine.faults().admit(MapOp::Reserve, bytes)?;

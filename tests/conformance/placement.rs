@@ -109,7 +109,7 @@ impl Replay {
             Line::Op(op) => {
                 self.operate(line, op)?;
                 self.ops += 1;
-                if self.ops <= VERIFIED_ONE_BY_ONE || self.ops % VERIFY_INTERVAL == 0 {
+                if self.ops <= VERIFIED_ONE_BY_ONE || self.ops.is_multiple_of(VERIFY_INTERVAL) {
                     self.verify(line)?;
                 }
                 Ok(())

@@ -33,7 +33,8 @@ impl Shadow {
 
     pub fn allocate(&mut self, place: Place, size: u64, align: u64) -> Result<(), String> {
         let range = place.offset..place.offset + place.size;
-        if place.size as u64 != size.next_multiple_of(4) || place.offset as u64 % align.max(4) != 0
+        if place.size as u64 != size.next_multiple_of(4)
+            || !(place.offset as u64).is_multiple_of(align.max(4))
         {
             return Err(format!("{size} bytes aligned to {align} were placed at {place:?}"));
         }

@@ -85,7 +85,7 @@ impl World {
         self.pcpu.machine().faults().clear();
         while !self.guards.is_empty() {
             // From both ends in turn.
-            let scope = if self.guards.len() % 2 == 0 { self.guards.len() - 1 } else { 0 };
+            let scope = if self.guards.len().is_multiple_of(2) { self.guards.len() - 1 } else { 0 };
             drop(self.guards.remove(scope));
             self.tree.scopes.remove(scope);
             self.check_current()?;

@@ -139,7 +139,9 @@ impl Model {
 
     fn allocate(&mut self, place: Place, size: u64, align: u64) -> Result<(), String> {
         let wrong = |what| Err(format!("{place:?} for {size}@{align}: {what}"));
-        if place.size as u64 != size.next_multiple_of(4) || place.offset as u64 % align != 0 {
+        if place.size as u64 != size.next_multiple_of(4)
+            || !(place.offset as u64).is_multiple_of(align)
+        {
             return wrong("size or alignment");
         }
         let Some(chunk) = self.chunks.get_mut(&place.chunk) else { return wrong("no such chunk") };

@@ -100,13 +100,13 @@ impl Header {
             return bad("no CPUs".into());
         }
         let unit = self.unit_size;
-        if unit as u64 % PAGE_SIZE != 0 {
+        if !(unit as u64).is_multiple_of(PAGE_SIZE) {
             return bad(format!("unit_size {unit} is no whole number of pages"));
         }
         if unit < MIN_UNIT_SIZE {
             return bad(format!("unit_size {unit} is below {MIN_UNIT_SIZE}"));
         }
-        if self.reserved_size % 4 != 0 {
+        if !self.reserved_size.is_multiple_of(4) {
             return bad(format!("reserved_size {} is no multiple of 4", self.reserved_size));
         }
         let first_unit = [self.static_size, self.reserved_size, self.dyn_size]

@@ -1,0 +1,374 @@
+//! Counters and histograms.
+
+use std::cmp::Ordering as Order;
+use std::fmt;
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use crossbeam_utils::CachePadded;
+use parking_lot::Mutex;
+use zerocopy::FromZeros;
+
+use super::{Local, LocalRef, PerCpu, PerCpuAllocator};
+use crate::memcg::{AllocError, Gfp};
+
+/// A counter that many CPUs add to and that is cheap to read approximately: the kernel's
+/// `percpu_counter`.
+///
+/// Every CPU collects up to a *batch* by itself and then moves it to a shared total.
+/// [`read`](Self::read) is that total; [`sum`](Self::sum) asks every CPU. For a counter that is
+/// only ever summed, [`PerCpu<Local<u64>>`](Local) is smaller and faster, and
+/// [`PerCpuCounters`] has many of them.
+///
+/// Values wrap at the ends of `i64`. All methods may be called from any thread; all but
+/// [`set`](Self::set) and [`take`](Self::take) in signal handlers.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuCounter};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let in_flight = PerCpuCounter::new_in(&pcpu, Gfp::KERNEL)?;
+/// in_flight.inc();
+/// in_flight.add(41);
+/// assert_eq!(in_flight.sum(), 42);
+/// assert!((in_flight.read() - 42).unsigned_abs() <= in_flight.error());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct PerCpuCounter {
+    /// What was moved here. The counter's value is this plus all of `local`.
+    total: CachePadded<AtomicI64>,
+    local: PerCpu<Local<i64>>,
+    batch: u64,
+    /// Held by those who report the value and take it away.
+    settling: Mutex<()>,
+}
+
+impl PerCpuCounter {
+    /// A counter at 0, with the kernel's batch: twice the number of possible CPUs, at least 32.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]; with [`Gfp::ACCOUNT`] also that a cgroup refused the charge.
+    pub fn new_in(allocator: &PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
+        let cpus = allocator.machine().nr_possible() as u64;
+        Self::with_batch(allocator, gfp, (2 * cpus).max(32))
+    }
+
+    /// As [`new_in`](Self::new_in), with a batch: 0 and 1 keep everything in the total.
+    ///
+    /// # Errors
+    ///
+    /// As [`new_in`](Self::new_in).
+    pub fn with_batch(
+        allocator: &PerCpuAllocator,
+        gfp: Gfp,
+        batch: u64,
+    ) -> Result<Self, AllocError> {
+        Ok(PerCpuCounter {
+            total: CachePadded::default(),
+            local: PerCpu::zeroed_in(allocator, gfp)?,
+            batch,
+            settling: Mutex::new(()),
+        })
+    }
+
+    /// Adds; negative amounts subtract.
+    ///
+    /// About a nanosecond, and one atomic instruction for every batch.
+    #[inline]
+    pub fn add(&self, amount: i64) {
+        if amount.unsigned_abs() >= self.batch {
+            self.total.fetch_add(amount, Ordering::Relaxed);
+        } else if self.local.add_return(amount).unsigned_abs() >= self.batch {
+            self.fold();
+        }
+    }
+
+    /// Moves what this CPU collected to the total.
+    #[cold]
+    fn fold(&self) {
+        let collected = self.local.xchg(0);
+        // Release: for the acquire in `settle`, which must not see the amount in both places.
+        self.total.fetch_add(collected, Ordering::Release);
+    }
+
+    /// Adds 1.
+    #[inline]
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Subtracts 1.
+    #[inline]
+    pub fn dec(&self) {
+        self.add(-1);
+    }
+
+    /// The value, approximately: one load. Off by no more than [`error`](Self::error).
+    #[inline]
+    pub fn read(&self) -> i64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// As [`read`](Self::read), and 0 for negative values: of a counter that cannot be negative,
+    /// but whose parts can.
+    #[inline]
+    pub fn read_positive(&self) -> i64 {
+        self.read().max(0)
+    }
+
+    /// How far [`read`](Self::read) and [`sum`](Self::sum) are apart at most, when nobody adds:
+    /// less than a batch on every possible CPU and for threads without one.
+    pub fn error(&self) -> u64 {
+        self.batch.saturating_sub(1).saturating_mul(self.local.cpus().len() as u64 + 1)
+    }
+
+    /// The value: exact when nobody adds. Reads a cache line per possible CPU.
+    pub fn sum(&self) -> i64 {
+        // Acquire: an amount that is found in the total is then not found on its CPU any more.
+        let total = self.total.load(Ordering::Acquire);
+        total.wrapping_add(self.local.sum())
+    }
+
+    /// Compares the value with `other`; asks every CPU only when they are close.
+    pub fn compare(&self, other: i64) -> Order {
+        let read = self.read();
+        if read.abs_diff(other) > self.error() { read.cmp(&other) } else { self.sum().cmp(&other) }
+    }
+
+    /// Sets the value. What others add meanwhile is either kept or overwritten, each as a whole.
+    pub fn set(&self, value: i64) {
+        self.settle(|_| value);
+    }
+
+    /// Returns the value and leaves 0. Whatever is added is returned by exactly one `take`.
+    pub fn take(&self) -> i64 {
+        self.settle(|_| 0)
+    }
+
+    /// Replaces the value seen by another, leaving alone what was not seen.
+    fn settle(&self, to: impl FnOnce(i64) -> i64) -> i64 {
+        let _alone = self.settling.lock();
+        let seen = self.sum();
+        self.total.fetch_add(to(seen).wrapping_sub(seen), Ordering::Relaxed);
+        seen
+    }
+}
+
+impl fmt::Debug for PerCpuCounter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerCpuCounter")
+            .field("sum", &self.sum())
+            .field("batch", &self.batch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `K` counters in one allocation: counting in groups, a cache line for eight.
+///
+/// Adding costs one restartable sequence and no atomic instruction; there is no approximate value,
+/// only the sum.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuCounters};
+///
+/// const HITS: usize = 0;
+/// const MISSES: usize = 1;
+/// let pcpu = PerCpuAllocator::new()?;
+/// let cache = PerCpuCounters::<2>::new_in(&pcpu, Gfp::KERNEL)?;
+/// cache.inc(HITS);
+/// cache.add(MISSES, 3);
+/// assert_eq!(cache.sums(), [1, 3]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct PerCpuCounters<const K: usize> {
+    counters: PerCpu<[Local<i64>; K]>,
+}
+
+impl<const K: usize> PerCpuCounters<K> {
+    /// Counters at 0.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]: none or more than 4096 counters, no memory, or a cgroup refused the charge.
+    pub fn new_in(allocator: &PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
+        Ok(PerCpuCounters { counters: PerCpu::zeroed_in(allocator, gfp)? })
+    }
+
+    /// Adds to counter `index`; negative amounts subtract.
+    ///
+    /// # Panics
+    ///
+    /// When `index` is not below `K`; so do all methods that take one.
+    #[inline]
+    pub fn add(&self, index: usize, amount: i64) {
+        self.counters.at(index).add(amount);
+    }
+
+    /// Adds 1 to counter `index`.
+    #[inline]
+    pub fn inc(&self, index: usize) {
+        self.counters.at(index).inc();
+    }
+
+    /// Subtracts 1 from counter `index`.
+    #[inline]
+    pub fn dec(&self, index: usize) {
+        self.counters.at(index).dec();
+    }
+
+    /// The value of counter `index`: exact when nobody adds.
+    pub fn sum(&self, index: usize) -> i64 {
+        self.counters.at(index).sum()
+    }
+
+    /// All values. Reads the counters of one CPU after those of another.
+    pub fn sums(&self) -> [i64; K] {
+        std::array::from_fn(|index| self.sum(index))
+    }
+}
+
+/// A histogram with fixed buckets, recorded into without atomic instructions.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuHistogram};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let latency_us = PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, [100, 1_000, 10_000])?;
+/// latency_us.record(100);
+/// latency_us.record(250);
+/// latency_us.record(90_000);
+/// let seen = latency_us.snapshot();
+/// assert_eq!((seen.counts, seen.over), ([1, 1, 0], 1));
+/// assert_eq!((seen.count(), seen.sum), (3, 90_350));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct PerCpuHistogram<const B: usize> {
+    bounds: [u64; B],
+    cells: PerCpu<Cells<B>>,
+}
+
+#[derive(Debug, FromZeros)]
+#[repr(C)]
+struct Cells<const B: usize> {
+    /// The sum of all values.
+    sum: Local<u64>,
+    over: Local<u64>,
+    counts: [Local<u64>; B],
+}
+
+/// Why a histogram could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HistogramError {
+    /// A bound is not above the one before it.
+    #[error("bound {index} is {bound}, not above the one before it")]
+    Bounds {
+        /// Which one.
+        index: usize,
+        /// Its value.
+        bound: u64,
+    },
+    /// The allocation failed.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+}
+
+impl<const B: usize> PerCpuHistogram<B> {
+    /// A histogram with a bucket up to and including each of `bounds`, and one for values above.
+    ///
+    /// # Errors
+    ///
+    /// [`HistogramError`]: `bounds` do not ascend, more than some 4000 of them, no memory, or a
+    /// cgroup refused the charge.
+    pub fn new_in(
+        allocator: &PerCpuAllocator,
+        gfp: Gfp,
+        bounds: [u64; B],
+    ) -> Result<Self, HistogramError> {
+        if let Some(before) = bounds.windows(2).position(|pair| pair[0] >= pair[1]) {
+            let index = before + 1;
+            return Err(HistogramError::Bounds { index, bound: bounds[index] });
+        }
+        Ok(PerCpuHistogram { bounds, cells: PerCpu::zeroed_in(allocator, gfp)? })
+    }
+
+    fn cell(&self, offset: usize) -> LocalRef<'_, u64> {
+        let (slots, first, tree) = self.cells.parts();
+        // SAFETY: `offset` is that of a `Local` in `Cells`.
+        let first = unsafe { first.cast::<u8>().add(offset) }.cast();
+        // SAFETY: the object's area and its values (O1, O2), a `Local` at this offset of each. Its
+        // detached copy was zero when it was allocated.
+        unsafe { LocalRef::new(slots, first, tree) }
+    }
+
+    fn sum(&self) -> LocalRef<'_, u64> {
+        self.cell(offset_of!(Cells<B>, sum))
+    }
+
+    fn over(&self) -> LocalRef<'_, u64> {
+        self.cell(offset_of!(Cells<B>, over))
+    }
+
+    fn count(&self, bucket: usize) -> LocalRef<'_, u64> {
+        assert!(bucket < B);
+        self.cell(offset_of!(Cells<B>, counts) + bucket * size_of::<Local<u64>>())
+    }
+
+    /// Counts a value: a binary search and two additions to this CPU's copy.
+    #[inline]
+    pub fn record(&self, value: u64) {
+        let bucket = self.bounds.partition_point(|bound| *bound < value);
+        let count = if bucket < B { self.count(bucket) } else { self.over() };
+        count.inc();
+        self.sum().add(value);
+    }
+
+    /// What was recorded: exact when nobody records.
+    pub fn snapshot(&self) -> HistogramSnapshot<B> {
+        HistogramSnapshot {
+            bounds: self.bounds,
+            counts: std::array::from_fn(|bucket| self.count(bucket).sum()),
+            over: self.over().sum(),
+            sum: self.sum().sum(),
+        }
+    }
+}
+
+/// What a [`PerCpuHistogram`] recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HistogramSnapshot<const B: usize> {
+    /// The highest value of each bucket.
+    pub bounds: [u64; B],
+    /// How many values each bucket has.
+    pub counts: [u64; B],
+    /// How many values were above all bounds.
+    pub over: u64,
+    /// The sum of all values, modulo 2⁶⁴.
+    pub sum: u64,
+}
+
+impl<const B: usize> HistogramSnapshot<B> {
+    /// How many values there are.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum::<u64>() + self.over
+    }
+
+    /// Each bound with the number of values up to it, as Prometheus wants its `le` buckets.
+    pub fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> {
+        let counts = self.counts.iter().scan(0, |sum, count| {
+            *sum += count;
+            Some(*sum)
+        });
+        self.bounds.iter().copied().zip(counts)
+    }
+}

@@ -1,0 +1,315 @@
+//! Words for the operations on this CPU's copy, and the operations.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use zerocopy::FromZeros;
+
+use super::PerCpu;
+use crate::memcg::Tree;
+use crate::sys::{At, ByConcurrency, ByCpu, Index, Int, Slots, Word};
+
+/// An integer that [`PerCpu`] operations update without atomic instructions.
+///
+/// Nothing but the operations of [`PerCpu<Local<N>>`](PerCpu) and [`LocalRef`] writes to it, and
+/// those only to the copy of the CPU that runs the thread. By itself it can be read, from any
+/// thread. Where other CPUs have to write, use `PerCpu<AtomicU64>`: as the types differ, the two
+/// ways never meet on one word.
+///
+/// `N` is any integer from 8 to 64 bits. `I` is [`ByCpu`], or [`ByConcurrency`] to have as many
+/// copies in use as threads of the process run at a time ([`CompactLocal`]).
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let hits = PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+/// hits.add(2);
+/// hits.inc();
+/// assert_eq!(hits.sum(), 3);
+/// let by_cpu: u64 = hits.iter().map(|(_cpu, hits)| hits.get()).sum();
+/// assert_eq!(by_cpu + hits.detached(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(FromZeros)]
+#[repr(transparent)]
+pub struct Local<N: Int, I: Index = ByCpu> {
+    word: N::Atomic,
+    index: PhantomData<I>,
+}
+
+/// A [`Local`] that is indexed by the kernel's concurrency id.
+pub type CompactLocal<N> = Local<N, ByConcurrency>;
+
+impl<N: Int, I: Index> Local<N, I> {
+    /// A word of this value, for [`PerCpu::new_in`].
+    pub fn new(value: N) -> Self {
+        Local { word: N::atomic(value), index: PhantomData }
+    }
+
+    /// The value now: one relaxed load.
+    #[inline]
+    pub fn get(&self) -> N {
+        N::read_twin(&self.word)
+    }
+
+    /// The value, exclusively.
+    pub fn get_mut(&mut self) -> &mut N {
+        N::exclusive(&mut self.word)
+    }
+}
+
+impl<N: Int, I: Index> Default for Local<N, I> {
+    fn default() -> Self {
+        Local::new(N::default())
+    }
+}
+
+impl<N: Int, I: Index> fmt::Debug for Local<N, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.get(), f)
+    }
+}
+
+/// One word of every copy of an object: what operations on this CPU's copy work on.
+///
+/// [`PerCpu<[Local<N>; K]>::at`](PerCpu::at) gives one for an element. Cheap to copy.
+pub struct LocalRef<'a, N: Int, I: Index = ByCpu> {
+    slots: &'a Slots,
+    /// In the copy of CPU 0.
+    first: NonNull<Local<N, I>>,
+    tree: &'a Arc<Tree>,
+}
+
+impl<N: Int, I: Index> Clone for LocalRef<'_, N, I> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<N: Int, I: Index> Copy for LocalRef<'_, N, I> {}
+
+// SAFETY: a reference to words that may be shared: `Local` is Sync, and operations on one from
+// several threads are what it is for.
+unsafe impl<N: Int, I: Index> Send for LocalRef<'_, N, I> {}
+// SAFETY: as above.
+unsafe impl<N: Int, I: Index> Sync for LocalRef<'_, N, I> {}
+
+impl<'a, N: Int, I: Index> LocalRef<'a, N, I> {
+    /// # Safety
+    ///
+    /// `first` is in the copy of CPU 0 of a live area of `tree`'s arena that nobody frees during
+    /// `'a`, with a `Local<N, I>` at that place of every possible CPU's copy; and all zero, or
+    /// written by these operations, at that place of the detached copy. `slots` are the arena's.
+    #[inline(always)]
+    pub(super) unsafe fn new(
+        slots: &'a Slots,
+        first: NonNull<Local<N, I>>,
+        tree: &'a Arc<Tree>,
+    ) -> Self {
+        const { assert!(align_of::<N>() <= align_of::<u64>(), "in the coloured window") };
+        LocalRef { slots, first, tree }
+    }
+
+    #[inline(always)]
+    pub(super) fn run<R>(
+        self,
+        sequence: impl Fn(At<'a, N, I>) -> Option<R>,
+        twin: impl Fn(&'a N::Atomic) -> R,
+    ) -> R {
+        // SAFETY: what `new` asks for. `Local` gives out no way to write, and is transparent.
+        let word = unsafe { Word::new(self.slots, self.first.as_ptr().cast::<N>()) };
+        // SAFETY: `run` gives a valid copy, for atomic instructions; an atomic integer is laid out
+        // like the integer.
+        let twin = move |copy: *mut N| twin(unsafe { &*copy.cast::<N::Atomic>() });
+        word.run(sequence, twin, move || self.tree.arena().machine())
+    }
+
+    pub(super) fn copies(self) -> impl Iterator<Item = &'a Local<N, I>> {
+        // SAFETY: what `new` asks for; zero is a `Local`.
+        self.tree.arena().copies(self.first.as_ptr()).map(|copy| unsafe { &*copy })
+    }
+
+    pub(super) fn detached_copy(self) -> Option<&'a Local<N, I>> {
+        self.copies().nth(self.tree.arena().machine().nr_possible())
+    }
+}
+
+/// The operations, for a type with `fn local(&self) -> LocalRef`.
+macro_rules! this_cpu_operations {
+    ($N:ident) => {
+        /// The value of this CPU's copy.
+        ///
+        /// Of the CPU that ran the thread at one moment of the call.
+        #[inline]
+        pub fn read(&self) -> $N {
+            self.local().run(move |at| $N::read(at), move |word| $N::read_twin(word))
+        }
+
+        /// Sets this CPU's copy.
+        #[inline]
+        pub fn write(&self, value: $N) {
+            self.local()
+                .run(move |at| $N::write(at, value), move |word| $N::write_twin(word, value));
+        }
+
+        /// Adds to this CPU's copy. Wraps.
+        #[inline]
+        pub fn add(&self, value: $N) {
+            self.local().run(move |at| $N::add(at, value), move |word| $N::add_twin(word, value));
+        }
+
+        /// Subtracts from this CPU's copy. Wraps: what was added on one CPU may be subtracted on
+        /// another, and the [sum](Self::sum) is right.
+        #[inline]
+        pub fn sub(&self, value: $N) {
+            self.local().run(move |at| $N::sub(at, value), move |word| $N::sub_twin(word, value));
+        }
+
+        /// Adds 1 to this CPU's copy. Wraps.
+        #[inline]
+        pub fn inc(&self) {
+            self.local().run(move |at| $N::inc(at), move |word| $N::add_twin(word, $N::ONE));
+        }
+
+        /// Subtracts 1 from this CPU's copy. Wraps.
+        #[inline]
+        pub fn dec(&self) {
+            self.local().run(move |at| $N::dec(at), move |word| $N::sub_twin(word, $N::ONE));
+        }
+
+        /// Clears the bits of this CPU's copy that are not in `mask`.
+        #[inline]
+        pub fn and(&self, mask: $N) {
+            self.local().run(move |at| $N::and(at, mask), move |word| $N::and_twin(word, mask));
+        }
+
+        /// Sets bits of this CPU's copy.
+        #[inline]
+        pub fn or(&self, bits: $N) {
+            self.local().run(move |at| $N::or(at, bits), move |word| $N::or_twin(word, bits));
+        }
+
+        /// Sets this CPU's copy and returns its old value.
+        #[inline]
+        pub fn xchg(&self, value: $N) -> $N {
+            self.local().run(move |at| $N::xchg(at, value), move |word| $N::xchg_twin(word, value))
+        }
+
+        /// Sets this CPU's copy to `new` if it is `old`.
+        ///
+        /// # Errors
+        ///
+        /// The value found when that is another; nothing was changed. The next call may run on
+        /// another CPU, so a loop that retries has to expect any value.
+        #[inline]
+        pub fn cmpxchg(&self, old: $N, new: $N) -> Result<(), $N> {
+            let found = self.local().run(
+                move |at| $N::cmpxchg(at, old, new),
+                move |word| $N::cmpxchg_twin(word, old, new),
+            );
+            if found == old { Ok(()) } else { Err(found) }
+        }
+
+        /// Adds to this CPU's copy and returns the new value. Wraps.
+        #[inline]
+        pub fn add_return(&self, value: $N) -> $N {
+            self.local().run(
+                move |at| $N::add_return(at, value),
+                move |word| $N::add_return_twin(word, value),
+            )
+        }
+
+        /// Subtracts from this CPU's copy if that is at least `value`.
+        ///
+        /// # Errors
+        ///
+        /// The value found when it is less; nothing was changed.
+        #[inline]
+        pub fn sub_if_at_least(&self, value: $N) -> Result<(), $N> {
+            let found = self.local().run(
+                move |at| $N::sub_if_at_least(at, value),
+                move |word| $N::sub_if_at_least_twin(word, value),
+            );
+            if found >= value { Ok(()) } else { Err(found) }
+        }
+
+        /// The sum of all copies, the detached one included. Wraps.
+        ///
+        /// Exact when no operation is under way. Reads a cache line per possible CPU.
+        pub fn sum(&self) -> $N {
+            self.local().copies().fold($N::default(), |sum, copy| sum.wrapping_add(copy.get()))
+        }
+
+        /// The value of the detached copy, which stands in for a CPU's when a thread has no rseq
+        /// area or its CPU is not one of the allocator's machine. Zero until then.
+        pub fn detached(&self) -> $N {
+            self.local().detached_copy().map_or($N::default(), |copy| copy.get())
+        }
+    };
+}
+pub(super) use this_cpu_operations;
+
+impl<N: Int, I: Index> LocalRef<'_, N, I> {
+    #[inline(always)]
+    fn local(&self) -> Self {
+        *self
+    }
+
+    this_cpu_operations!(N);
+}
+
+impl<N: Int, I: Index> fmt::Debug for LocalRef<'_, N, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalRef").field("sum", &self.sum()).finish_non_exhaustive()
+    }
+}
+
+/// Operations on the copy of the CPU that runs the thread, without atomic instructions where
+/// [`ThisCpu::tier`](crate::ThisCpu::tier) is `Rseq`. Each acts on one CPU's copy as a whole:
+/// no other thread of that CPU comes in between, nor does a signal handler. They may be used in
+/// signal handlers, and in a forked child, which has its own copies.
+impl<N: Int, I: Index> PerCpu<Local<N, I>> {
+    #[inline(always)]
+    fn local(&self) -> LocalRef<'_, N, I> {
+        let (slots, first, tree) = self.parts();
+        // SAFETY: the object's area and its values (O1, O2). Its detached copy was zero when it
+        // was allocated.
+        unsafe { LocalRef::new(slots, first, tree) }
+    }
+
+    this_cpu_operations!(N);
+}
+
+impl<N: Int, I: Index, const K: usize> PerCpu<[Local<N, I>; K]> {
+    /// The element `index` of every copy.
+    ///
+    /// # Panics
+    ///
+    /// When `index` is not below `K`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let by_status = PerCpu::<[Local<u64>; 6]>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+    /// by_status.at(2).inc();
+    /// assert_eq!(by_status.at(2).sum(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline(always)]
+    pub fn at(&self, index: usize) -> LocalRef<'_, N, I> {
+        assert!(index < K, "element {index} of {K}");
+        let (slots, first, tree) = self.parts();
+        // SAFETY: inside the object's copy of CPU 0.
+        let element = unsafe { first.cast::<Local<N, I>>().add(index) };
+        // SAFETY: as in `PerCpu<Local>::local`, for one element.
+        unsafe { LocalRef::new(slots, element, tree) }
+    }
+}

@@ -1,0 +1,125 @@
+//! A stack on every CPU.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use zerocopy::FromZeros;
+
+use super::PerCpu;
+use crate::sys::{ByCpu, Index, Int, STACK_HEADER, Word, pop_twin, push_twin};
+
+/// A stack of up to `CAP` integers, for caches: indices or offsets of free things that the next
+/// user on the same CPU takes.
+///
+/// [`PerCpu::push`] and [`PerCpu::pop`] work on the stack of the CPU that runs the thread. A push
+/// may be refused and a pop may find nothing although other CPUs have room or items; without
+/// sequences also because another thread is using the same stack. Nothing ever waits.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Gfp, LocalStack, PerCpu, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let mut free = PerCpu::<LocalStack<u32, 16>>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+/// free.push(7).expect("the stack of this CPU is empty");
+/// let taken = free.pop(); // 7, unless the thread moved to another CPU
+/// let left: Vec<u32> = free.drain().collect();
+/// assert_eq!(taken.into_iter().chain(left).collect::<Vec<_>>(), [7]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(FromZeros)]
+#[repr(C, align(8))]
+pub struct LocalStack<N: Int, const CAP: usize, I: Index = ByCpu> {
+    len: AtomicU32,
+    padding: AtomicU32,
+    items: [N::Atomic; CAP],
+    index: PhantomData<I>,
+}
+
+/// A push that was refused; holds the item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this CPU's stack has no room")]
+pub struct Full<N>(pub N);
+
+impl<N: Int, const CAP: usize, I: Index> LocalStack<N, CAP, I> {
+    const LAYOUT: () = {
+        assert!(offset_of!(Self, items) == STACK_HEADER);
+        assert!(CAP < 1 << 31, "a length has 31 bits");
+    };
+
+    /// How many items there are now: one relaxed load.
+    pub fn len(&self) -> usize {
+        let len = self.len.load(Ordering::Relaxed) as usize;
+        len.min(CAP) // while an atomic twin works on it there is a lock bit
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<N: Int, const CAP: usize, I: Index> fmt::Debug for LocalStack<N, CAP, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalStack").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl<N: Int, const CAP: usize, I: Index> PerCpu<LocalStack<N, CAP, I>> {
+    #[inline(always)]
+    fn word(&self) -> Word<'_, N, I> {
+        const { LocalStack::<N, CAP, I>::LAYOUT };
+        let (slots, first, _) = self.parts();
+        // SAFETY: the object's area and its values (O1, O2); zero, as in the detached copy, is an
+        // empty stack. Only `push` and `pop` write to the copies, and `drain`, exclusively.
+        unsafe { Word::new(slots, first.as_ptr().cast()) }
+    }
+
+    /// Pushes onto this CPU's stack.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] with the item.
+    #[inline]
+    pub fn push(&self, item: N) -> Result<(), Full<N>> {
+        let len = self.word().run(
+            move |at| N::push(at, item, CAP as u32),
+            move |stack| {
+                // SAFETY: `run` gives a valid copy, for atomic instructions.
+                let stack = unsafe { &*stack.cast::<LocalStack<N, CAP, I>>() };
+                push_twin(&stack.len, &stack.items, item)
+            },
+            || self.parts().2.arena().machine(),
+        );
+        if len < CAP as u32 { Ok(()) } else { Err(Full(item)) }
+    }
+
+    /// Pops the item pushed last onto this CPU's stack.
+    #[inline]
+    pub fn pop(&self) -> Option<N> {
+        let (len, item) = self.word().run(
+            |at| N::pop(at),
+            |stack| {
+                // SAFETY: `run` gives a valid copy, for atomic instructions.
+                let stack = unsafe { &*stack.cast::<LocalStack<N, CAP, I>>() };
+                pop_twin::<N>(&stack.len, &stack.items)
+            },
+            || self.parts().2.arena().machine(),
+        );
+        (len > 0).then_some(item)
+    }
+
+    /// Empties the stacks of all CPUs.
+    pub fn drain(&mut self) -> impl Iterator<Item = N> {
+        let (_, first, tree) = self.parts();
+        // SAFETY: the object's copies, and the detached one; `&mut self` excludes operations.
+        let stacks = tree.arena().copies(first.as_ptr()).map(|stack| unsafe { &mut *stack });
+        stacks.flat_map(|stack: &mut LocalStack<N, CAP, I>| {
+            let len = std::mem::take(stack.len.get_mut()) as usize;
+            stack.items[..len].iter().map(N::read_twin)
+        })
+    }
+}

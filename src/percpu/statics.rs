@@ -1,0 +1,184 @@
+//! Static per-CPU variables.
+//!
+//! ```text
+//!   the program's data                 first chunk of the global allocator
+//!   __start ┬────────────┬ HITS ┬─     ┬────────────┬ HITS ┬─ …  copy of CPU 0
+//!           │  initial values   │      │   static region, at offset 0 of each copy
+//!           └───────────────────┘      ┴────────────┴ HITS ┴─ …  copy of CPU 1
+//! ```
+//!
+//! The linker gathers the variables of a program in one section. Its bytes are the initial values;
+//! they are copied to the static region of every CPU's copy when the global allocator is built. A
+//! variable's place in the section is its place in the region, so that its address and one
+//! constant give its copy of CPU 0. Mirrors the kernel's `DEFINE_PER_CPU` and its `.data..percpu`
+//! section.
+
+use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
+
+use super::local::this_cpu_operations;
+use super::{BuildError, LocalRef, PerCpuAllocator};
+use crate::placement::Regions;
+use crate::sys::{ByCpu, CpuId, Index, Int, Slots};
+
+/// Declares static per-CPU variables with an initial value.
+///
+/// A variable is a [`StaticLocal`]: every CPU has a copy of the initial value in the
+/// [global allocator](PerCpuAllocator::global), and the operations work on the copy of the CPU
+/// that runs the thread.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::per_cpu;
+///
+/// per_cpu! {
+///     /// Requests answered.
+///     static HITS: u64 = 0;
+///     pub static LEVEL: i32 = 5;
+/// }
+///
+/// HITS.inc();
+/// assert_eq!(HITS.sum(), 1);
+/// assert_eq!(LEVEL.read(), 5);
+/// ```
+#[macro_export]
+macro_rules! per_cpu {
+    ($($(#[$attribute:meta])* $visibility:vis static $name:ident: $int:ty = $value:expr;)+) => {$(
+        $(#[$attribute])*
+        #[unsafe(link_section = "percpu_memcg_data")]
+        $visibility static $name: $crate::StaticLocal<$int> =
+            // SAFETY: it is in the section.
+            unsafe { $crate::StaticLocal::in_section($value) };
+    )+};
+}
+
+/// A per-CPU variable declared by [`per_cpu!`](crate::per_cpu).
+///
+/// The first operation in a process builds the [global allocator](PerCpuAllocator::global).
+///
+/// # Panics
+///
+/// The first operation, when that cannot be built; call `PerCpuAllocator::global()?` early to have
+/// an error instead, and before operations in signal handlers.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct StaticLocal<N: Int, I: Index = ByCpu> {
+    initial: N,
+    index: PhantomData<I>,
+}
+
+impl<N: Int, I: Index> StaticLocal<N, I> {
+    /// # Safety
+    ///
+    /// The value initialises a static in the section `percpu_memcg_data`.
+    #[doc(hidden)]
+    pub const unsafe fn in_section(initial: N) -> Self {
+        StaticLocal { initial, index: PhantomData }
+    }
+
+    /// The value that every CPU's copy had at first.
+    pub const fn initial(&self) -> N {
+        self.initial
+    }
+
+    /// The value of the copy of `cpu`; `None` when that CPU is not possible.
+    pub fn get(&self, cpu: CpuId) -> Option<N> {
+        let local = self.local();
+        let possible = global().allocator.machine().possible().binary_search(&cpu);
+        local.copies().nth(possible.ok()?).map(super::Local::get)
+    }
+
+    #[inline(always)]
+    fn local(&self) -> LocalRef<'static, N, I> {
+        let global = global();
+        let offset = ptr::from_ref(self).addr() - global.section;
+        // SAFETY: the variable is in the section, and the static region is as long.
+        let first = unsafe { global.region.byte_add(offset) }.cast();
+        // SAFETY: the static region is never freed, and no allocation is in it. The initial value
+        // was copied there for every possible CPU; the detached copy is zero.
+        unsafe { LocalRef::new(&global.slots, first, global.allocator.tree()) }
+    }
+
+    this_cpu_operations!(N);
+}
+
+/// The global allocator and where the variables are in it.
+pub(super) struct Global {
+    pub(super) allocator: PerCpuAllocator,
+    slots: Slots,
+    /// The start of the section.
+    section: usize,
+    /// The start of the static region in the copy of CPU 0.
+    region: NonNull<u8>,
+}
+
+// SAFETY: `region` names memory of the allocator, which is Send and Sync, for operations and
+// atomic loads from any thread.
+unsafe impl Send for Global {}
+// SAFETY: as above.
+unsafe impl Sync for Global {}
+
+static GLOBAL: OnceLock<Global> = OnceLock::new();
+
+#[inline]
+fn global() -> &'static Global {
+    match GLOBAL.get() {
+        Some(global) => global,
+        None => build_global(),
+    }
+}
+
+#[cold]
+fn build_global() -> &'static Global {
+    match try_global() {
+        Ok(global) => global,
+        Err(error) => panic!("cannot build the global allocator: {error}"),
+    }
+}
+
+pub(super) fn try_global() -> Result<&'static Global, BuildError> {
+    if let Some(global) = GLOBAL.get() {
+        return Ok(global);
+    }
+    let new = Global::new()?;
+    Ok(GLOBAL.get_or_init(|| new))
+}
+
+unsafe extern "C" {
+    /// The linker defines these for a section whose name is an identifier.
+    #[link_name = "__start_percpu_memcg_data"]
+    static SECTION_START: u8;
+    #[link_name = "__stop_percpu_memcg_data"]
+    static SECTION_END: u8;
+}
+
+/// Makes sure that there is a section, and that it is aligned for every variable.
+#[unsafe(link_section = "percpu_memcg_data")]
+static ANCHOR: u64 = 0;
+
+impl Global {
+    fn new() -> Result<Self, BuildError> {
+        let (start, end) = (&raw const SECTION_START, &raw const SECTION_END);
+        let anchor = (&raw const ANCHOR).addr();
+        assert!((start.addr()..end.addr()).contains(&anchor), "the linker made no section");
+        let len = end.addr() - start.addr();
+        // SAFETY: the section, which the linker's symbols enclose: plain data that nobody writes.
+        let initial = unsafe { std::slice::from_raw_parts(start, len) };
+
+        let regions = Regions { static_size: len, ..Regions::DEFAULT };
+        let allocator = PerCpuAllocator::builder().regions_at_least(regions).build()?;
+        let region = allocator.tree().arena().static_region();
+        for &cpu in allocator.machine().possible() {
+            let copy = allocator.tree().arena().copy_of(region, cpu);
+            for (offset, byte) in initial.iter().enumerate().filter(|(_, byte)| **byte != 0) {
+                // SAFETY: inside the static region of a possible CPU's copy, which nobody else
+                // knows yet. Zero bytes are there already, and may stay without memory.
+                unsafe { copy.wrapping_add(offset).write(*byte) };
+            }
+        }
+        let slots = allocator.tree().arena().slots();
+        Ok(Global { allocator, slots, section: start.addr(), region })
+    }
+}

@@ -1,0 +1,34 @@
+//! No sequences: every operation is carried out by its atomic twin.
+
+use super::int::Sequences;
+use super::tier::Choice;
+
+pub(super) const CONCURRENCY_ID_SHIFT: isize = 0;
+
+pub(super) fn choose() -> Choice {
+    Choice::atomic()
+}
+
+pub(super) fn unregistered_area() -> isize {
+    0
+}
+
+pub(super) fn register() -> bool {
+    false
+}
+
+#[inline]
+pub(super) fn cpu_id(_area: isize) -> Option<usize> {
+    None
+}
+
+impl Sequences for u8 {}
+impl Sequences for i8 {}
+impl Sequences for u16 {}
+impl Sequences for i16 {}
+impl Sequences for u32 {}
+impl Sequences for i32 {}
+impl Sequences for u64 {}
+impl Sequences for i64 {}
+impl Sequences for usize {}
+impl Sequences for isize {}

@@ -1,0 +1,235 @@
+//! The widths, and what every operation does.
+
+use std::fmt;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{
+    AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicU8, AtomicU16, AtomicU32,
+    AtomicU64, AtomicUsize,
+};
+
+use zerocopy::FromZeros;
+
+use super::{At, Index};
+
+/// An integer that operations on this CPU's copy work on: `u8` to `u64`, `usize`, and the signed
+/// ones. Arithmetic wraps.
+pub trait Int:
+    Sequences + Twins + Copy + Default + Ord + fmt::Debug + fmt::Display + Send + Sync + 'static
+{
+}
+
+/// The operations as restartable sequences. Each returns `None`, having done nothing, when it
+/// found no copy for this thread. An architecture without sequences implements none of them.
+pub trait Sequences: Sized {
+    #[inline(always)]
+    fn read<I: Index>(_: At<'_, Self, I>) -> Option<Self> {
+        None
+    }
+    #[inline(always)]
+    fn write<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn add<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn sub<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn inc<I: Index>(_: At<'_, Self, I>) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn dec<I: Index>(_: At<'_, Self, I>) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn and<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn or<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+        None
+    }
+    /// The old value.
+    #[inline(always)]
+    fn xchg<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+        None
+    }
+    /// What was found; it is replaced if it equals `old`.
+    #[inline(always)]
+    fn cmpxchg<I: Index>(_: At<'_, Self, I>, _old: Self, _new: Self) -> Option<Self> {
+        None
+    }
+    /// The new value.
+    #[inline(always)]
+    fn add_return<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+        None
+    }
+    /// What was found; `value` is subtracted if that is not less.
+    #[inline(always)]
+    fn sub_if_at_least<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+        None
+    }
+    /// Pushes onto the stack whose header is the word. Returns the length found; the item was
+    /// pushed if that is below `capacity`.
+    #[inline(always)]
+    fn push<I: Index>(_: At<'_, Self, I>, _item: Self, _capacity: u32) -> Option<u32> {
+        None
+    }
+    /// Pops from the stack whose header is the word. Returns the length found, and the item if
+    /// that is not 0.
+    #[inline(always)]
+    fn pop<I: Index>(_: At<'_, Self, I>) -> Option<(u32, Self)> {
+        None
+    }
+}
+
+/// The same operations by atomic instructions, on one copy.
+///
+/// Relaxed throughout: a word orders nothing but itself, as with sequences.
+pub trait Twins: Sized {
+    /// The word as other threads see it.
+    type Atomic: FromZeros + fmt::Debug + Send + Sync + 'static;
+
+    /// For `inc` and `dec`.
+    const ONE: Self;
+
+    fn atomic(value: Self) -> Self::Atomic;
+    fn exclusive(word: &mut Self::Atomic) -> &mut Self;
+    fn wrapping_add(self, other: Self) -> Self;
+    fn read_twin(word: &Self::Atomic) -> Self;
+    fn write_twin(word: &Self::Atomic, value: Self);
+    fn and_twin(word: &Self::Atomic, value: Self);
+    fn or_twin(word: &Self::Atomic, value: Self);
+    fn xchg_twin(word: &Self::Atomic, value: Self) -> Self;
+    fn cmpxchg_twin(word: &Self::Atomic, old: Self, new: Self) -> Self;
+    fn add_twin(word: &Self::Atomic, value: Self);
+    fn sub_twin(word: &Self::Atomic, value: Self);
+    fn add_return_twin(word: &Self::Atomic, value: Self) -> Self;
+    fn sub_if_at_least_twin(word: &Self::Atomic, value: Self) -> Self;
+}
+
+macro_rules! twins {
+    ($($int:ident $atomic:ident),*) => {$(
+        impl Int for $int {}
+
+        impl Twins for $int {
+            type Atomic = $atomic;
+
+            const ONE: Self = 1;
+
+            #[inline]
+            fn atomic(value: Self) -> $atomic {
+                $atomic::new(value)
+            }
+
+            #[inline]
+            fn exclusive(word: &mut $atomic) -> &mut Self {
+                word.get_mut()
+            }
+
+            #[inline]
+            fn read_twin(word: &$atomic) -> Self {
+                word.load(Relaxed)
+            }
+
+            #[inline]
+            fn write_twin(word: &$atomic, value: Self) {
+                word.store(value, Relaxed);
+            }
+
+            #[inline]
+            fn and_twin(word: &$atomic, value: Self) {
+                word.fetch_and(value, Relaxed);
+            }
+
+            #[inline]
+            fn or_twin(word: &$atomic, value: Self) {
+                word.fetch_or(value, Relaxed);
+            }
+
+            #[inline]
+            fn xchg_twin(word: &$atomic, value: Self) -> Self {
+                word.swap(value, Relaxed)
+            }
+
+            #[inline]
+            fn cmpxchg_twin(word: &$atomic, old: Self, new: Self) -> Self {
+                word.compare_exchange(old, new, Relaxed, Relaxed).unwrap_or_else(|found| found)
+            }
+
+            #[inline]
+            fn add_return_twin(word: &$atomic, value: Self) -> Self {
+                $int::wrapping_add(word.fetch_add(value, Relaxed), value)
+            }
+
+            #[inline]
+            fn add_twin(word: &$atomic, value: Self) {
+                word.fetch_add(value, Relaxed);
+            }
+
+            #[inline]
+            fn sub_twin(word: &$atomic, value: Self) {
+                word.fetch_sub(value, Relaxed);
+            }
+
+            #[inline]
+            fn sub_if_at_least_twin(word: &$atomic, value: Self) -> Self {
+                let rest = |found: Self| (found >= value).then(|| found.wrapping_sub(value));
+                word.fetch_update(Relaxed, Relaxed, rest).unwrap_or_else(|found| found)
+            }
+
+            #[inline]
+            fn wrapping_add(self, other: Self) -> Self {
+                $int::wrapping_add(self, other)
+            }
+        }
+    )*};
+}
+
+twins!(
+    u8 AtomicU8, i8 AtomicI8, u16 AtomicU16, i16 AtomicI16, u32 AtomicU32, i32 AtomicI32,
+    u64 AtomicU64, i64 AtomicI64, usize AtomicUsize, isize AtomicIsize
+);
+
+/// Bytes before the first item of a stack: its length, a `u32`, and padding for any item.
+pub(crate) const STACK_HEADER: usize = 8;
+
+/// Set in the length of a stack while an atomic twin works on it.
+const LOCKED: u32 = 1 << 31;
+
+/// Twins of `push` and `pop`. A stack is more than a word, so they lock it, and find it full or
+/// empty when somebody else has: they never wait, and are safe in signal handlers.
+fn lock(len: &AtomicU32) -> Option<u32> {
+    let found = len.load(Relaxed);
+    let is_free = found & LOCKED == 0;
+    // Acquire: items were stored before the length was released.
+    (is_free && len.compare_exchange(found, found | LOCKED, Acquire, Relaxed).is_ok())
+        .then_some(found)
+}
+
+/// As [`Sequences::push`].
+pub(crate) fn push_twin<N: Int>(len: &AtomicU32, items: &[N::Atomic], item: N) -> u32 {
+    let capacity = items.len() as u32;
+    let Some(found) = lock(len) else { return capacity };
+    let room = items.get(found as usize);
+    if let Some(place) = room {
+        N::write_twin(place, item);
+    }
+    // Release: for the acquire in `lock`.
+    len.store(found + u32::from(room.is_some()), Release);
+    found
+}
+
+/// As [`Sequences::pop`].
+pub(crate) fn pop_twin<N: Int>(len: &AtomicU32, items: &[N::Atomic]) -> (u32, N) {
+    let Some(found) = lock(len) else { return (0, N::default()) };
+    let rest = found.saturating_sub(1);
+    let item = if found > 0 { N::read_twin(&items[rest as usize]) } else { N::default() };
+    // Release: for the acquire in `lock`.
+    len.store(rest, Release);
+    (found, item)
+}

@@ -1,0 +1,126 @@
+//! The choice between sequences and atomic instructions.
+
+use std::sync::OnceLock;
+
+use super::platform;
+
+/// How operations on this CPU's copy are carried out in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Tier {
+    /// By restartable sequences, without atomic instructions.
+    ///
+    /// A thread that has no registered rseq area uses the *detached* copy with atomic
+    /// instructions.
+    Rseq {
+        /// Who registers the threads' rseq areas with the kernel.
+        registered_by: RegisteredBy,
+    },
+    /// By atomic instructions on the copy of the CPU that `sched_getcpu` names: no kernel support,
+    /// a filter that forbids `rseq`, an emulator, an architecture other than x86-64, or switched
+    /// off.
+    GetCpu,
+}
+
+/// Who registers rseq areas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RegisteredBy {
+    /// The C library, for every thread it starts: glibc since 2.35.
+    Libc,
+    /// This crate, for a thread's first operation.
+    Us,
+}
+
+/// What "this CPU" means in this process.
+#[derive(Clone, Copy, Debug)]
+pub struct ThisCpu(());
+
+impl ThisCpu {
+    /// How operations on this CPU's copy are carried out. Chosen at the first call, or when the
+    /// first allocator is built, once per process; with `PERCPU_MEMCG_NO_RSEQ=1` in the
+    /// environment it is always [`Tier::GetCpu`].
+    ///
+    /// The choice includes a self test, which takes some 100 µs and starts a thread for that long.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{ThisCpu, Tier};
+    ///
+    /// match ThisCpu::tier() {
+    ///     Tier::Rseq { registered_by } => println!("rseq, registered by {registered_by:?}"),
+    ///     tier => println!("atomic instructions: {tier:?}"),
+    /// }
+    /// ```
+    pub fn tier() -> Tier {
+        choice().tier
+    }
+
+    /// True when words that are indexed [by concurrency](crate::ByConcurrency) are indexed by the
+    /// kernel's concurrency ids, false when by CPU: before Linux 6.3, or without sequences.
+    pub fn has_concurrency_ids() -> bool {
+        choice().has_concurrency_ids
+    }
+}
+
+/// What [`ThisCpu`] tells, and where threads' areas are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice {
+    pub(super) tier: Tier,
+    /// From the thread pointer, in bytes; without sequences, an area that nobody registers.
+    pub(super) area: isize,
+    pub(super) has_concurrency_ids: bool,
+}
+
+impl Choice {
+    /// Without sequences.
+    pub(super) fn atomic() -> Self {
+        Choice {
+            tier: Tier::GetCpu,
+            area: platform::unregistered_area(),
+            has_concurrency_ids: false,
+        }
+    }
+}
+
+static CHOICE: OnceLock<Choice> = OnceLock::new();
+
+fn is_switched_off() -> bool {
+    std::env::var_os("PERCPU_MEMCG_NO_RSEQ").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+#[inline]
+pub(super) fn choice() -> Choice {
+    *CHOICE.get_or_init(|| if is_switched_off() { Choice::atomic() } else { platform::choose() })
+}
+
+/// What to do after a sequence found no usable index. Safe in signal handlers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Miss {
+    /// The thread's area was registered just now: try again.
+    Registered,
+    /// The thread has no area, or runs on a CPU without copy.
+    Detached,
+    /// Nobody uses sequences.
+    NoSequences,
+}
+
+pub(super) fn after_miss() -> Miss {
+    // There is a choice: `Slots` exist (S1).
+    match choice().tier {
+        Tier::GetCpu => Miss::NoSequences,
+        Tier::Rseq { registered_by: RegisteredBy::Libc } => Miss::Detached,
+        Tier::Rseq { registered_by: RegisteredBy::Us } => match platform::register() {
+            true => Miss::Registered,
+            false => Miss::Detached,
+        },
+    }
+}
+
+/// The id of the CPU that runs this thread, if it has an area.
+#[inline]
+pub(super) fn registered_cpu() -> Option<usize> {
+    let choice = CHOICE.get().filter(|choice| choice.tier != Tier::GetCpu)?;
+    platform::cpu_id(choice.area)
+}

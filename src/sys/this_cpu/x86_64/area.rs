@@ -1,0 +1,176 @@
+//! Where a thread's rseq area is.
+//!
+//! The C library registers one for every thread (glibc since 2.35) and says at which offset from
+//! the thread pointer it is. Where it does not, each thread registers an area of ours. That one
+//! lies in static TLS: it is at the same offset in every thread, holds -1 for a CPU id until it is
+//! registered, and needs no unregistering, as its memory outlives the last instruction of its
+//! thread.
+
+use std::arch::{asm, global_asm};
+
+/// Offset of the CPU id in an area; -1 when nobody registered it, -2 when that failed.
+pub(super) const CPU_ID: usize = 4;
+/// Offset of the address of the descriptor of the sequence under way.
+pub(super) const RSEQ_CS: usize = 8;
+/// Offset of the concurrency id.
+pub(super) const MM_CID: usize = 24;
+
+/// What precedes every abort handler on x86.
+const SIGNATURE: u32 = 0x5305_3053;
+
+/// Keys of the auxiliary vector: bytes of an area that the kernel fills, and their alignment.
+const AT_RSEQ_FEATURE_SIZE: u64 = 27;
+const AT_RSEQ_ALIGN: u64 = 28;
+
+/// The size of the first version of an area, always accepted; 20 bytes of it were used.
+const ORIGINAL_SIZE: u32 = 32;
+const ORIGINAL_FEATURES: u32 = 20;
+
+/// The size and the alignment of our own area.
+const OWN_SIZE: u32 = 128;
+const OWN_ALIGN: u64 = 64;
+
+// The name carries the version, because two versions of this crate may meet in one program.
+macro_rules! own_area {
+    () => {
+        concat!(
+            "__percpu_memcg_rseq_",
+            env!("CARGO_PKG_VERSION_MAJOR"),
+            "_",
+            env!("CARGO_PKG_VERSION_MINOR"),
+            "_",
+            env!("CARGO_PKG_VERSION_PATCH")
+        )
+    };
+}
+
+global_asm!(
+    ".pushsection .tdata, \"awT\", @progbits",
+    ".balign 64",
+    concat!(".globl ", own_area!()),
+    concat!(".hidden ", own_area!()),
+    concat!(".type ", own_area!(), ", @object"),
+    concat!(".size ", own_area!(), ", 128"),
+    concat!(own_area!(), ":"),
+    ".long 0, -1",
+    ".zero 120",
+    ".popsection",
+);
+
+/// An area as the whole process sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Area {
+    /// From the thread pointer, in bytes.
+    pub(super) offset: isize,
+    /// Bytes that the kernel fills in.
+    pub(super) features: u32,
+}
+
+impl Area {
+    /// The area that the C library registered, if it did.
+    pub(super) fn of_libc() -> Option<Self> {
+        let (offset, size): (*const isize, *const u32);
+        // SAFETY: loads the addresses of two symbols, null where the C library lacks them.
+        unsafe {
+            asm!(
+                ".weak __rseq_offset",
+                ".weak __rseq_size",
+                "mov {offset}, qword ptr [rip + __rseq_offset@GOTPCREL]",
+                "mov {size}, qword ptr [rip + __rseq_size@GOTPCREL]",
+                offset = out(reg) offset,
+                size = out(reg) size,
+                options(nostack, preserves_flags),
+            );
+        }
+        if offset.is_null() || size.is_null() {
+            return None;
+        }
+        // SAFETY: where they exist, they are constants of these types.
+        let (offset, size) = (unsafe { offset.read() }, unsafe { size.read() });
+        // 20 and 32 are what the C library says of the first version; the area behind it has room
+        // for 32 bytes, and the kernel fills what it knows.
+        let features = match size {
+            ORIGINAL_FEATURES | ORIGINAL_SIZE => features().min(ORIGINAL_SIZE),
+            _ => size,
+        };
+        (size != 0).then_some(Area { offset, features })
+    }
+
+    /// Our own area, which threads have to [register](Self::register).
+    pub(super) fn own() -> Self {
+        let offset: isize;
+        // SAFETY: loads the offset of the symbol above from the thread pointer.
+        unsafe {
+            asm!(
+                concat!("mov {offset}, qword ptr [rip + ", own_area!(), "@GOTTPOFF]"),
+                offset = out(reg) offset,
+                options(nostack, preserves_flags),
+            );
+        }
+        Area { offset, features: features().min(own_size()) }
+    }
+
+    /// The CPU id in this thread's area: negative when it is not registered.
+    #[inline(always)]
+    pub(super) fn cpu_id(self) -> i32 {
+        let id: i32;
+        // SAFETY: a load from the area of this thread, which exists in every thread.
+        unsafe {
+            asm!(
+                "mov {id:e}, dword ptr fs:[{offset} + {cpu_id}]",
+                offset = in(reg) self.offset,
+                id = out(reg) id,
+                cpu_id = const CPU_ID,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        id
+    }
+
+    /// Registers this thread's area, which is [our own](Self::own), unless that was tried before.
+    /// Returns whether it is newly registered. Safe in signal handlers.
+    pub(super) fn register(self) -> bool {
+        const NOT_TRIED: i32 = -1;
+        const FAILED: i32 = -2;
+        if self.cpu_id() != NOT_TRIED {
+            return false;
+        }
+        let thread: *mut u8;
+        // SAFETY: the first word at the thread pointer is the thread pointer (x86-64 psABI).
+        unsafe {
+            asm!(
+                "mov {thread}, qword ptr fs:[0]",
+                thread = out(reg) thread,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        let area = thread.wrapping_byte_offset(self.offset);
+        // SAFETY: the area is this thread's, of that size and alignment, and exists as long as
+        // the thread runs. The kernel writes to it, and to nothing else.
+        let result = unsafe { libc::syscall(libc::SYS_rseq, area, own_size(), 0, SIGNATURE) };
+        if result != 0 {
+            // SAFETY: nobody registered the area, so it is memory of this thread alone.
+            unsafe { area.wrapping_byte_add(CPU_ID).cast::<i32>().write_volatile(FAILED) };
+        }
+        result == 0
+    }
+
+    pub(super) fn has_concurrency_ids(self) -> bool {
+        self.features as usize >= MM_CID + size_of::<u32>()
+    }
+}
+
+/// Bytes of an area that the kernel fills in.
+fn features() -> u32 {
+    // SAFETY: getauxval has no precondition; it returns 0 for what it does not know.
+    let size = unsafe { libc::getauxval(AT_RSEQ_FEATURE_SIZE) };
+    u32::try_from(size).unwrap_or(0).max(ORIGINAL_FEATURES)
+}
+
+/// The length to register our own area with: all that the kernel fills in, if it fits.
+fn own_size() -> u32 {
+    // SAFETY: as in `features`.
+    let align = unsafe { libc::getauxval(AT_RSEQ_ALIGN) };
+    let size = features().max(ORIGINAL_SIZE);
+    if size <= OWN_SIZE && align <= OWN_ALIGN { size } else { ORIGINAL_SIZE }
+}

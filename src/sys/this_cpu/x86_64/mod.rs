@@ -1,0 +1,57 @@
+//! x86-64 has sequences.
+
+mod area;
+mod self_test;
+mod sequences;
+
+use super::tier::{Choice, RegisteredBy, Tier};
+use super::{REAL_CPU_IDS, UNIT_STRIDE};
+use area::Area;
+
+/// How much farther into a rseq area the concurrency id is than the CPU id.
+pub(super) const CONCURRENCY_ID_SHIFT: isize = (area::MM_CID - area::CPU_ID) as isize;
+
+const _: () = assert!(UNIT_STRIDE <= i32::MAX as usize, "an immediate operand of `imul`");
+
+/// The best tier that works.
+pub(super) fn choose() -> Choice {
+    let (area, registered_by) = match Area::of_libc() {
+        Some(area) => (area, RegisteredBy::Libc),
+        None => (Area::own(), RegisteredBy::Us),
+    };
+    if !cpu_ids_are_small() || !self_test::passes(area, registered_by) {
+        return Choice::atomic();
+    }
+    Choice {
+        tier: Tier::Rseq { registered_by },
+        area: area.offset,
+        has_concurrency_ids: area.has_concurrency_ids(),
+    }
+}
+
+/// True when the kernel has no CPU ids at or above [`REAL_CPU_IDS`]: it accepts a mask for so
+/// many CPUs.
+fn cpu_ids_are_small() -> bool {
+    let mut mask = [0u64; REAL_CPU_IDS / 64];
+    // SAFETY: writes at most the size of `mask` to it.
+    let bytes = unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&mask), mask.as_mut_ptr())
+    };
+    bytes > 0
+}
+
+/// The offset of areas that nobody registers. Sequences that use it miss.
+pub(super) fn unregistered_area() -> isize {
+    Area::own().offset
+}
+
+/// Registers this thread's own area; returns whether it is newly registered.
+pub(super) fn register() -> bool {
+    Area::own().register()
+}
+
+/// The CPU id in this thread's area at an offset that [`choose`] returned.
+#[inline]
+pub(super) fn cpu_id(area: isize) -> Option<usize> {
+    usize::try_from(Area { offset: area, features: 0 }.cpu_id()).ok()
+}

@@ -1,0 +1,112 @@
+//! Does this kernel restart restartable sequences?
+//!
+//! Some do not: emulators that accept the system call, and releases that lost the abort. A thread
+//! that is started for the test looks whether its area follows it from CPU to CPU, and then waits
+//! inside a sequence while the calling thread moves it. It must come out through the abort handler.
+
+use std::arch::asm;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::thread;
+
+use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
+
+use super::area::{Area, RSEQ_CS};
+use crate::sys::this_cpu::RegisteredBy;
+
+/// Turns of the waiting loop: some tenths of a second, for an event that takes microseconds.
+const PATIENCE: u64 = 20_000_000;
+
+/// True when ids are right and a sequence that is disturbed starts over. False as well when no
+/// thread can be started or moved, so that nobody knows.
+pub(super) fn passes(area: Area, registered_by: RegisteredBy) -> bool {
+    let subject = Subject::default();
+    thread::scope(|scope| {
+        let tested = thread::Builder::new()
+            .name("rseq-self-test".into())
+            .spawn_scoped(scope, || subject.run(area, registered_by));
+        let Ok(tested) = tested else { return false };
+        subject.disturb();
+        tested.join().unwrap_or(false)
+    })
+}
+
+#[derive(Debug, Default)]
+struct Subject {
+    /// Set when the thread is about to wait in the sequence.
+    thread: AtomicI32,
+    /// Set when it came out, or never went in.
+    is_done: AtomicBool,
+}
+
+impl Subject {
+    fn run(&self, area: Area, registered_by: RegisteredBy) -> bool {
+        let is_registered = registered_by == RegisteredBy::Libc || area.register();
+        let passes = is_registered && ids_follow_the_thread(area) && self.is_aborted(area);
+        self.is_done.store(true, Ordering::Release);
+        passes
+    }
+
+    /// Waits in a sequence, and returns whether its abort handler was reached.
+    fn is_aborted(&self, area: Area) -> bool {
+        self.thread.store(gettid().as_raw_nonzero().get(), Ordering::Release);
+        let aborted: u32;
+        // SAFETY: a sequence that stores nothing but its descriptor, see `sequences`. Its abort
+        // handler goes on behind it, with a different result.
+        unsafe {
+            asm!(
+                ".pushsection __rseq_cs, \"aw\", @progbits",
+                ".balign 32",
+                "9: .long 0, 0",
+                ".quad 3f, 4f - 3f, 5f",
+                ".popsection",
+                ".pushsection __rseq_failure, \"ax\", @progbits",
+                ".byte 0x0f, 0xb9, 0x3d",
+                ".long 0x53053053",
+                "5: jmp 6f",
+                ".popsection",
+                "xor {aborted:e}, {aborted:e}",
+                "lea {t}, [rip + 9b]",
+                "mov qword ptr fs:[{area} + {rseq_cs}], {t}",
+                "3: pause",
+                "dec {turns}",
+                "jnz 3b",
+                "4: jmp 7f",
+                "6: mov {aborted:e}, 1",
+                "7:",
+                area = in(reg) area.offset,
+                turns = inout(reg) PATIENCE => _,
+                t = out(reg) _,
+                aborted = out(reg) aborted,
+                rseq_cs = const RSEQ_CS,
+                options(nostack),
+            );
+        }
+        aborted == 1
+    }
+
+    /// Moves the thread around until it is done.
+    fn disturb(&self) {
+        while !self.is_done.load(Ordering::Acquire) {
+            // With one CPU, taking it is disturbance enough.
+            thread::yield_now();
+            let thread = Pid::from_raw(self.thread.load(Ordering::Acquire));
+            let Some((thread, cpus)) = thread.zip(sched_getaffinity(None).ok()) else { continue };
+            for cpu in (0..CpuSet::MAX_CPU).filter(|&cpu| cpus.is_set(cpu)).take(2) {
+                let mut only = CpuSet::new();
+                only.set(cpu);
+                let _ = sched_setaffinity(Some(thread), &only);
+            }
+        }
+    }
+}
+
+/// Compares the area with what the kernel says, on up to two CPUs.
+fn ids_follow_the_thread(area: Area) -> bool {
+    let Ok(cpus) = sched_getaffinity(None) else { return false };
+    let agrees = (0..CpuSet::MAX_CPU).filter(|&cpu| cpus.is_set(cpu)).take(2).all(|cpu| {
+        let mut only = CpuSet::new();
+        only.set(cpu);
+        sched_setaffinity(None, &only).is_err() || area.cpu_id() == cpu as i32
+    });
+    agrees && sched_setaffinity(None, &cpus).is_ok()
+}

@@ -1,0 +1,279 @@
+//! Every restartable sequence.
+//!
+//! # The shape, and the rule that each line obeys
+//!
+//! ```text
+//!     .pushsection __rseq_cs            the descriptor, 32 bytes, aligned to 32: what the kernel
+//!  9: .long 0, 0                        reads. Version 0, no flags (others are rejected);
+//!     .quad 3f, 4f - 3f, 5f             start, length (not the end), abort handler.
+//!     .pushsection __rseq_failure       The abort handler is outside of the sequence,
+//!     .byte 0x0f, 0xb9, 0x3d            behind the signature given at registration, dressed as an
+//!     .long 0x53053053                  instruction (ud1) so that disassemblers stay in step.
+//!  5: jmp 2f                            It starts over: no status, no retry loop in the caller.
+//!
+//!  2: lea t, [rip + 9b]                 Done again after an abort, because the kernel clears
+//!     mov fs:[area + 8], t              `rseq_cs` at every abort. The only field we may write.
+//!  3: imul t, fs:[id + 4], STRIDE       From here the kernel restarts us. The id is read *inside*,
+//!                                       so that it is right until the commit, and as 32 bits.
+//!     cmp t, [slots + LIMIT]            Not registered (-1), failed (-2) and CPUs that have no
+//!     jae miss                          copy give products at or above the limit. Leaving a
+//!                                       sequence before its commit is allowed.
+//!     …                                 Only registers are changed, or memory that nobody reads
+//!                                       yet. Inputs keep their values: the next attempt needs
+//!                                       them. No call, no stack, no system call.
+//!     add [first + t], value            The commit: one instruction that stores once. The kernel
+//!  4:                                   cannot take the CPU within it, so it needs no lock prefix.
+//! ```
+//!
+//! `rseq_cs` is left as it is after the commit; the kernel clears it when it next looks. Code with
+//! sequences must therefore not be unloaded (`dlclose`).
+//!
+//! `xadd` is microcoded even without lock, and `xchg` with memory always locks: what returns the
+//! old value is a load, a computation and a store.
+//!
+//! A debugger that single-steps into a sequence is sent back to its start after each step; set a
+//! breakpoint behind it.
+
+use std::arch::asm;
+
+use super::area::{CPU_ID, RSEQ_CS};
+use crate::sys::this_cpu::{At, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
+
+/// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
+///
+/// Afterwards `t` is the distance of the copy from the first one.
+macro_rules! section {
+    ($miss:literal, $($body:expr),+ $(,)?) => {
+        concat!(
+            ".pushsection __rseq_cs, \"aw\", @progbits\n",
+            ".balign 32\n",
+            "9: .long 0, 0\n",
+            ".quad 3f, 4f - 3f, 5f\n",
+            ".popsection\n",
+            ".pushsection __rseq_failure, \"ax\", @progbits\n",
+            ".byte 0x0f, 0xb9, 0x3d\n",
+            ".long 0x53053053\n",
+            "5: jmp 2f\n",
+            ".popsection\n",
+            "2: lea {t}, [rip + 9b]\n",
+            "mov qword ptr fs:[{area} + {rseq_cs}], {t}\n",
+            "3: imul {t:e}, dword ptr fs:[{id} + {cpu_id}], {stride}\n",
+            "cmp {t:e}, dword ptr [{slots} + {limit}]\n",
+            concat!("jae ", $miss, "\n"),
+            $($body, "\n",)+
+            "4:",
+        )
+    };
+}
+
+/// A sequence without result: a body of one instruction, the commit.
+macro_rules! update {
+    ($at:ident, $index:ident, $commit:expr $(, $($operand:tt)+)?) => {{
+        // SAFETY: the text obeys the rules above. What it stores into is the copy of this word at
+        // an index below the limit (S4), which `At` vouches for, and the thread's rseq area.
+        unsafe {
+            asm!(
+                section!("{miss}", $commit),
+                area = in(reg) $at.slots.area,
+                id = in(reg) $index::id($at.slots),
+                slots = in(reg) $at.slots,
+                first = in(reg) $at.first,
+                t = out(reg) _,
+                rseq_cs = const RSEQ_CS,
+                cpu_id = const CPU_ID,
+                stride = const UNIT_STRIDE,
+                limit = const $index::LIMIT,
+                miss = label { return None },
+                $($($operand)+,)?
+                options(nostack),
+            );
+        }
+        Some(())
+    }};
+}
+
+/// A sequence with result. `label` and outputs do not go together, so that a miss ends at `4:` as
+/// well and shows in the product.
+macro_rules! compute {
+    ($at:ident, $index:ident, [$($body:expr),+ $(,)?], $($operand:tt)+) => {{
+        let product: u64;
+        // SAFETY: as in `update`.
+        unsafe {
+            asm!(
+                section!("4f", $($body),+),
+                area = in(reg) $at.slots.area,
+                id = in(reg) $index::id($at.slots),
+                slots = in(reg) $at.slots,
+                first = in(reg) $at.first,
+                t = out(reg) product,
+                rseq_cs = const RSEQ_CS,
+                cpu_id = const CPU_ID,
+                stride = const UNIT_STRIDE,
+                limit = const $index::LIMIT,
+                $($operand)+,
+                options(nostack),
+            );
+        }
+        product < u64::from($index::limit($at.slots))
+    }};
+}
+
+macro_rules! sequences {
+    // The type, its size as the assembler and as an index scale say it, the register class and
+    // the modifier that names its part of a register, and the condition of "less than".
+    ($int:ty, $ptr:literal, $scale:literal, $class:ident, $part:literal, $less:literal) => {
+        impl Sequences for $int {
+            #[inline(always)]
+            fn read<I: Index>(at: At<'_, Self, I>) -> Option<Self> {
+                let value: Self;
+                let hit = compute!(at, I, [
+                    concat!("mov {value", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
+                ], value = out($class) value);
+                hit.then_some(value)
+            }
+
+            #[inline(always)]
+            fn write<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+                update!(at, I,
+                    concat!("mov ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
+                    value = in($class) value)
+            }
+
+            #[inline(always)]
+            fn add<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+                update!(at, I,
+                    concat!("add ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
+                    value = in($class) value)
+            }
+
+            #[inline(always)]
+            fn sub<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+                update!(at, I,
+                    concat!("sub ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
+                    value = in($class) value)
+            }
+
+            #[inline(always)]
+            fn inc<I: Index>(at: At<'_, Self, I>) -> Option<()> {
+                update!(at, I, concat!("inc ", $ptr, " ptr [{first} + {t}]"))
+            }
+
+            #[inline(always)]
+            fn dec<I: Index>(at: At<'_, Self, I>) -> Option<()> {
+                update!(at, I, concat!("dec ", $ptr, " ptr [{first} + {t}]"))
+            }
+
+            #[inline(always)]
+            fn and<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+                update!(at, I,
+                    concat!("and ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
+                    value = in($class) value)
+            }
+
+            #[inline(always)]
+            fn or<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+                update!(at, I,
+                    concat!("or ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
+                    value = in($class) value)
+            }
+
+            #[inline(always)]
+            fn xchg<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+                let old: Self;
+                let hit = compute!(at, I, [
+                    concat!("mov {old", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
+                    // The commit.
+                    concat!("mov ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
+                ], value = in($class) value, old = out($class) old);
+                hit.then_some(old)
+            }
+
+            #[inline(always)]
+            fn cmpxchg<I: Index>(at: At<'_, Self, I>, old: Self, new: Self) -> Option<Self> {
+                let found: Self;
+                let hit = compute!(at, I, [
+                    concat!("mov {found", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
+                    concat!("cmp {found", $part, "}, {old", $part, "}"),
+                    "jne 4f",
+                    // The commit.
+                    concat!("mov ", $ptr, " ptr [{first} + {t}], {new", $part, "}"),
+                ], old = in($class) old, new = in($class) new, found = out($class) found);
+                hit.then_some(found)
+            }
+
+            #[inline(always)]
+            fn add_return<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+                let sum: Self;
+                let hit = compute!(at, I, [
+                    concat!("mov {sum", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
+                    concat!("add {sum", $part, "}, {value", $part, "}"),
+                    // The commit.
+                    concat!("mov ", $ptr, " ptr [{first} + {t}], {sum", $part, "}"),
+                ], value = in($class) value, sum = out($class) sum);
+                hit.then_some(sum)
+            }
+
+            #[inline(always)]
+            fn sub_if_at_least<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+                let found: Self;
+                let hit = compute!(at, I, [
+                    concat!("mov {found", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
+                    concat!("cmp {found", $part, "}, {value", $part, "}"),
+                    concat!("j", $less, " 4f"),
+                    // The commit.
+                    concat!("sub ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
+                ], value = in($class) value, found = out($class) found);
+                hit.then_some(found)
+            }
+
+            #[inline(always)]
+            fn push<I: Index>(at: At<'_, Self, I>, item: Self, capacity: u32) -> Option<u32> {
+                let len: u32;
+                let hit = compute!(at, I, [
+                    "lea {stack}, [{first} + {t}]",
+                    "mov {len:e}, dword ptr [{stack}]",
+                    "cmp {len:e}, {capacity:e}",
+                    "jae 4f",
+                    // Into a place that nobody reads before the commit.
+                    concat!("mov ", $ptr, " ptr [{stack} + {len:r} * ", $scale, " + {header}], {item",
+                        $part, "}"),
+                    "lea {next:e}, [{len:r} + 1]",
+                    // The commit.
+                    "mov dword ptr [{stack}], {next:e}",
+                ], item = in($class) item, capacity = in(reg) capacity, len = out(reg) len,
+                   stack = out(reg) _, next = out(reg) _, header = const STACK_HEADER);
+                hit.then_some(len)
+            }
+
+            #[inline(always)]
+            fn pop<I: Index>(at: At<'_, Self, I>) -> Option<(u32, Self)> {
+                let len: u32;
+                let item: Self;
+                let hit = compute!(at, I, [
+                    "lea {stack}, [{first} + {t}]",
+                    "mov {len:e}, dword ptr [{stack}]",
+                    "test {len:e}, {len:e}",
+                    "jz 4f",
+                    concat!("mov {item", $part, "}, ", $ptr, " ptr [{stack} + {len:r} * ", $scale,
+                        " + {header} - ", $scale, "]"),
+                    "lea {next:e}, [{len:r} - 1]",
+                    // The commit.
+                    "mov dword ptr [{stack}], {next:e}",
+                ], item = out($class) item, len = out(reg) len,
+                   stack = out(reg) _, next = out(reg) _, header = const STACK_HEADER);
+                hit.then_some((len, item))
+            }
+        }
+    };
+}
+
+sequences!(u8, "byte", "1", reg_byte, "", "b");
+sequences!(i8, "byte", "1", reg_byte, "", "l");
+sequences!(u16, "word", "2", reg, ":x", "b");
+sequences!(i16, "word", "2", reg, ":x", "l");
+sequences!(u32, "dword", "4", reg, ":e", "b");
+sequences!(i32, "dword", "4", reg, ":e", "l");
+sequences!(u64, "qword", "8", reg, ":r", "b");
+sequences!(i64, "qword", "8", reg, ":r", "l");
+sequences!(usize, "qword", "8", reg, ":r", "b");
+sequences!(isize, "qword", "8", reg, ":r", "l");
