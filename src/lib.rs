@@ -8,6 +8,8 @@
 //! |---|---|
 //! | an allocator | [`PerCpuAllocator`] |
 //! | one `T` per CPU | [`PerCpu<T>`](PerCpu) |
+//! | to count without atomic instructions | [`Local`], [`PerCpuCounter`], [`PerCpuCounters`], [`PerCpuHistogram`], [`per_cpu!`] |
+//! | to know which of them, and what "this CPU" means | [`this_cpu`] |
 //! | untyped areas, for a data structure of your own | [`PerCpuAllocator::alloc`], [`PcpuPtr`] |
 //! | who pays, and how much at most | [`Memcg`], [`Limit`], [`Gfp::ACCOUNT`] |
 //! | to know what is going on | [`PerCpuAllocator::stats`], [`report::Snapshot`], `Display` of [`Memcg`] |
@@ -18,21 +20,18 @@
 //! # A first program
 //!
 //! ```
-//! use percpu_memcg::{Gfp, Limit, PerCpu, PerCpuAllocator};
-//! use std::sync::atomic::{AtomicU64, Ordering};
+//! use percpu_memcg::{Gfp, Limit, Local, PerCpu, PerCpuAllocator};
 //!
 //! let pcpu = PerCpuAllocator::new()?;
 //! let tenant = pcpu.root().create("tenant-a")?;
 //! tenant.set_max(Limit::bytes(64 << 20))?;
 //!
-//! let requests: PerCpu<AtomicU64> = {
+//! let requests: PerCpu<Local<u64>> = {
 //!     let _in = tenant.enter(); // this thread now allocates for tenant-a
 //!     PerCpu::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT)? // an error if tenant-a is full
 //! };
-//! requests.this_cpu().fetch_add(1, Ordering::Relaxed);
-//!
-//! let sum: u64 = requests.iter().map(|(_cpu, n)| n.load(Ordering::Relaxed)).sum();
-//! println!("{sum} requests, {} bytes of per-CPU memory", tenant.stat().percpu);
+//! requests.inc(); // this CPU's copy, no atomic instruction
+//! println!("{} requests, {} bytes of per-CPU memory", requests.sum(), tenant.stat().percpu);
 //!
 //! tenant.remove()?; // the counter lives on, charged to the parent
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -55,12 +54,16 @@
 //!
 //! # Threads, signals, fork
 //!
-//! Everything may be used from any thread. Nothing may be called in a signal handler, but reading
-//! and writing through references and addresses obtained before is fine. A forked child has a
-//! private copy of all per-CPU memory; the thread of [`BalanceMode::Background`] is not in it, and
-//! locks that other threads held at that moment stay locked: such a child should not allocate.
+//! Everything may be used from any thread. In a signal handler use the operations on [`Local`] and
+//! what is made of it, and references and addresses obtained before; do not allocate, free or
+//! drop. A forked child has a private copy of all per-CPU memory, and the same operations work on
+//! it; the thread of [`BalanceMode::Background`] is not in it, and locks that other threads held
+//! at that moment stay locked: such a child should not allocate.
 //!
 //! Layers, locks and invariants are described in `ARCHITECTURE.md`.
+
+#[doc = include_str!("this_cpu.md")]
+pub mod this_cpu {}
 
 mod arena;
 mod memcg;
