@@ -93,3 +93,87 @@
 //! # let pcpu = PerCpuAllocator::new().unwrap();
 //! let zero = PerCpu::<Box<u64>>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap();
 //! ```
+//!
+//! A [`Local`](super::Local) is written by operations of the whole object alone, not through a
+//! reference to one copy:
+//!
+//! ```
+//! # use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+//! # let pcpu = PerCpuAllocator::new().unwrap();
+//! let hits = PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap();
+//! std::thread::scope(|scope| {
+//!     scope.spawn(|| hits.add(1));
+//! });
+//! hits.this_cpu().get();
+//! ```
+//!
+//! ```compile_fail,E0599
+//! # use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+//! # let pcpu = PerCpuAllocator::new().unwrap();
+//! let hits = PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap();
+//! hits.this_cpu().add(1);
+//! ```
+//!
+//! ```compile_fail,E0596
+//! # use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+//! # let pcpu = PerCpuAllocator::new().unwrap();
+//! let hits = PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap();
+//! *hits.this_cpu().get_mut() = 1;
+//! ```
+//!
+//! What other CPUs write with atomic instructions has none of these operations:
+//!
+//! ```compile_fail,E0599
+//! # use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+//! # let pcpu = PerCpuAllocator::new().unwrap();
+//! let hits = PerCpu::<std::sync::atomic::AtomicU64>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap();
+//! hits.add(1);
+//! ```
+//!
+//! Words hold integers:
+//!
+//! ```
+//! let word = percpu_memcg::Local::<i8>::new(-1);
+//! ```
+//!
+//! ```compile_fail,E0277
+//! let word = percpu_memcg::Local::<f64>::new(-1.0);
+//! ```
+//!
+//! A word is indexed by CPU or by concurrency id, by everyone:
+//!
+//! ```
+//! # use percpu_memcg::{ByConcurrency, Local, PerCpu};
+//! fn count(hits: &PerCpu<Local<u64, ByConcurrency>>) {
+//!     hits.inc();
+//! }
+//! fn count_compactly(hits: &PerCpu<Local<u64, ByConcurrency>>) {
+//!     count(hits);
+//! }
+//! ```
+//!
+//! ```compile_fail,E0308
+//! # use percpu_memcg::{ByConcurrency, Local, PerCpu};
+//! fn count(hits: &PerCpu<Local<u64>>) {
+//!     hits.inc();
+//! }
+//! fn count_compactly(hits: &PerCpu<Local<u64, ByConcurrency>>) {
+//!     count(hits);
+//! }
+//! ```
+//!
+//! The initial value of a static variable is of its type:
+//!
+//! ```
+//! percpu_memcg::per_cpu! {
+//!     static HITS: u64 = 0;
+//! }
+//! HITS.inc();
+//! ```
+//!
+//! ```compile_fail,E0308
+//! percpu_memcg::per_cpu! {
+//!     static HITS: u64 = -1i64;
+//! }
+//! HITS.inc();
+//! ```

@@ -1,9 +1,9 @@
 //! Counters and histograms.
 
 use std::cmp::Ordering as Order;
-use std::fmt;
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::{fmt, thread};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
@@ -41,8 +41,11 @@ pub struct PerCpuCounter {
     total: CachePadded<AtomicI64>,
     local: PerCpu<Local<i64>>,
     batch: u64,
-    /// Held by those who report the value and take it away.
+    /// Threads that are moving something to the total.
+    moving: AtomicUsize,
+    /// Held by those who report the value and take it away; and set, so that nothing is moved.
     settling: Mutex<()>,
+    is_settling: AtomicBool,
 }
 
 impl PerCpuCounter {
@@ -70,28 +73,43 @@ impl PerCpuCounter {
             total: CachePadded::default(),
             local: PerCpu::zeroed_in(allocator, gfp)?,
             batch,
+            moving: AtomicUsize::new(0),
             settling: Mutex::new(()),
+            is_settling: AtomicBool::new(false),
         })
     }
 
     /// Adds; negative amounts subtract.
     ///
-    /// About a nanosecond, and one atomic instruction for every batch.
+    /// About a nanosecond, and an atomic instruction or three for every batch.
     #[inline]
     pub fn add(&self, amount: i64) {
         if amount.unsigned_abs() >= self.batch {
             self.total.fetch_add(amount, Ordering::Relaxed);
-        } else if self.local.add_return(amount).unsigned_abs() >= self.batch {
-            self.fold();
+            return;
+        }
+        // Only amounts below a batch get here, so that it is not 0.
+        if self.local.add_within(amount, self.batch - 1).is_err() {
+            self.add_full(amount);
         }
     }
 
-    /// Moves what this CPU collected to the total.
+    /// Adds where a batch would be full, and moves what this CPU collected to the total.
     #[cold]
-    fn fold(&self) {
-        let collected = self.local.xchg(0);
-        // Release: for the acquire in `settle`, which must not see the amount in both places.
-        self.total.fetch_add(collected, Ordering::Release);
+    fn add_full(&self, amount: i64) {
+        // An amount on its way to the total is nowhere. `settle` waits for those that are, and
+        // keeps others from leaving; SeqCst: either it sees this one or this one sees it.
+        self.moving.fetch_add(1, Ordering::SeqCst);
+        if self.is_settling.load(Ordering::SeqCst) {
+            // Not waited for, because `settle` may be what this signal handler interrupted.
+            self.local.add(amount);
+        } else {
+            // Relaxed: ordered by what follows.
+            let collected = self.local.add_or_take(amount, self.batch - 1);
+            self.total.fetch_add(collected.unwrap_or(0), Ordering::Relaxed);
+        }
+        // Release: for the acquire in `settle`.
+        self.moving.fetch_sub(1, Ordering::Release);
     }
 
     /// Adds 1.
@@ -120,15 +138,16 @@ impl PerCpuCounter {
     }
 
     /// How far [`read`](Self::read) and [`sum`](Self::sum) are apart at most, when nobody adds:
-    /// less than a batch on every possible CPU and for threads without one.
+    /// less than a batch on every possible CPU and for threads without one. What is added during a
+    /// [`set`](Self::set) or [`take`](Self::take) may come on top, until the same CPU adds again.
     pub fn error(&self) -> u64 {
         self.batch.saturating_sub(1).saturating_mul(self.local.cpus().len() as u64 + 1)
     }
 
     /// The value: exact when nobody adds. Reads a cache line per possible CPU.
     pub fn sum(&self) -> i64 {
-        // Acquire: an amount that is found in the total is then not found on its CPU any more.
-        let total = self.total.load(Ordering::Acquire);
+        // Relaxed: an amount that is being moved meanwhile counts or does not.
+        let total = self.total.load(Ordering::Relaxed);
         total.wrapping_add(self.local.sum())
     }
 
@@ -139,11 +158,15 @@ impl PerCpuCounter {
     }
 
     /// Sets the value. What others add meanwhile is either kept or overwritten, each as a whole.
+    ///
+    /// Not for signal handlers: waits for other callers of `set` and `take`.
     pub fn set(&self, value: i64) {
         self.settle(|_| value);
     }
 
     /// Returns the value and leaves 0. Whatever is added is returned by exactly one `take`.
+    ///
+    /// Not for signal handlers, as [`set`](Self::set).
     pub fn take(&self) -> i64 {
         self.settle(|_| 0)
     }
@@ -151,8 +174,15 @@ impl PerCpuCounter {
     /// Replaces the value seen by another, leaving alone what was not seen.
     fn settle(&self, to: impl FnOnce(i64) -> i64) -> i64 {
         let _alone = self.settling.lock();
+        self.is_settling.store(true, Ordering::SeqCst);
+        // SeqCst: as in `add_full`. The wait is short: for a few instructions of other threads.
+        while self.moving.load(Ordering::SeqCst) > 0 {
+            thread::yield_now();
+        }
         let seen = self.sum();
         self.total.fetch_add(to(seen).wrapping_sub(seen), Ordering::Relaxed);
+        // Release: what is moved from here on is moved after the sum.
+        self.is_settling.store(false, Ordering::Release);
         seen
     }
 }

@@ -9,7 +9,10 @@ use zerocopy::FromZeros;
 
 use super::PerCpu;
 use crate::memcg::Tree;
-use crate::sys::{At, ByConcurrency, ByCpu, Index, Int, Slots, Word};
+use crate::sys::{
+    At, Bound, ByConcurrency, ByCpu, Collect, Index, Int, Slots, Word, add_or_take_twin,
+    add_within_twin,
+};
 
 /// An integer that [`PerCpu`] operations update without atomic instructions.
 ///
@@ -283,6 +286,36 @@ impl<N: Int, I: Index> PerCpu<Local<N, I>> {
     }
 
     this_cpu_operations!(N);
+}
+
+/// What a counter is made of that collects on every CPU and now and then passes on what it has.
+impl<I: Index> PerCpu<Local<i64, I>> {
+    /// Adds to this CPU's copy if that leaves it between -`most` and `most`; returns the new value.
+    ///
+    /// # Errors
+    ///
+    /// The value that it would have had; nothing was changed.
+    #[inline]
+    pub fn add_within(&self, amount: i64, most: u64) -> Result<i64, i64> {
+        let bound = Bound::new(most);
+        let sum = self.local().run(
+            move |at| i64::add_within(at, amount, bound),
+            move |word| add_within_twin(word, amount, bound),
+        );
+        if bound.contains(sum) { Ok(sum) } else { Err(sum) }
+    }
+
+    /// Adds to this CPU's copy; when that leaves it beyond `most` or -`most`, sets it to 0 and returns
+    /// what it had.
+    #[inline]
+    pub fn add_or_take(&self, amount: i64, most: u64) -> Option<i64> {
+        let bound = Bound::new(most);
+        let sum = self.local().run(
+            move |at| i64::add_or_take(at, amount, bound),
+            move |word| add_or_take_twin(word, amount, bound),
+        );
+        (!bound.contains(sum)).then_some(sum)
+    }
 }
 
 impl<N: Int, I: Index, const K: usize> PerCpu<[Local<N, I>; K]> {

@@ -1,6 +1,6 @@
 //! No sequences: every operation is carried out by its atomic twin.
 
-use super::int::Sequences;
+use super::int::{Collect, Sequences};
 use super::tier::Choice;
 
 pub(super) const CONCURRENCY_ID_SHIFT: isize = 0;
@@ -32,3 +32,5 @@ impl Sequences for u64 {}
 impl Sequences for i64 {}
 impl Sequences for usize {}
 impl Sequences for isize {}
+
+impl Collect for i64 {}

@@ -112,6 +112,58 @@ pub trait Twins: Sized {
     fn sub_if_at_least_twin(word: &Self::Atomic, value: Self) -> Self;
 }
 
+/// Operations of a counter that collects up to a bound before it passes on what it collected.
+pub(crate) trait Collect: Sized {
+    /// Adds `value` if the sum is within the bound. Returns the sum in either case.
+    #[inline(always)]
+    fn add_within<I: Index>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
+        None
+    }
+    /// Adds `value`; when the sum is not within the bound, leaves 0. Returns the sum.
+    #[inline(always)]
+    fn add_or_take<I: Index>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
+        None
+    }
+}
+
+/// How far from 0 a collected value may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    /// What makes the lowest legal value 0, and what the highest is then.
+    pub(super) bias: u64,
+    pub(super) span: u64,
+}
+
+impl Bound {
+    /// From -`most` to `most`; everything, when that is beyond an `i64`.
+    #[inline]
+    pub(crate) fn new(most: u64) -> Self {
+        match most.checked_mul(2) {
+            Some(span) => Bound { bias: most, span },
+            None => Bound { bias: 0, span: u64::MAX },
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn contains(self, value: i64) -> bool {
+        (value as u64).wrapping_add(self.bias) <= self.span
+    }
+}
+
+/// As [`Collect::add_within`].
+pub(crate) fn add_within_twin(word: &AtomicI64, value: i64, bound: Bound) -> i64 {
+    let add = |found: i64| Some(found.wrapping_add(value)).filter(|sum| bound.contains(*sum));
+    let found = word.fetch_update(Relaxed, Relaxed, add).unwrap_or_else(|found| found);
+    found.wrapping_add(value)
+}
+
+/// As [`Collect::add_or_take`].
+pub(crate) fn add_or_take_twin(word: &AtomicI64, value: i64, bound: Bound) -> i64 {
+    let sum = |found: i64| found.wrapping_add(value);
+    let kept = |found| Some(if bound.contains(sum(found)) { sum(found) } else { 0 });
+    sum(word.fetch_update(Relaxed, Relaxed, kept).unwrap_or_else(|found| found))
+}
+
 macro_rules! twins {
     ($($int:ident $atomic:ident),*) => {$(
         impl Int for $int {}

@@ -43,6 +43,8 @@ mod platform;
 #[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", not(miri))))]
 #[path = "elsewhere.rs"]
 mod platform;
+#[cfg(test)]
+mod tests;
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,7 +53,10 @@ use super::{CpuId, Machine};
 use tier::Miss;
 
 pub use int::Int;
-pub(crate) use int::{STACK_HEADER, Sequences, Twins, pop_twin, push_twin};
+pub(crate) use int::{
+    Bound, Collect, STACK_HEADER, Sequences, Twins, add_or_take_twin, add_within_twin, pop_twin,
+    push_twin,
+};
 pub use tier::{RegisteredBy, ThisCpu, Tier};
 
 /// Distance in bytes between the copies of neighbouring CPU ids that sequences can reach.
@@ -154,6 +159,9 @@ pub(crate) mod sealed {
         /// The thread's index is at this offset from its thread pointer, plus that of a CPU id in
         /// a rseq area.
         fn id(slots: &Slots) -> isize;
+
+        /// False when the index of this thread means nothing although it is below the limit.
+        fn is_valid(slots: &Slots) -> bool;
     }
 
     impl Index for super::ByCpu {
@@ -168,6 +176,12 @@ pub(crate) mod sealed {
         fn id(slots: &Slots) -> isize {
             slots.area
         }
+
+        /// The sequence sees it: the CPU id of a thread without registered area is negative.
+        #[inline(always)]
+        fn is_valid(_: &Slots) -> bool {
+            true
+        }
     }
 
     impl Index for super::ByConcurrency {
@@ -181,6 +195,14 @@ pub(crate) mod sealed {
         #[inline(always)]
         fn id(slots: &Slots) -> isize {
             slots.concurrency
+        }
+
+        /// The concurrency id of a thread without registered area is 0, as that of many others.
+        /// Whether it is registered may be asked before the sequence: only the thread itself
+        /// changes that.
+        #[inline(always)]
+        fn is_valid(slots: &Slots) -> bool {
+            super::platform::cpu_id(slots.area).is_some()
         }
     }
 }
@@ -216,7 +238,8 @@ impl<'a, N, I: Index> Word<'a, N, I> {
         twin: impl Fn(*mut N) -> R,
         machine: impl Fn() -> &'a Machine,
     ) -> R {
-        match sequence(self.at) {
+        let result = if I::is_valid(self.at.slots) { sequence(self.at) } else { None };
+        match result {
             Some(result) => result,
             None => Self::miss(self.at.slots, sequence, twin, self.at.first, machine),
         }

@@ -37,7 +37,7 @@
 use std::arch::asm;
 
 use super::area::{CPU_ID, RSEQ_CS};
-use crate::sys::this_cpu::{At, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
+use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
 
 /// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
 ///
@@ -277,3 +277,39 @@ sequences!(u64, "qword", "8", reg, ":r", "b");
 sequences!(i64, "qword", "8", reg, ":r", "l");
 sequences!(usize, "qword", "8", reg, ":r", "b");
 sequences!(isize, "qword", "8", reg, ":r", "l");
+
+impl Collect for i64 {
+    #[inline(always)]
+    fn add_within<I: Index>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
+        let sum: i64;
+        let hit = compute!(at, I, [
+            "mov {sum}, qword ptr [{first} + {t}]",
+            "add {sum}, {value}",
+            "lea {biased}, [{sum} + {bias}]",
+            "cmp {biased}, {span}",
+            "ja 4f",
+            // The commit.
+            "mov qword ptr [{first} + {t}], {sum}",
+        ], value = in(reg) value, bias = in(reg) bound.bias, span = in(reg) bound.span,
+           sum = out(reg) sum, biased = out(reg) _);
+        hit.then_some(sum)
+    }
+
+    #[inline(always)]
+    fn add_or_take<I: Index>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
+        let sum: i64;
+        let hit = compute!(at, I, [
+            "mov {sum}, qword ptr [{first} + {t}]",
+            "add {sum}, {value}",
+            "lea {kept}, [{sum} + {bias}]",
+            "cmp {kept}, {span}",
+            // `mov` leaves the flags alone.
+            "mov {kept:e}, 0",
+            "cmovbe {kept}, {sum}",
+            // The commit.
+            "mov qword ptr [{first} + {t}], {kept}",
+        ], value = in(reg) value, bias = in(reg) bound.bias, span = in(reg) bound.span,
+           sum = out(reg) sum, kept = out(reg) _);
+        hit.then_some(sum)
+    }
+}

@@ -1,0 +1,203 @@
+//! `PerCpuCounter` beside an `i64`.
+
+use std::cmp::Ordering::{Equal, Greater, Less};
+
+use super::*;
+
+const BATCHES: [u64; 6] = [0, 1, 2, 32, 1 << 40, u64::MAX];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Add(i64),
+    Inc,
+    Dec,
+    Set(i64),
+    Take,
+    /// With what is as far from the value as this many times the error, and a bit.
+    Compare(i64, i64),
+    Move(Index),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => amount().prop_map(Step::Add),
+        2 => Just(Step::Inc),
+        2 => Just(Step::Dec),
+        1 => amount().prop_map(Step::Set),
+        1 => Just(Step::Take),
+        3 => (-2..=2i64, -2..=2i64).prop_map(|(errors, more)| Step::Compare(errors, more)),
+        3 => any::<Index>().prop_map(Step::Move),
+    ]
+}
+
+fn check(counter: &PerCpuCounter, value: i64) {
+    assert_eq!(counter.sum(), value);
+    let read = counter.read();
+    // The value wraps, and so does its distance from what was read.
+    assert!(value.wrapping_sub(read).unsigned_abs() <= counter.error(), "{read} of {value}");
+    assert_eq!(counter.read_positive(), read.max(0));
+}
+
+fn carry_out(step: &Step, counter: &PerCpuCounter, value: &mut i64) {
+    match step {
+        Step::Add(amount) => {
+            counter.add(*amount);
+            *value = value.wrapping_add(*amount);
+        }
+        Step::Inc => {
+            counter.inc();
+            *value = value.wrapping_add(1);
+        }
+        Step::Dec => {
+            counter.dec();
+            *value = value.wrapping_sub(1);
+        }
+        Step::Set(new) => {
+            counter.set(*new);
+            *value = *new;
+        }
+        Step::Take => assert_eq!(counter.take(), std::mem::take(value)),
+        Step::Compare(errors, more) => {
+            let other = (counter.error() as i64).wrapping_mul(*errors).wrapping_add(*more);
+            let other = value.wrapping_add(other);
+            // Not where the value wrapped and the total did not.
+            if counter.read().abs_diff(*value) <= counter.error() {
+                assert_eq!(counter.compare(other), (*value).cmp(&other), "{value} and {other}");
+            }
+        }
+        Step::Move(core) => pin(*core.get(cores())),
+    }
+}
+
+#[test]
+fn a_counter_is_an_i64_that_wraps() {
+    let steps = prop::collection::vec(step(), 1..60);
+    let allocators = 0..ALLOCATORS.len();
+    proptest!(cases(), |(nth in allocators, batch in select(&BATCHES), steps in steps)| {
+        let pcpu = &ALLOCATORS[nth];
+        let counter = PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, batch).unwrap();
+        pinned(|| {
+            let mut value = 0;
+            for step in &steps {
+                carry_out(step, &counter, &mut value);
+                check(&counter, value);
+            }
+        });
+    });
+}
+
+#[test]
+fn a_cpu_keeps_less_than_a_batch() {
+    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, 32).unwrap();
+    pinned(|| {
+        let reads = |amount: i64| {
+            counter.add(amount);
+            counter.read()
+        };
+        assert_eq!((0..31).map(|_| reads(1)).max(), Some(0));
+        assert_eq!(reads(1), 32, "the batch is full");
+        assert_eq!((reads(-31), reads(-1)), (32, 0));
+        assert_eq!((reads(31), reads(-31), reads(31)), (0, 0, 0));
+        assert_eq!((reads(32), reads(-32)), (32, 0), "a whole batch passes the CPU by");
+        assert_eq!(counter.sum(), 31);
+        assert_eq!(reads(31), 62, "and takes nothing along, until the CPU's own is full");
+    });
+}
+
+#[test]
+fn every_cpu_keeps_its_own() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();
+    pinned(|| {
+        for (nth, core) in cores().iter().enumerate() {
+            pin(*core);
+            counter.add(31);
+            assert_eq!((counter.read(), counter.sum()), (0, 31 * (nth as i64 + 1)));
+        }
+        assert_eq!(counter.take(), 31 * cores().len() as i64);
+        assert_eq!(counter.sum(), 0);
+    });
+}
+
+#[test]
+fn without_a_batch_the_total_is_the_value() {
+    for batch in [0, 1] {
+        let counter = PerCpuCounter::with_batch(&uniform(64), Gfp::KERNEL, batch).unwrap();
+        for (amount, value) in
+            [(1, 1), (0, 1), (-3, -2), (i64::MIN, i64::MAX - 1), (5, i64::MIN + 3)]
+        {
+            counter.add(amount);
+            assert_eq!((counter.read(), counter.sum(), counter.error()), (value, value, 0));
+        }
+    }
+}
+
+#[test]
+fn with_the_largest_batch_nothing_leaves_its_cpu() {
+    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, u64::MAX).unwrap();
+    pinned(|| {
+        for (amount, value) in [(i64::MIN, i64::MIN), (-1, i64::MAX), (i64::MAX, -2), (2, 0)] {
+            counter.add(amount);
+            assert_eq!((counter.read(), counter.sum()), (0, value));
+            assert_eq!(counter.compare(value), Equal);
+        }
+    });
+    assert_eq!(counter.error(), u64::MAX);
+}
+
+#[test]
+fn the_error_is_less_than_a_batch_for_each_cpu_and_for_threads_without_one() {
+    for cpus in [1, 2, 16, 17, 64, 256] {
+        let pcpu = uniform(cpus as usize);
+        let counter = PerCpuCounter::new_in(&pcpu, Gfp::KERNEL).unwrap();
+        let batch = (2 * cpus).max(32);
+        assert_eq!(counter.error(), (batch - 1) * (cpus + 1), "the kernel's batch");
+        for batch in BATCHES {
+            let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, batch).unwrap();
+            let exact = u128::from(batch.max(1) - 1) * u128::from(cpus + 1);
+            assert_eq!(u128::from(counter.error()), exact.min(u64::MAX.into()));
+        }
+    }
+}
+
+#[test]
+fn comparisons_near_and_far() {
+    for cpus in [2, 64, 256] {
+        let counter = PerCpuCounter::with_batch(&uniform(cpus), Gfp::KERNEL, 32).unwrap();
+        let error = counter.error() as i64;
+        pinned(|| {
+            for (amount, value) in
+                [(7, 7), (-14, -7), (1_000_007, 1_000_000), (-2_000_000, -1_000_000)]
+            {
+                counter.add(amount);
+                assert_eq!(counter.sum(), value);
+                for far in [1, error - 32, error, error + 1, error + 32, 1 << 50, i64::MAX / 2] {
+                    assert_eq!(counter.compare(value - far), Greater, "{value} and {far} less");
+                    assert_eq!(counter.compare(value + far), Less, "{value} and {far} more");
+                }
+                assert_eq!(counter.compare(value), Equal);
+            }
+            assert_eq!((counter.compare(i64::MIN), counter.compare(i64::MAX)), (Greater, Less));
+        });
+    }
+}
+
+#[test]
+fn what_was_read_may_be_negative_where_the_value_is_not() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();
+    pinned(|| {
+        counter.add(31);
+        counter.add(-32);
+        assert_eq!((counter.sum(), counter.read(), counter.read_positive()), (-1, -32, 0));
+        counter.add(2);
+        assert_eq!((counter.sum(), counter.read(), counter.read_positive()), (1, 1, 1));
+    });
+}
+
+#[test]
+fn debug_shows_the_sum() {
+    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, 32).unwrap();
+    counter.add(3);
+    assert_eq!(format!("{counter:?}"), "PerCpuCounter { sum: 3, batch: 32, .. }");
+}

@@ -1,0 +1,127 @@
+//! The first operation of a thread, where this crate registers the thread's area.
+//!
+//! Between finding that there is none and the system call that registers it, a signal may arrive,
+//! and its handler may use an operation, which registers the area as well:
+//!
+//! ```text
+//!   thread     no area yet ─────────┐          ┌── register: there is one already
+//!   handler                         └─ register, operation ─┘
+//! ```
+//!
+//! A filter makes that happen: instead of the system call the thread gets a signal, whose handler
+//! uses an operation before it makes the call on behalf of the thread.
+
+use percpu_memcg::{RegisteredBy, ThisCpu, Tier};
+
+/// True in the tier where first operations register areas.
+fn we_register() -> bool {
+    ThisCpu::tier() == Tier::Rseq { registered_by: RegisteredBy::Us }
+}
+
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
+mod interrupted {
+    use std::cell::Cell;
+    use std::io;
+    use std::mem;
+    use std::ptr;
+    use std::sync::LazyLock;
+
+    use libc::{c_int, c_void, siginfo_t, ucontext_t};
+    use percpu_memcg::{ByConcurrency, ByCpu, Index, PerCpu};
+
+    use crate::processes::{PASS, filter_rseq};
+    use crate::words::{Object, Words as _};
+    use crate::{KERNEL, real};
+
+    thread_local! {
+        /// What the handler does when it interrupts the thread, once.
+        static OPERATION: Cell<Option<fn()>> = const { Cell::new(None) };
+        /// System calls that were made for this thread.
+        static CALLS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// Gets here instead of into `rseq`.
+    extern "C" fn make_call(_signal: c_int, _info: *mut siginfo_t, context: *mut c_void) {
+        CALLS.set(CALLS.get() + 1);
+        if let Some(operation) = OPERATION.take() {
+            operation(); // comes here again
+        }
+        // SAFETY: the third argument of a handler with `SA_SIGINFO`.
+        let context = unsafe { &mut *context.cast::<ucontext_t>() };
+        let registers = &mut context.uc_mcontext.gregs;
+        let [area, length, flags, signature] =
+            [libc::REG_RDI, libc::REG_RSI, libc::REG_RDX, libc::REG_R10]
+                .map(|register| registers[register as usize]);
+        // SAFETY: the call that the thread was about to make.
+        let result = unsafe {
+            libc::syscall(libc::SYS_rseq, area, length, flags, signature, u64::from(PASS))
+        };
+        let error = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        registers[libc::REG_RAX as usize] = if result == 0 { 0 } else { -i64::from(error) };
+    }
+
+    fn install() {
+        // SAFETY: zero bytes are a `sigaction`: no flags, an empty mask.
+        let mut action: libc::sigaction = unsafe { mem::zeroed() };
+        let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = make_call;
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+        // SAFETY: the handler uses what its thread prepared for it.
+        let result = unsafe { libc::sigaction(libc::SIGSYS, &action, ptr::null_mut()) };
+        assert_eq!(result, 0);
+        filter_rseq(libc::SECCOMP_RET_TRAP).expect("a filter for this thread");
+    }
+
+    type Words<I> = LazyLock<Object<u16, I>>;
+
+    static BY_CPU: Words<ByCpu> = LazyLock::new(zeroed);
+    static BY_CONCURRENCY: Words<ByConcurrency> = LazyLock::new(zeroed);
+
+    fn zeroed<I: Index>() -> Object<u16, I> {
+        Object(PerCpu::zeroed_in(&real(), KERNEL).expect("room"))
+    }
+
+    /// In a thread of its own: it remains without system call.
+    fn first_operation<I: Index>(words: &Words<I>, operation: fn()) {
+        LazyLock::force(words);
+        install();
+        OPERATION.set(Some(operation));
+        words.add(1);
+        assert_eq!(CALLS.get(), 2, "the handler's call, and the thread's");
+        words.add(10);
+        assert_eq!((words.sum(), words.detached()), (1011, 0), "it has an area, and uses it");
+        assert_eq!(CALLS.get(), 2, "it knows that it has one");
+    }
+
+    pub(super) fn by_cpu() {
+        first_operation(&BY_CPU, || BY_CPU.add(1000));
+    }
+
+    pub(super) fn by_concurrency() {
+        first_operation(&BY_CONCURRENCY, || BY_CONCURRENCY.add(1000));
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64")))]
+mod interrupted {
+    pub(super) fn by_cpu() {}
+    pub(super) fn by_concurrency() {}
+}
+
+fn in_a_new_thread(work: fn()) {
+    if we_register() {
+        std::thread::spawn(work).join().expect("as asserted");
+    } else {
+        println!("nothing to register in tier {:?}", ThisCpu::tier());
+    }
+}
+
+#[test]
+fn a_handler_that_registers_first_takes_nothing_from_its_thread() {
+    in_a_new_thread(interrupted::by_cpu);
+}
+
+#[test]
+fn a_handler_that_registers_first_takes_nothing_by_concurrency() {
+    in_a_new_thread(interrupted::by_concurrency);
+}
