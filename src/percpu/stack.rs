@@ -15,7 +15,9 @@ use crate::sys::{ByCpu, Index, Int, STACK_HEADER, Word, pop_twin, push_twin};
 ///
 /// [`PerCpu::push`] and [`PerCpu::pop`] work on the stack of the CPU that runs the thread. A push
 /// may be refused and a pop may find nothing although other CPUs have room or items; without
-/// sequences also because another thread is using the same stack. Nothing ever waits.
+/// sequences also because another thread is using the same stack. Nothing ever waits. Without
+/// sequences a forked child finds a stack that another thread was using at that moment full and
+/// empty for good.
 ///
 /// # Examples
 ///

@@ -183,6 +183,23 @@ fn comparisons_near_and_far() {
 }
 
 #[test]
+fn a_value_as_far_from_the_total_as_can_be_compares_like_any_other() {
+    // Threads on other CPUs than the first have no copy of their own, if there are sequences.
+    let machine = Machine::builder().cpu(CpuId::new(cores()[0].id as u32), NodeId::new(0));
+    let pcpu = allocator(machine.build().unwrap());
+    let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();
+    pinned(|| {
+        for core in [cores()[0], cores()[cores().len() - 1]] {
+            pin(core);
+            counter.add(31);
+        }
+    });
+    assert_eq!((counter.sum(), counter.error()), (62, 62));
+    let compared = [61, 62, 63].map(|other| counter.compare(other));
+    assert_eq!(compared, [Greater, Equal, Less]);
+}
+
+#[test]
 fn what_was_read_may_be_negative_where_the_value_is_not() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();

@@ -9,7 +9,8 @@
 //! |---|---|
 //! | `counter` | `PerCpuCounter` beside an `i64` |
 //! | `threads` | `PerCpuCounter` in many threads: no amount is lost, split or seen twice |
-//! | `races` | where `PerCpuCounter` does not do what it says; ignored
+//! | `races` | `PerCpuCounter` where a CPU moves its share at the wrong moment |
+//! | `collect` | the operations that it is made of |
 //! | `groups` | `PerCpuCounters` |
 //! | `histogram` | `PerCpuHistogram` |
 //! | `stack` | `LocalStack` |
@@ -17,6 +18,7 @@
 //! | `tiers` | all of that again without sequences, and with areas that we register |
 
 mod charging;
+mod collect;
 mod counter;
 mod groups;
 mod histogram;
@@ -26,7 +28,7 @@ mod threads;
 mod tiers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::LazyLock;
+use std::sync::{Barrier, LazyLock};
 use std::thread;
 
 use core_affinity::CoreId;
@@ -79,12 +81,16 @@ fn pinned<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Does something in every one of [`THREADS`] threads.
+/// Does something in every one of [`THREADS`] threads, which begin together.
 fn in_threads(work: impl Fn(u64) + Sync) {
+    let all = Barrier::new(THREADS as usize);
     thread::scope(|scope| {
         for thread in 0..THREADS {
-            let work = &work;
-            scope.spawn(move || work(thread));
+            let (work, all) = (&work, &all);
+            scope.spawn(move || {
+                all.wait();
+                work(thread);
+            });
         }
     });
 }

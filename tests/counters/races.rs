@@ -1,14 +1,15 @@
-//! What `PerCpuCounter` promises and does not keep when a CPU moves its share at the wrong moment.
+//! `PerCpuCounter` where a CPU moves its share at the wrong moment.
 //!
-//! A sum reads the total, then every CPU. An amount that a CPU moves to the total in between is in
-//! neither, however long ago it was added:
+//! A sum reads the total, then every CPU. An amount that a CPU moves to the total in between would
+//! be in neither, however long ago it was added, if `set` and `take` did not keep CPUs from moving:
 //!
 //! ```text
 //!     settle   reads the total ───────────────── reads CPU 1: 0 ──► has not seen 31
 //!     CPU 1                    31 to the total
 //! ```
 //!
-//! And a thread that is moved to another CPU after it filled a batch empties that one's share.
+//! And a thread that is moved to another CPU after it filled a batch would leave that behind, if it
+//! looked for it on the other CPU.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -74,7 +75,7 @@ fn the_error_holds_for_threads_that_are_moved() {
     // The thread's other CPU has no copy of its own.
     let machine = Machine::builder().cpu(CpuId::new(first.id as u32), NodeId::new(0));
     let pcpu = allocator(machine.build().unwrap());
-    for _ in 0..2_000 {
+    for _ in 0..300 {
         let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, BATCH as u64).unwrap();
         pinned(|| {
             let thread = rustix::thread::gettid();

@@ -142,16 +142,17 @@ fn nothing_is_lost_or_doubled_in_many_threads() {
 
 #[test]
 fn local_words_by_cpu_and_by_concurrency_lose_nothing() {
+    const EACH: u64 = 200_000;
     for pcpu in ALLOCATORS.iter() {
         let by_cpu = PerCpu::<Local<u64>>::zeroed_in(pcpu, Gfp::KERNEL).unwrap();
         let compact = PerCpu::<CompactLocal<i16>>::zeroed_in(pcpu, Gfp::KERNEL).unwrap();
         in_threads(|_| {
-            for _ in 0..20_000 {
+            for _ in 0..EACH {
                 by_cpu.inc();
                 compact.sub(3);
             }
         });
-        assert_eq!(by_cpu.sum(), THREADS * 20_000);
-        assert_eq!(compact.sum(), (-3 * 20_000 * THREADS as i64) as i16, "wraps");
+        assert_eq!(by_cpu.sum(), THREADS * EACH);
+        assert_eq!(compact.sum(), (-3 * (THREADS * EACH) as i64) as i16, "wraps");
     }
 }

@@ -1,4 +1,4 @@
-//! `PerCpuCounter` in many threads: no amount is lost or split.
+//! `PerCpuCounter` in many threads: no amount is lost, split, seen twice or taken twice.
 //!
 //! Threads count in digits: an amount is a power of 2¹⁵, two threads have one in common, and none
 //! is added so often that it carries. A value then tells how often each amount is in it:
@@ -11,8 +11,8 @@
 //! Half an amount, or one that is there twice, shows as a digit that cannot be. Batches lie between
 //! the amounts, so that some are kept on their CPU and others pass it by.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering, fence};
+use std::sync::{Barrier, Mutex};
 
 use super::*;
 
@@ -20,12 +20,20 @@ const DIGITS: usize = 4;
 const DIGIT_BITS: usize = 15;
 
 /// How often each thread adds its amount.
-const ADDS: i64 = 4_000;
+const ADDS: i64 = 16_000;
 
 /// How often each amount is added in all.
 const ALL: [i64; DIGITS] = [ADDS * THREADS as i64 / DIGITS as i64; DIGITS];
 
 const BATCHES: [u64; 5] = [1, 32, 1 << 20, 1 << 40, u64::MAX];
+
+fn plus(a: [i64; DIGITS], b: [i64; DIGITS]) -> [i64; DIGITS] {
+    std::array::from_fn(|digit| a[digit] + b[digit])
+}
+
+fn minus(a: [i64; DIGITS], b: [i64; DIGITS]) -> [i64; DIGITS] {
+    std::array::from_fn(|digit| a[digit] - b[digit])
+}
 
 fn digit(thread: u64) -> usize {
     thread as usize % DIGITS
@@ -46,22 +54,31 @@ fn is_within(a: [i64; DIGITS], b: [i64; DIGITS]) -> bool {
     a.iter().zip(b).all(|(a, b)| *a <= b)
 }
 
-/// How often each amount was about to be added.
+/// How often adding each amount has begun, and was done.
 #[derive(Debug, Default)]
-struct Begun([AtomicI64; DIGITS]);
+struct Progress {
+    begun: [AtomicI64; DIGITS],
+    done: [AtomicI64; DIGITS],
+}
 
-impl Begun {
+impl Progress {
     fn add(&self, counter: &PerCpuCounter, thread: u64) {
         // Relaxed: the fences order it.
-        self.0[digit(thread)].fetch_add(1, Ordering::Relaxed);
-        // Release: whoever sees the amount, and then calls `now`, also sees that it was begun.
+        self.begun[digit(thread)].fetch_add(1, Ordering::Relaxed);
+        // Release: whoever sees the amount, and then calls `begun`, also sees that it was begun.
         fence(Ordering::Release);
         counter.add(amount_of(thread));
+        // Release: whoever sees that it is done sees the amount.
+        self.done[digit(thread)].fetch_add(1, Ordering::Release);
     }
 
-    fn now(&self) -> [i64; DIGITS] {
+    fn begun(&self) -> [i64; DIGITS] {
         fence(Ordering::Acquire);
-        std::array::from_fn(|digit| self.0[digit].load(Ordering::Relaxed))
+        std::array::from_fn(|digit| self.begun[digit].load(Ordering::Relaxed))
+    }
+
+    fn done(&self) -> [i64; DIGITS] {
+        std::array::from_fn(|digit| self.done[digit].load(Ordering::Acquire))
     }
 }
 
@@ -72,10 +89,10 @@ fn counters() -> impl Iterator<Item = PerCpuCounter> {
 }
 
 /// Runs adders, and `meanwhile` again and again until they are done.
-fn while_adding(counter: &PerCpuCounter, begun: &Begun, mut meanwhile: impl FnMut()) {
+fn while_adding(counter: &PerCpuCounter, progress: &Progress, mut meanwhile: impl FnMut()) {
     thread::scope(|scope| {
         let adders = scope.spawn(|| {
-            in_threads(|thread| (0..ADDS).for_each(|_| begun.add(counter, thread)));
+            in_threads(|thread| (0..ADDS).for_each(|_| progress.add(counter, thread)));
         });
         while !adders.is_finished() {
             meanwhile();
@@ -86,78 +103,121 @@ fn while_adding(counter: &PerCpuCounter, begun: &Begun, mut meanwhile: impl FnMu
 #[test]
 fn nothing_is_lost_and_nothing_is_seen_twice() {
     for counter in counters() {
-        let begun = Begun::default();
-        while_adding(&counter, &begun, || {
-            let (seen, above) = digits(counter.sum());
-            assert!(above == 0 && is_within(seen, begun.now()), "{seen:?} {counter:?}");
-            let (seen, above) = digits(counter.read());
-            assert!(above == 0 && is_within(seen, begun.now()), "{seen:?} {counter:?}");
+        let progress = Progress::default();
+        while_adding(&counter, &progress, || {
+            for value in [counter.sum(), counter.read()] {
+                let (seen, above) = digits(value);
+                assert!(above == 0 && is_within(seen, progress.begun()), "{seen:?} {counter:?}");
+            }
         });
         assert_eq!(digits(counter.sum()), (ALL, 0), "{counter:?}");
     }
 }
 
 #[test]
-fn takes_and_what_is_left_are_what_was_added() {
+fn each_amount_is_returned_by_exactly_one_take() {
     for counter in counters() {
-        let mut taken = 0;
-        while_adding(&counter, &Begun::default(), || taken += counter.take());
-        let left = counter.sum();
-        assert_eq!((digits(taken + left), counter.take()), ((ALL, 0), left), "{counter:?}");
-        assert_eq!((counter.take(), counter.sum()), (0, 0), "{counter:?}");
+        let (progress, mut taken) = (Progress::default(), [0; DIGITS]);
+        while_adding(&counter, &progress, || {
+            let before = progress.done();
+            let (seen, above) = digits(counter.take());
+            taken = plus(taken, seen);
+            assert!(above == 0 && is_within(before, taken), "{before:?} {taken:?} {counter:?}");
+            assert!(is_within(taken, progress.begun()), "{taken:?} {counter:?}");
+        });
+        let (left, above) = digits(counter.take());
+        assert_eq!((plus(taken, left), above, counter.sum()), (ALL, 0, 0), "{counter:?}");
     }
 }
 
 #[test]
 fn takers_do_not_take_from_each_other() {
     for counter in counters() {
-        // Relaxed: read when all threads are done.
-        let taken = AtomicI64::new(0);
+        let taken = Mutex::new([0; DIGITS]);
         in_threads(|thread| {
             for round in 0..ADDS {
                 counter.add(amount_of(thread));
                 if (round + thread as i64) % 16 == 0 {
-                    taken.fetch_add(counter.take(), Ordering::Relaxed);
+                    let (seen, above) = digits(counter.take());
+                    assert_eq!(above, 0, "{seen:?} {counter:?}");
+                    let mut taken = taken.lock().unwrap();
+                    *taken = plus(*taken, seen);
                 }
             }
         });
-        assert_eq!(digits(taken.into_inner() + counter.sum()), (ALL, 0), "{counter:?}");
+        let (left, above) = digits(counter.sum());
+        assert_eq!((plus(taken.into_inner().unwrap(), left), above), (ALL, 0), "{counter:?}");
     }
 }
 
 #[test]
 fn set_keeps_or_overwrites_each_amount_as_a_whole() {
     for counter in counters() {
-        let begun = Begun::default();
-        // What was set last, in bits of its own, and what had begun when that returned.
-        let (mut tag, mut before) = (0, [0; DIGITS]);
-        while_adding(&counter, &begun, || {
+        let progress = Progress::default();
+        // What was set last, in bits of its own; what was done before, and had begun after that.
+        let (mut tag, mut done, mut begun) = (0, [0; DIGITS], [0; DIGITS]);
+        while_adding(&counter, &progress, || {
             tag = tag % 7 + 1;
+            done = progress.done();
             counter.set(tag << (DIGITS * DIGIT_BITS));
-            before = begun.now();
+            begun = progress.begun();
         });
         let (kept, above) = digits(counter.sum());
         assert_eq!(above, tag, "{counter:?}");
-        assert!(is_within(kept, ALL), "{kept:?} {counter:?}");
-        let begun_later = std::array::from_fn(|digit| ALL[digit] - before[digit]);
-        assert!(is_within(begun_later, kept), "{kept:?} without {begun_later:?} {counter:?}");
+        assert!(is_within(kept, minus(ALL, done)), "{kept:?} {done:?} {counter:?}");
+        assert!(is_within(minus(ALL, begun), kept), "{kept:?} {begun:?} {counter:?}");
         counter.set(-1);
         assert_eq!((counter.take(), counter.sum()), (-1, 0), "{counter:?}");
     }
 }
 
 #[test]
-fn settling_on_one_side_and_adding_on_the_other_wraps() {
+fn of_many_takers_one_gets_the_value_and_of_many_setters_one_has_the_last_word() {
+    let threads = THREADS as i64;
+    let (all, wrong) = (Barrier::new(THREADS as usize), Mutex::new(Vec::new()));
+    for pcpu in ALLOCATORS.iter() {
+        let counter = PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, 32).unwrap();
+        let taken = Mutex::new(Vec::new());
+        in_threads(|thread| {
+            for round in 1..=200 {
+                counter.add(round);
+                all.wait();
+                let value = counter.take();
+                taken.lock().unwrap().push(value);
+                if all.wait().is_leader() {
+                    let mut taken = std::mem::take(&mut *taken.lock().unwrap());
+                    taken.sort_unstable();
+                    let one = taken.pop() == Some(threads * round);
+                    // Kept for the end: a panic here would leave the others waiting.
+                    wrong.lock().unwrap().extend((!one || taken != [0; 7]).then_some(taken));
+                }
+                all.wait();
+                counter.set(thread as i64 + 1);
+                if all.wait().is_leader() {
+                    let sum = counter.sum();
+                    let one = (1..=threads).contains(&sum);
+                    wrong.lock().unwrap().extend((!one).then_some(vec![sum]));
+                    counter.set(0);
+                }
+                all.wait();
+            }
+        });
+    }
+    assert_eq!(wrong.into_inner().unwrap(), Vec::<Vec<i64>>::new());
+}
+
+#[test]
+fn values_wrap_in_many_threads() {
     let counter = PerCpuCounter::with_batch(&uniform(64), Gfp::KERNEL, 1 << 62).unwrap();
-    let taken = Mutex::new(0i64);
+    let taken = AtomicI64::new(0);
     in_threads(|thread| {
         for _ in 0..1_000 {
             counter.add(if thread % 2 == 0 { i64::MAX } else { (1 << 62) - 1 });
-            let mut taken = taken.lock().unwrap();
-            *taken = taken.wrapping_add(counter.take());
+            // Relaxed: read when all are done. Wraps.
+            taken.fetch_add(counter.take(), Ordering::Relaxed);
         }
     });
     let pair = i64::MAX.wrapping_add((1 << 62) - 1);
     let all = pair.wrapping_mul(1_000 * THREADS as i64 / 2);
-    assert_eq!(taken.into_inner().unwrap().wrapping_add(counter.sum()), all);
+    assert_eq!(taken.into_inner().wrapping_add(counter.sum()), all);
 }

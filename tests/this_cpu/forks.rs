@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
-use percpu_memcg::{ByConcurrency, ByCpu, Local, LocalStack, PerCpu, per_cpu};
+use percpu_memcg::{ByConcurrency, ByCpu, Local, LocalStack, PerCpu, ThisCpu, Tier, per_cpu};
 
 use crate::areas::give_up;
 use crate::conditions::{Detached, Trial, pin, two_cpus};
@@ -91,9 +91,14 @@ fn a_child_forked_while_others_work_counts_exactly() {
     assert_eq!(VARIABLE.sum(), (-5 * cpus).wrapping_add(counted as i32));
 }
 
-/// Whatever of its stacks the parent's threads were changing at the moment of the fork.
+/// Whatever of its stacks the parent's threads were changing at the moment of the fork. Without
+/// sequences a stack stays locked in a child when the fork met a thread that had it locked.
 #[test]
 fn a_child_forked_while_others_push_and_pop_finds_the_stacks_usable() {
+    if ThisCpu::tier() == Tier::GetCpu {
+        println!("skipped: stacks have locks without sequences");
+        return;
+    }
     let pcpu = real();
     let stacks = &PerCpu::<LocalStack<u32, 8>>::zeroed_in(&pcpu, KERNEL).unwrap();
     let is_over = &AtomicBool::new(false);

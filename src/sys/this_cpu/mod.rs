@@ -258,19 +258,19 @@ impl<'a, N, I: Index> Word<'a, N, I> {
     ) -> R {
         let at = At { slots, first, index: PhantomData };
         let machine = machine();
-        let index = loop {
-            match tier::after_miss() {
-                Miss::Registered => {
-                    if let Some(result) = sequence(at) {
-                        return result;
-                    }
-                }
-                Miss::Detached => {
-                    // Relaxed: whoever has to see it is ordered after this operation anyway.
-                    DETACHED.store(true, Ordering::Relaxed);
-                    break Slots::detached(machine);
-                }
-                Miss::NoSequences => break machine.this_cpu().index(),
+        let miss = tier::after_miss();
+        if miss == Miss::Registered {
+            if let Some(result) = sequence(at) {
+                return result;
+            }
+        }
+        let index = match miss {
+            Miss::NoSequences => machine.this_cpu().index(),
+            // Registered and yet a miss: this CPU has no copy.
+            Miss::Registered | Miss::Detached => {
+                // Relaxed: whoever has to see it is ordered after this operation anyway.
+                DETACHED.store(true, Ordering::Relaxed);
+                Slots::detached(machine)
             }
         };
         twin(first.wrapping_byte_add(index * UNIT_STRIDE))

@@ -98,9 +98,9 @@ pub(super) fn choice() -> Choice {
 /// What to do after a sequence found no usable index. Safe in signal handlers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Miss {
-    /// The thread's area was registered just now: try again.
+    /// The thread has registered its area, maybe just now: worth another try.
     Registered,
-    /// The thread has no area, or runs on a CPU without copy.
+    /// The thread has no area of ours, or runs on a CPU without copy.
     Detached,
     /// Nobody uses sequences.
     NoSequences,

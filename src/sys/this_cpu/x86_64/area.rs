@@ -128,12 +128,12 @@ impl Area {
     }
 
     /// Registers this thread's area, which is [our own](Self::own), unless that was tried before.
-    /// Returns whether it is newly registered. Safe in signal handlers.
-    pub(super) fn register(self) -> bool {
+    /// Safe in signal handlers.
+    pub(super) fn register(self) {
         const NOT_TRIED: i32 = -1;
         const FAILED: i32 = -2;
         if self.cpu_id() != NOT_TRIED {
-            return false;
+            return;
         }
         let thread: *mut u8;
         // SAFETY: the first word at the thread pointer is the thread pointer (x86-64 psABI).
@@ -148,11 +148,11 @@ impl Area {
         // SAFETY: the area is this thread's, of that size and alignment, and exists as long as
         // the thread runs. The kernel writes to it, and to nothing else.
         let result = unsafe { libc::syscall(libc::SYS_rseq, area, own_size(), 0, SIGNATURE) };
-        if result != 0 {
+        // It also fails when a signal handler registered the area in between.
+        if result != 0 && self.cpu_id() == NOT_TRIED {
             // SAFETY: nobody registered the area, so it is memory of this thread alone.
             unsafe { area.wrapping_byte_add(CPU_ID).cast::<i32>().write_volatile(FAILED) };
         }
-        result == 0
     }
 
     pub(super) fn has_concurrency_ids(self) -> bool {

@@ -45,9 +45,11 @@ pub(super) fn unregistered_area() -> isize {
     Area::own().offset
 }
 
-/// Registers this thread's own area; returns whether it is newly registered.
+/// Registers this thread's own area, if that was not tried before; returns whether it is
+/// registered now.
 pub(super) fn register() -> bool {
-    Area::own().register()
+    Area::own().register();
+    Area::own().cpu_id() >= 0
 }
 
 /// The CPU id in this thread's area at an offset that [`choose`] returned.

@@ -40,7 +40,10 @@ struct Subject {
 
 impl Subject {
     fn run(&self, area: Area, registered_by: RegisteredBy) -> bool {
-        let is_registered = registered_by == RegisteredBy::Libc || area.register();
+        if registered_by == RegisteredBy::Us {
+            area.register();
+        }
+        let is_registered = area.cpu_id() >= 0;
         let passes = is_registered && ids_follow_the_thread(area) && self.is_aborted(area);
         self.is_done.store(true, Ordering::Release);
         passes
