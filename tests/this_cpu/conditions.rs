@@ -100,15 +100,14 @@ impl Condition {
 
     /// What each worker does at least, on each width.
     fn operations(&self) -> u64 {
-        let all = match (is_set("PERCPU_MEMCG_FULL"), self.is_plain()) {
-            (true, true) => 40_000_000,
-            (true, false) => 10_000_000,
+        let full = is_set("PERCPU_MEMCG_FULL");
+        let all = match (full, self.is_plain()) {
+            (true, _) => 40_000_000,
             (false, true) => 200_000,
             (false, false) => 10_000,
         };
         // Children go through it once more, in other tiers.
-        let part =
-            if is_set("PERCPU_MEMCG_FULL") && is_child() { 4 * self.part } else { self.part };
+        let part = if full && is_child() { 4 * self.part } else { self.part };
         all / part
     }
 }
