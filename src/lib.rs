@@ -74,7 +74,10 @@ mod sys;
 
 pub use arena::{BalanceMode, Populate};
 pub use memcg::{
-    AllocError, ChargeError, EnterGuard, FreeError, Gfp, Limit, Memcg, MemcgStat, TreeError,
+    AllocError, Charge, ChargeError, Consumer, EnterGuard, EventWatch, FreeError, Gfp, InMemcg,
+    InMemcgFuture, Limit, Memcg, MemcgEvents, MemcgStat, MergeError, NotHeld, NumberError, Oom,
+    OverHigh, PeakReader, ReclaimError, ReclaimReason, ReclaimRequest, Refusal, Registration,
+    Throttle, TreeError,
 };
 pub use percpu::{
     BuildError, CompactLocal, Full, HistogramError, HistogramSnapshot, Iter, IterMut, Local,

@@ -81,7 +81,7 @@ fn figures(pcpu: &PerCpuAllocator, cgroups: &[&Memcg]) -> impl PartialEq + std::
     let stats = pcpu.stats();
     let of = |memcg: &Memcg| {
         let counts = (memcg.nr_descendants(), memcg.nr_dying_descendants(), memcg.nr_threads());
-        (memcg.path(), memcg.current(), memcg.stat(), memcg.max(), counts)
+        (memcg.path(), memcg.current(), memcg.stat().percpu, memcg.max(), counts)
     };
     let cgroups: Vec<_> = cgroups.iter().copied().chain([&pcpu.root()]).map(of).collect();
     (stats.nr_cur_alloc, stats.live_bytes, cgroups)
@@ -268,7 +268,7 @@ fn creating_a_cgroup_fails_without_a_trace() {
             },
         );
         assert!(failures > 0, "{op:?}");
-        assert_eq!((child.path().as_str(), parent.current()), ("/parent/child", 8 * 4 + 16));
+        assert_eq!((child.path().as_str(), parent.current()), ("/parent/child", 16 * 4 + 32));
         child.remove().unwrap();
         drop(child);
         assert_eq!(figures(&pcpu, &[&parent]), before);

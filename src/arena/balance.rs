@@ -7,7 +7,7 @@ use std::{io, thread};
 use parking_lot::{Condvar, Mutex};
 
 use super::region::Region;
-use super::{Arena, Populate, Window};
+use super::{Arena, Owner, Populate, Window};
 use crate::placement::{Balance, ChunkId, Set, Step};
 use crate::sys::MapError;
 
@@ -25,7 +25,7 @@ pub enum BalanceMode {
     Manual,
 }
 
-impl<O: Send + Sync + 'static> Arena<O> {
+impl<O: Owner> Arena<O> {
     /// Balance work is pending: has it run by whom this mode calls for.
     pub(super) fn balance_as_configured(&self) {
         match self.balance_mode {
@@ -153,7 +153,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn spawn<O: Send + Sync + 'static>(arena: Weak<Arena<O>>) -> io::Result<Self> {
+    pub(super) fn spawn<O: Owner>(arena: Weak<Arena<O>>) -> io::Result<Self> {
         let signal = Arc::<Signal>::default();
         let worker = Worker { signal: Arc::clone(&signal) };
         thread::Builder::new().name("percpu-balance".into()).spawn(move || {

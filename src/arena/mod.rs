@@ -3,7 +3,7 @@
 //! The arena gives [`crate::placement`] memory. It carries out what the placement asks for
 //! (reserve a chunk, populate, give back, unmap), keeps the owner of every accounted area in the
 //! chunk's vector, makes new areas read as zero, and finds the chunk of an address. What an owner
-//! means it does not know: `O` is the layer above's.
+//! means it does not know: [`Owner`] is the layer above's.
 //!
 //! # Locks
 //!
@@ -24,6 +24,7 @@
 //! * A4: owner slots are set only for live areas of accounted chunks.
 
 mod balance;
+mod gated;
 mod geometry;
 mod region;
 mod state;
@@ -42,6 +43,7 @@ use crate::placement::{Area, LayoutError, Place, Placed, Placement, Profile, Reg
 use crate::sys::{CpuId, Machine, MapError, Slots, UNIT_STRIDE, detached_is_used};
 
 pub use balance::BalanceMode;
+pub(crate) use gated::{Gated, TwoWords};
 pub(crate) use geometry::Window;
 pub(crate) use words::Words;
 
@@ -77,9 +79,22 @@ pub(crate) struct Config {
     pub(crate) balance: BalanceMode,
 }
 
+/// What an accounted area belongs to: a counted reference to something that stays where it is for
+/// good, so that a slot of the owners' vector holds its address and nothing else.
+pub(crate) trait Owner: Send + Sync + Sized + 'static {
+    /// What is referred to.
+    type Target: Sync + 'static;
+
+    /// The reference as an address. It is not given up.
+    fn into_static(self) -> &'static Self::Target;
+
+    /// The reference that was made an address by [`into_static`](Self::into_static).
+    fn from_static(target: &'static Self::Target) -> Self;
+}
+
 /// Real chunks with owners of type `O`.
 #[derive(Debug)]
-pub(crate) struct Arena<O: Send + Sync> {
+pub(crate) struct Arena<O: Owner> {
     machine: Machine,
     geometry: Geometry,
     slots: Slots,
@@ -91,21 +106,12 @@ pub(crate) struct Arena<O: Send + Sync> {
     worker: OnceLock<Worker>,
 }
 
-/// An area that was handed out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Allocation {
-    /// The copy of CPU 0, whether or not that CPU is possible.
-    pub(crate) address: NonNull<u8>,
-    /// False when the area has no owner although one was given: its chunk keeps none.
-    pub(crate) owned: bool,
-}
-
 /// What a free released.
 #[derive(Debug)]
 pub(crate) struct Freed<O> {
     /// Bytes of the area in one unit.
     pub(crate) size: usize,
-    pub(crate) owner: Option<Arc<O>>,
+    pub(crate) owner: Option<O>,
 }
 
 /// Why a legal request got no area. Nothing was changed but for chunks and pages made ready.
@@ -137,7 +143,7 @@ pub(crate) enum NotLive {
     NoArea,
 }
 
-impl<O: Send + Sync + 'static> Arena<O> {
+impl<O: Owner> Arena<O> {
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, NoArena> {
         let Config { machine, profile, unit_size, regions, populate, balance } = config;
         let profile =
@@ -201,14 +207,16 @@ impl<O: Send + Sync + 'static> Arena<O> {
         cpus.chain(detached).map(move |index| first.wrapping_byte_add(index * UNIT_STRIDE))
     }
 
-    /// Places an area that reads as zero on every possible CPU.
+    /// Places an area that reads as zero on every possible CPU, and returns its copy of CPU 0, be
+    /// that CPU possible or not.
     ///
-    /// Blocks, unless the request is atomic. The owner is dropped when there is no area.
+    /// Blocks, unless the request is atomic. The owner is taken unless there is no area, or its
+    /// chunk keeps no owners.
     pub(crate) fn alloc(
         &self,
         request: &Request,
-        owner: Option<Arc<O>>,
-    ) -> Result<Allocation, NoArea> {
+        owner: &mut Option<O>,
+    ) -> Result<NonNull<u8>, NoArea> {
         let atomic = request.flags.atomic;
         let populating = (!atomic).then(|| self.populate_lock.lock());
         let mut state = self.state.lock();
@@ -286,14 +294,14 @@ impl<O: Send + Sync + 'static> Arena<O> {
         state: &mut State<O>,
         request: &Request,
         area: &Area,
-        owner: Option<Arc<O>>,
+        owner: &mut Option<O>,
     ) -> HandedOut<O> {
         state.placement.settle(area);
         let window = request.window();
-        let owned = state.register(area, window, owner);
+        state.register(area, window, owner);
         let dirty = state.dirty_part(area);
         let (region, unit) = state.unit_range_of(area);
-        HandedOut { region, window, start: unit.start, dirty, owned }
+        HandedOut { region, window, start: unit.start, dirty }
     }
 
     /// Frees the area at `address`, given by its byte in the copy of CPU 0.
@@ -331,7 +339,7 @@ impl<O: Send + Sync + 'static> Arena<O> {
     }
 }
 
-impl<O: Send + Sync> Drop for Arena<O> {
+impl<O: Owner> Drop for Arena<O> {
     fn drop(&mut self) {
         if let Some(worker) = self.worker.get() {
             worker.stop();
@@ -344,23 +352,21 @@ impl<O: Send + Sync> Drop for Arena<O> {
 type Guard<'a, O> = MutexGuard<'a, State<O>>;
 
 /// A placed area whose old content may still be there.
-struct HandedOut<O> {
+struct HandedOut<O: Owner> {
     region: Arc<Region<O>>,
     window: Window,
     start: usize,
     dirty: Option<Range<usize>>,
-    owned: bool,
 }
 
-impl<O> HandedOut<O> {
-    fn zeroed(self, machine: &Machine) -> Allocation {
+impl<O: Owner> HandedOut<O> {
+    fn zeroed(self, machine: &Machine) -> NonNull<u8> {
         if let Some(dirty) = self.dirty {
             // SAFETY: this thread placed the area, and nobody else knows it yet; `dirty` is a
             // part of it.
             unsafe { self.region.zero(machine, self.window, &dirty) };
         }
-        let address = self.region.copy(self.window, CpuId::new(0), self.start);
-        Allocation { address, owned: self.owned }
+        self.region.copy(self.window, CpuId::new(0), self.start)
     }
 }
 

@@ -5,26 +5,26 @@
 //! * R1: the reservation has the length and the alignment of its geometry.
 //! * R2: between placing and freeing, the bytes of an area belong to whoever placed it, in all
 //!   copies of the window it lives in; nobody else reads or writes them.
-//! * R3: an owner slot is zero or came from `Arc::into_raw`, and stands at the first granule of
+//! * R3: an owner slot is zero or came from `Owner::into_static`, and stands at the first granule of
 //!   a live area. Slots are touched only under the arena's area lock.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
 
+use super::Owner;
 use super::geometry::{Geometry, Window};
 use crate::sys::{CpuId, Machine, MapError, Reservation, detached_is_used};
 
 /// Memory for one chunk (the first region serves the first and the reserved chunk).
 #[derive(Debug)]
-pub(crate) struct Region<O> {
+pub(crate) struct Region<O: Owner> {
     reservation: Reservation,
     geometry: Geometry,
-    owners: PhantomData<Arc<O>>,
+    owners: PhantomData<O>,
 }
 
-impl<O> Region<O> {
+impl<O: Owner> Region<O> {
     /// Reserves the address space and binds each CPU's copies to its node.
     pub(crate) fn new(machine: &Machine, geometry: Geometry) -> Result<Self, MapError> {
         let reservation = Reservation::new(machine, geometry.len(), geometry.span())?;
@@ -135,7 +135,7 @@ impl<O> Region<O> {
         }
     }
 
-    fn owner_slot(&self, unit_offset: usize) -> NonNull<*const O> {
+    fn owner_slot(&self, unit_offset: usize) -> NonNull<*const O::Target> {
         self.at(self.geometry.owner_offset(unit_offset)).cast()
     }
 
@@ -144,10 +144,10 @@ impl<O> Region<O> {
     /// # Safety
     ///
     /// The caller holds the area lock, and a live area without owner starts there.
-    pub(crate) unsafe fn set_owner(&self, unit_offset: usize, owner: Arc<O>) {
+    pub(crate) unsafe fn set_owner(&self, unit_offset: usize, owner: O) {
         // SAFETY: the slot is mapped and aligned (R1), and the area lock excludes other accesses
         // (R3).
-        unsafe { self.owner_slot(unit_offset).write(Arc::into_raw(owner)) };
+        unsafe { self.owner_slot(unit_offset).write(owner.into_static()) };
     }
 
     /// Takes the owner of the area at `unit_offset` out, if it has one.
@@ -155,12 +155,11 @@ impl<O> Region<O> {
     /// # Safety
     ///
     /// The caller holds the area lock.
-    pub(crate) unsafe fn take_owner(&self, unit_offset: usize) -> Option<Arc<O>> {
+    pub(crate) unsafe fn take_owner(&self, unit_offset: usize) -> Option<O> {
         // SAFETY: as in `set_owner`; mapped memory reads as zero, a null pointer, at first.
         let owner = unsafe { self.owner_slot(unit_offset).replace(ptr::null()) };
-        // SAFETY: by R3 a pointer that is not null came from `Arc::into_raw`; it was just taken
-        // out, so it is turned back once.
-        (!owner.is_null()).then(|| unsafe { Arc::from_raw(owner) })
+        // SAFETY: by R3 a pointer that is not null was a reference for good.
+        unsafe { owner.as_ref() }.map(O::from_static)
     }
 
     /// True when the area at `unit_offset` has an owner.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::geometry::{Geometry, Window};
 use super::region::Region;
-use super::{Freed, NotLive};
+use super::{Freed, NotLive, Owner};
 use crate::placement::{Area, Bitmap, ChunkId, GRANULE_SIZE, PAGE_SIZE, Placement, Regions, Set};
 
 /// The memory behind one chunk of the placement.
 #[derive(Debug)]
-struct Backing<O> {
+struct Backing<O: Owner> {
     region: Arc<Region<O>>,
     /// Unit offset of the chunk's first page.
     base: usize,
@@ -27,14 +27,14 @@ struct Backing<O> {
 
 /// The mutable part of an arena.
 #[derive(Debug)]
-pub(super) struct State<O> {
+pub(super) struct State<O: Owner> {
     pub(super) placement: Placement,
     backings: Vec<Option<Backing<O>>>,
     /// Chunks by the span of their region. Two share the first region, see `locate`.
     by_span: HashMap<usize, ChunkId>,
 }
 
-impl<O> State<O> {
+impl<O: Owner> State<O> {
     pub(super) fn new(placement: Placement, regions: &Regions, first: Region<O>) -> Self {
         let mut state = State { placement, backings: Vec::new(), by_span: HashMap::new() };
         let first = Arc::new(first);
@@ -116,16 +116,15 @@ impl<O> State<O> {
         (Arc::clone(region), base + area.offset..base + area.offset + area.size)
     }
 
-    /// Notes the window of a new area and stores its owner. Returns whether it was stored.
-    pub(super) fn register(&mut self, area: &Area, window: Window, owner: Option<Arc<O>>) -> bool {
+    /// Notes the window of a new area, and takes its owner if the chunk keeps owners.
+    pub(super) fn register(&mut self, area: &Area, window: Window, owner: &mut Option<O>) {
         let backing = self.backing_mut(area.chunk);
         if window == Window::Paged {
             backing.paged.insert(area.offset / GRANULE_SIZE);
         }
-        let Some(owner) = owner.filter(|_| backing.keeps_owners) else { return false };
+        let Some(owner) = owner.take_if(|_| backing.keeps_owners) else { return };
         // SAFETY: `self` is what the area lock guards, and the area was just placed.
         unsafe { backing.region.set_owner(backing.base + area.offset, owner) };
-        true
     }
 
     /// The unit bytes of the area that may not read as zero.

@@ -1,4 +1,7 @@
 use std::collections::HashSet;
+use std::mem::ManuallyDrop;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +11,47 @@ use crate::placement::{ChunkName, GRANULE_SIZE, RequestFlags};
 use crate::sys::{MapOp, NodeId};
 
 /// An owner is told by its address and counted by its references.
-type Owner = u32;
+#[derive(Debug)]
+struct Owned(&'static AtomicUsize);
+
+impl Owned {
+    fn new() -> Self {
+        Owned(Box::leak(Box::new(AtomicUsize::new(1))))
+    }
+
+    fn references(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        ptr::eq(self.0, other.0)
+    }
+}
+
+impl Clone for Owned {
+    fn clone(&self) -> Self {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Owned(self.0)
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Owner for Owned {
+    type Target = AtomicUsize;
+
+    fn into_static(self) -> &'static AtomicUsize {
+        ManuallyDrop::new(self).0
+    }
+
+    fn from_static(target: &'static AtomicUsize) -> Self {
+        Owned(target)
+    }
+}
 
 const PROFILES: [Profile; 3] = [Profile::PERCPU_MEMCG, Profile::LINUX_6_13, Profile::LINUX_5_10];
 const UNIT_SIZE: usize = 64 << 10;
@@ -26,7 +69,7 @@ fn config(profile: Profile) -> Config {
 }
 
 /// An arena whose first chunk, which keeps no owners, is full.
-fn arena(profile: Profile) -> Arc<Arena<Owner>> {
+fn arena(profile: Profile) -> Arc<Arena<Owned>> {
     let arena = Arena::new(config(profile)).unwrap();
     alloc(&arena, Regions::DEFAULT.dyn_size, 4, None);
     arena
@@ -44,23 +87,19 @@ fn atomic() -> RequestFlags {
     RequestFlags { atomic: true, ..plain() }
 }
 
-fn alloc(
-    arena: &Arena<Owner>,
-    size: usize,
-    align: usize,
-    owner: Option<&Arc<Owner>>,
-) -> NonNull<u8> {
+fn alloc(arena: &Arena<Owned>, size: usize, align: usize, owner: Option<&Owned>) -> NonNull<u8> {
     let flags = RequestFlags { account: owner.is_some(), ..plain() };
-    let allocation = arena.alloc(&request(size, align, flags), owner.cloned()).unwrap();
-    assert_eq!(allocation.owned, owner.is_some());
-    allocation.address
+    let mut given = owner.cloned();
+    let area = arena.alloc(&request(size, align, flags), &mut given).unwrap();
+    assert!(given.is_none(), "the owner is taken");
+    area
 }
 
-fn free(arena: &Arena<Owner>, area: NonNull<u8>) -> Freed<Owner> {
+fn free(arena: &Arena<Owned>, area: NonNull<u8>) -> Freed<Owned> {
     arena.free(area.addr().get()).unwrap()
 }
 
-fn dirty(arena: &Arena<Owner>, area: NonNull<u8>, size: usize) {
+fn dirty(arena: &Arena<Owned>, area: NonNull<u8>, size: usize) {
     for &cpu in arena.machine().possible() {
         // SAFETY: `size` bytes of a live area that only the test uses.
         unsafe { arena.copy_of(area, cpu).write_bytes(0xff, size) };
@@ -69,7 +108,7 @@ fn dirty(arena: &Arena<Owner>, area: NonNull<u8>, size: usize) {
 
 /// Checks A3 on the chunks of `live`: what is clean and not live reads as zero in both windows of
 /// every CPU's copy. Returns how many granules that were. Nobody else may use the arena.
-fn check_clean_granules(arena: &Arena<Owner>, live: &[NonNull<u8>]) -> usize {
+fn check_clean_granules(arena: &Arena<Owned>, live: &[NonNull<u8>]) -> usize {
     let state = arena.state.lock();
     let chunk_of =
         |area: &NonNull<u8>| state.live_area(&arena.geometry, area.addr().get()).unwrap().chunk;
@@ -102,7 +141,7 @@ fn check_clean_granules(arena: &Arena<Owner>, live: &[NonNull<u8>]) -> usize {
 }
 
 /// Fills three chunks with dirty areas, and frees all but one in each of them.
-fn dirty_and_depopulate(arena: &Arena<Owner>) -> Vec<NonNull<u8>> {
+fn dirty_and_depopulate(arena: &Arena<Owned>) -> Vec<NonNull<u8>> {
     let aligns = [8, 256, 128, 4096];
     let areas: Vec<_> = (0..96).map(|nth| alloc(arena, 2048, aligns[nth % 4], None)).collect();
     areas.iter().for_each(|&area| dirty(arena, area, 2048));
@@ -178,19 +217,17 @@ fn freed_granules_are_dirty_until_their_pages_are_discarded() {
 fn free_returns_the_owner_that_alloc_was_given() {
     for profile in PROFILES {
         let arena = arena(profile);
-        let owners: Vec<Arc<Owner>> = (0..50).map(Arc::new).collect();
-        let areas: Vec<_> = owners
-            .iter()
-            .map(|owner| alloc(&arena, 100, [4, 4096][**owner as usize % 2], Some(owner)))
-            .collect();
-        assert!(owners.iter().all(|owner| Arc::strong_count(owner) == 2));
+        let owners: Vec<Owned> = (0..50).map(|_| Owned::new()).collect();
+        let alloc = |(nth, owner)| alloc(&arena, 100, [4, 4096][nth % 2], Some(owner));
+        let areas: Vec<_> = owners.iter().enumerate().map(alloc).collect();
+        assert!(owners.iter().all(|owner| owner.references() == 2));
         assert_eq!(arena.verify(), Ok(()));
         for (owner, area) in owners.iter().zip(areas) {
             let freed = free(&arena, area);
-            assert!(Arc::ptr_eq(&freed.owner.unwrap(), owner));
+            assert!(freed.owner.unwrap().is(owner));
             assert_eq!(freed.size, 100);
         }
-        assert!(owners.iter().all(|owner| Arc::strong_count(owner) == 1));
+        assert!(owners.iter().all(|owner| owner.references() == 1));
         assert_eq!(arena.verify(), Ok(()));
     }
 }
@@ -198,7 +235,7 @@ fn free_returns_the_owner_that_alloc_was_given() {
 #[test]
 fn a_plain_area_on_granules_that_had_an_owner_has_none() {
     let arena = arena(Profile::LINUX_6_13);
-    let owner = Arc::new(1);
+    let owner = Owned::new();
     let owned = alloc(&arena, 64, 8, Some(&owner));
     assert!(free(&arena, owned).owner.is_some());
     let plain = alloc(&arena, 64, 8, None);
@@ -207,58 +244,56 @@ fn a_plain_area_on_granules_that_had_an_owner_has_none() {
 }
 
 #[test]
-fn chunks_that_keep_no_owners_drop_what_they_are_given() {
+fn chunks_that_keep_no_owners_leave_them_with_the_caller() {
     let regions = Regions { static_size: 0, reserved_size: 4096, dyn_size: 24 << 10 };
     for profile in PROFILES {
-        let arena = Arena::<Owner>::new(Config { regions, ..config(profile) }).unwrap();
-        let owner = Arc::new(1);
+        let arena = Arena::<Owned>::new(Config { regions, ..config(profile) }).unwrap();
+        let mut owner = Some(Owned::new());
         let flags = RequestFlags { account: true, reserved: true, atomic: false };
-        let reserved = arena.alloc(&request(64, 8, flags), Some(Arc::clone(&owner))).unwrap();
-        let place = arena.place_of(reserved.address.addr().get()).unwrap();
-        assert_eq!((place.chunk, reserved.owned), (ChunkName::Reserved, false));
-        assert_eq!(Arc::strong_count(&owner), 1);
-        assert!(free(&arena, reserved.address).owner.is_none());
+        let reserved = arena.alloc(&request(64, 8, flags), &mut owner).unwrap();
+        assert_eq!(arena.place_of(reserved.addr().get()).unwrap().chunk, ChunkName::Reserved);
+        assert_eq!(owner.as_ref().unwrap().references(), 1);
+        assert!(free(&arena, reserved).owner.is_none());
 
         let flags = RequestFlags { account: true, ..plain() };
-        let first = arena.alloc(&request(64, 8, flags), Some(Arc::clone(&owner))).unwrap();
-        assert_eq!(first.owned, profile.split_sets, "one list starts with the first chunk");
-        assert_eq!(Arc::strong_count(&owner), if first.owned { 2 } else { 1 });
+        arena.alloc(&request(64, 8, flags), &mut owner).unwrap();
+        assert_eq!(owner.is_none(), profile.split_sets, "one list starts with the first chunk");
     }
 }
 
 #[test]
-fn failed_allocation_drops_the_owner() {
+fn failed_allocation_leaves_the_owner_with_the_caller() {
     let arena = arena(Profile::default());
-    let owner = Arc::new(1);
+    let mut owner = Some(Owned::new());
     let flags = RequestFlags { account: true, atomic: true, reserved: false };
-    let refused = arena.alloc(&request(64, 8, flags), Some(Arc::clone(&owner)));
+    let refused = arena.alloc(&request(64, 8, flags), &mut owner);
     assert_eq!(refused.unwrap_err(), NoArea::NoRoom);
     arena.machine.faults().fail_all(None);
     let flags = RequestFlags { account: true, ..plain() };
-    let refused = arena.alloc(&request(64, 8, flags), Some(Arc::clone(&owner)));
+    let refused = arena.alloc(&request(64, 8, flags), &mut owner);
     assert!(matches!(refused, Err(NoArea::Memory(_))));
-    assert_eq!(Arc::strong_count(&owner), 1);
+    assert_eq!(owner.unwrap().references(), 1);
 }
 
 #[test]
 fn dropping_the_arena_drops_the_owners_of_live_areas_once() {
     for profile in PROFILES {
         for balance in [BalanceMode::Inline, BalanceMode::Background] {
-            let arena = Arena::<Owner>::new(Config { balance, ..config(profile) }).unwrap();
+            let arena = Arena::<Owned>::new(Config { balance, ..config(profile) }).unwrap();
             alloc(&arena, Regions::DEFAULT.dyn_size, 4, None);
-            let owner = Arc::new(1);
+            let owner = Owned::new();
             let areas: Vec<_> =
                 (0..300).map(|nth| alloc(&arena, 400, [4, 512][nth % 2], Some(&owner))).collect();
             for area in areas.iter().step_by(3) {
                 drop(free(&arena, *area));
             }
-            assert_eq!(Arc::strong_count(&owner), 201);
+            assert_eq!(owner.references(), 201);
             let gone = Arc::downgrade(&arena);
             drop(arena);
             // The background thread may hold the arena for a moment.
             let deadline = Instant::now() + Duration::from_secs(20);
-            while gone.strong_count() > 0 || Arc::strong_count(&owner) > 1 {
-                assert!(Instant::now() < deadline, "{}", Arc::strong_count(&owner));
+            while gone.strong_count() > 0 || owner.references() > 1 {
+                assert!(Instant::now() < deadline, "{}", owner.references());
                 thread::yield_now();
             }
         }
@@ -283,9 +318,9 @@ fn address_behind_a_region_is_foreign_although_it_is_in_its_span() {
 #[test]
 fn first_and_reserved_chunk_share_a_region_and_are_told_apart() {
     let regions = Regions { static_size: 100, reserved_size: 5000, dyn_size: 20_000 };
-    let arena = Arena::<Owner>::new(Config { regions, ..config(Profile::default()) }).unwrap();
+    let arena = Arena::<Owned>::new(Config { regions, ..config(Profile::default()) }).unwrap();
     let reserved = request(64, 4, RequestFlags { reserved: true, ..plain() });
-    let reserved = arena.alloc(&reserved, None).unwrap().address;
+    let reserved = arena.alloc(&reserved, &mut None).unwrap();
     let dynamic = alloc(&arena, 64, 4, None);
     let chunk = |area: NonNull<u8>| arena.place_of(area.addr().get()).unwrap().chunk;
     assert_eq!(chunk(reserved), ChunkName::Reserved);
@@ -303,13 +338,14 @@ fn first_and_reserved_chunk_share_a_region_and_are_told_apart() {
 #[test]
 fn requests_that_may_not_block_and_frees_do_not_wait_for_population() {
     let config = Config { balance: BalanceMode::Manual, ..config(Profile::default()) };
-    let arena = Arena::<Owner>::new(config).unwrap();
+    let arena = Arena::<Owned>::new(config).unwrap();
     let populating = arena.populate_lock.lock();
     let (done, wait) = mpsc::channel();
     let worker = Arc::clone(&arena);
     let worker = thread::spawn(move || {
-        let area = worker.alloc(&request(64, 8, atomic()), None).unwrap().address;
-        let sizes = (free(&worker, area).size, worker.alloc(&request(32_768, 8, atomic()), None));
+        let area = worker.alloc(&request(64, 8, atomic()), &mut None).unwrap();
+        let sizes =
+            (free(&worker, area).size, worker.alloc(&request(32_768, 8, atomic()), &mut None));
         done.send(sizes.0 == 64 && matches!(sizes.1, Err(NoArea::NoRoom))).unwrap();
     });
     assert_eq!(wait.recv_timeout(Duration::from_secs(20)), Ok(true));
@@ -323,8 +359,7 @@ fn requests_that_may_not_block_and_frees_do_not_wait_for_population() {
 fn words_start_at_zero_and_sum_what_all_threads_added() {
     let arena = arena(Profile::default());
     for _ in 0..3 {
-        let (words, owned) = Words::<Owner, 3>::new(&arena, None).unwrap();
-        assert!(!owned);
+        let words = Words::<Owned, 3>::new(&arena, &mut None).unwrap();
         assert_eq!([0, 1, 2].map(|index| words.sum(index)), [0; 3]);
         thread::scope(|scope| {
             for value in [1, 10, -3] {
@@ -340,20 +375,20 @@ fn words_start_at_zero_and_sum_what_all_threads_added() {
         words.add(1, i64::MAX);
         words.add(1, i64::MIN);
         assert_eq!([0, 1, 2].map(|index| words.sum(index)), [8000, -1, -8000]);
-        assert_eq!(words.release().size, Words::<Owner, 3>::SIZE);
+        assert_eq!(words.release().size, Words::<Owned, 3>::SIZE);
     }
-    assert_eq!(Words::<Owner, 3>::SIZE, 24);
+    assert_eq!(Words::<Owned, 3>::SIZE, 24);
 }
 
 #[test]
 fn words_return_their_owner_or_leave_it_to_the_arena() {
     let arena = arena(Profile::default());
-    let owner = Arc::new(1);
-    let (words, owned) = Words::<Owner, 1>::new(&arena, Some(Arc::clone(&owner))).unwrap();
-    assert!(owned && Arc::ptr_eq(&words.release().owner.unwrap(), &owner));
-    let (words, _) = Words::<Owner, 1>::new(&arena, Some(Arc::clone(&owner))).unwrap();
+    let owner = Owned::new();
+    let words = Words::<_, 1>::new(&arena, &mut Some(owner.clone())).unwrap();
+    assert!(words.release().owner.unwrap().is(&owner));
+    let words = Words::<_, 1>::new(&arena, &mut Some(owner.clone())).unwrap();
     drop(words);
-    assert_eq!(Arc::strong_count(&owner), 2, "a leak until the arena goes");
+    assert_eq!(owner.references(), 2, "a leak until the arena goes");
     drop(arena);
-    assert_eq!(Arc::strong_count(&owner), 1);
+    assert_eq!(owner.references(), 1);
 }

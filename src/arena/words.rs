@@ -1,18 +1,18 @@
 //! Per-CPU words in an area: what a layer without unsafe code keeps its statistics in.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use super::{Arena, Freed, NoArea};
+use super::{Arena, Freed, NoArea, Owner};
 use crate::placement::{Request, RequestFlags};
-use crate::sys::{ByCpu, Sequences, Twins, Word};
+use crate::sys::{ByCpu, Sequences, Slots, Twins, UNIT_STRIDE, Word};
 
 /// `N` signed 64-bit words on every possible CPU, zero at first.
 ///
 /// The area is given back by [`Words::release`]; a value that is dropped instead leaks it until
 /// the arena goes.
 #[derive(Debug)]
-pub(crate) struct Words<O: Send + Sync + 'static, const N: usize> {
+pub(crate) struct Words<O: Owner, const N: usize> {
     arena: Arc<Arena<O>>,
     /// The first word in the copy of CPU 0.
     first: *mut i64,
@@ -20,26 +20,32 @@ pub(crate) struct Words<O: Send + Sync + 'static, const N: usize> {
 
 // SAFETY: the area belongs to this value alone until it is released, and its words are only
 // touched with sequences and atomic operations; the arena is Send and Sync for such owners.
-unsafe impl<O: Send + Sync, const N: usize> Send for Words<O, N> {}
+unsafe impl<O: Owner, const N: usize> Send for Words<O, N> {}
 // SAFETY: as above.
-unsafe impl<O: Send + Sync, const N: usize> Sync for Words<O, N> {}
+unsafe impl<O: Owner, const N: usize> Sync for Words<O, N> {}
 
-impl<O: Send + Sync, const N: usize> Words<O, N> {
+impl<O: Owner, const N: usize> Words<O, N> {
     /// Bytes of the area in one unit.
     pub(crate) const SIZE: usize = N * size_of::<AtomicI64>();
 
-    /// Allocates the words, with `owner` if there is one. Blocks.
-    pub(crate) fn new(
-        arena: &Arc<Arena<O>>,
-        owner: Option<Arc<O>>,
-    ) -> Result<(Self, bool), NoArea> {
+    /// Allocates the words, with `owner` if there is one, as [`Arena::alloc`]. Blocks.
+    pub(crate) fn new(arena: &Arc<Arena<O>>, owner: &mut Option<O>) -> Result<Self, NoArea> {
         let flags = RequestFlags { account: owner.is_some(), ..RequestFlags::default() };
         let align = align_of::<AtomicI64>() as u64;
         let request =
             Request::new(Self::SIZE as u64, align, flags).expect("a few words are a legal request");
-        let allocation = arena.alloc(&request, owner)?;
-        let words = Words { arena: Arc::clone(arena), first: allocation.address.cast().as_ptr() };
-        Ok((words, allocation.owned))
+        let first = arena.alloc(&request, owner)?.cast().as_ptr();
+        Ok(Words { arena: Arc::clone(arena), first })
+    }
+
+    /// What sequences need to find this CPU's copy.
+    pub(super) fn slots(&self) -> &Slots {
+        &self.arena.slots
+    }
+
+    /// The first word in the copy of CPU 0.
+    pub(super) fn first(&self) -> *mut i64 {
+        self.first
     }
 
     fn word(&self, index: usize) -> *mut i64 {
@@ -50,7 +56,7 @@ impl<O: Send + Sync, const N: usize> Words<O, N> {
     /// Adds to a word of the CPU that runs this thread.
     pub(crate) fn add(&self, index: usize, value: i64) {
         // SAFETY: the words are in this value's live area, aligned to them, whose copies were
-        // zero at first. `word` and `sum` are the only ways to them.
+        // zero at first. They are only touched by sequences and atomic operations.
         let word: Word<'_, i64, ByCpu> = unsafe { Word::new(&self.arena.slots, self.word(index)) };
         // SAFETY: `run` gives a valid copy, for atomic instructions.
         let copy = |word: *mut i64| unsafe { &*word.cast::<AtomicI64>() };
@@ -61,13 +67,28 @@ impl<O: Send + Sync, const N: usize> Words<O, N> {
         );
     }
 
+    /// A word in the copies of all possible CPUs, and in the detached one if it was ever used.
+    pub(super) fn copies(&self, index: usize) -> impl Iterator<Item = &AtomicI64> {
+        // SAFETY: as in `add`.
+        self.arena.copies(self.word(index)).map(|word| unsafe { &*word.cast::<AtomicI64>() })
+    }
+
+    /// A word in the copy of a CPU that sequences reach.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such CPU.
+    pub(super) fn unsigned(&self, index: usize, cpu: usize) -> &AtomicU64 {
+        assert!(cpu < self.slots().cpus());
+        let word = self.word(index).wrapping_byte_add(cpu * UNIT_STRIDE);
+        // SAFETY: as in `add`; a word of a copy that exists.
+        unsafe { &*word.cast::<AtomicU64>() }
+    }
+
     /// The sum of a word over all possible CPUs.
     pub(crate) fn sum(&self, index: usize) -> i64 {
-        // SAFETY: as in `add`.
-        let copies =
-            self.arena.copies(self.word(index)).map(|word| unsafe { &*word.cast::<AtomicI64>() });
         // Relaxed: exact when nobody adds; otherwise each word is some recent value.
-        copies.map(|word| word.load(Ordering::Relaxed)).sum()
+        self.copies(index).map(|word| word.load(Ordering::Relaxed)).sum()
     }
 
     /// Gives the area back.

@@ -1,7 +1,7 @@
 //! One level's byte counter.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -25,6 +25,11 @@ impl Limit {
     /// At most `bytes`. 0 is legal and refuses every charge.
     pub const fn bytes(bytes: u64) -> Self {
         Limit(bytes)
+    }
+
+    /// The limit as a number: `u64::MAX` when there is none.
+    pub(super) const fn number(self) -> u64 {
+        self.0
     }
 
     /// The limit in bytes; `None` when there is none.
@@ -51,14 +56,31 @@ impl fmt::Display for Limit {
 /// The usage and the limit that stand against a charge.
 pub(super) type Full = (u64, Limit);
 
-/// Usage, limit and peak of one cgroup, in bytes. Mirrors the kernel's `page_counter`, in bytes.
+/// Usage, limits and peak of one cgroup, in bytes. Mirrors the kernel's `page_counter`, in bytes.
 ///
-/// Usage stands alone on its cache line: every charge writes it, while the limit is read.
+/// Usage stands alone on its cache line: every charge that walks writes it, while the limits are
+/// read.
 #[derive(Debug)]
 pub(super) struct Counter {
     usage: CachePadded<AtomicU64>,
     max: AtomicU64,
+    high: AtomicU64,
+    low: AtomicU64,
+    min: AtomicU64,
     peak: AtomicU64,
+    /// Bytes charged while usage was above `high`, since the last throttling.
+    over_high: AtomicU64,
+    /// Somebody reads peaks since a moment of his own.
+    has_peak_readers: AtomicBool,
+}
+
+/// One of the amounts that are set from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bound {
+    Max,
+    High,
+    Low,
+    Min,
 }
 
 impl Counter {
@@ -66,13 +88,18 @@ impl Counter {
         Counter {
             usage: CachePadded::new(AtomicU64::new(0)),
             max: AtomicU64::new(u64::MAX),
+            high: AtomicU64::new(u64::MAX),
+            low: AtomicU64::new(0),
+            min: AtomicU64::new(0),
             peak: AtomicU64::new(0),
+            over_high: AtomicU64::new(0),
+            has_peak_readers: AtomicBool::new(false),
         }
     }
 
     /// Whether `bytes` could be added now.
     pub(super) fn check(&self, bytes: u64) -> Result<(), Full> {
-        let (usage, max) = (self.usage(), self.max());
+        let (usage, max) = (self.usage(), self.get(Bound::Max));
         if usage.checked_add(bytes).is_some_and(|new| new <= max.0) {
             Ok(())
         } else {
@@ -80,44 +107,83 @@ impl Counter {
         }
     }
 
+    /// Whether `bytes` could be added now, though nobody needs them all: without reaching a limit
+    /// or making a peak.
+    pub(super) fn has_room_to_spare(&self, bytes: u64) -> bool {
+        // Relaxed: a decision that may be wrong by what happens at the same time.
+        let most = self.get(Bound::Max).min(self.get(Bound::High)).0.min(self.peak());
+        let new = self.usage().checked_add(bytes);
+        new.is_some_and(|new| new <= most) && !self.has_peak_readers.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_above_limit(&self) -> bool {
+        self.usage() > self.get(Bound::Max).0
+    }
+
     /// Adds `bytes` unless that takes usage above the limit; else tells the usage and limit that
     /// stood against it. Nothing is added even for a moment when it is refused.
     pub(super) fn try_add(&self, bytes: u64) -> Result<(), Full> {
-        // Relaxed: the counter publishes no other memory. A limit lowered at the same time may
-        // or may not apply to this charge; both orders are legal.
-        let max = self.max.load(Ordering::Relaxed);
-        let add = |usage: u64| usage.checked_add(bytes).filter(|&new| new <= max);
-        match self.usage.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
+        // SeqCst, with the store in `set` and the load in `usage`: who lowers the limit and then
+        // looks at usage sees this charge, or this charge sees the lower limit.
+        let add = |usage: u64| {
+            let max = self.max.load(Ordering::SeqCst);
+            usage.checked_add(bytes).filter(|&new| new <= max)
+        };
+        match self.usage.fetch_update(Ordering::SeqCst, Ordering::Relaxed, add) {
             Ok(_) => Ok(()),
-            Err(usage) => Err((usage, Limit(max))),
+            Err(usage) => Err((usage, self.get(Bound::Max))),
         }
     }
 
-    /// Adds `bytes`, limit or not.
-    pub(super) fn add(&self, bytes: u64) {
-        // Relaxed: as in `try_add`.
-        self.usage.fetch_add(bytes, Ordering::Relaxed);
+    /// Adds `bytes`, limit or not; false when the counter cannot hold so many.
+    pub(super) fn add(&self, bytes: u64) -> bool {
+        let add = |usage: u64| usage.checked_add(bytes);
+        // SeqCst: as in `try_add`.
+        self.usage.fetch_update(Ordering::SeqCst, Ordering::Relaxed, add).is_ok()
     }
 
     /// Takes back `bytes` that were added.
     pub(super) fn sub(&self, bytes: u64) {
-        // Relaxed: as in `try_add`.
+        // Relaxed: the counter publishes no other memory.
         let usage = self.usage.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(usage >= bytes, "{bytes} bytes uncharged of {usage}");
     }
 
-    /// Raises the peak to the present usage.
-    pub(super) fn note_usage(&self) {
-        let usage = self.usage();
+    /// Raises the peak to `usage`.
+    pub(super) fn note_peak(&self, usage: u64) {
         // Relaxed: a maximum needs no order; the load only spares the write.
         if self.peak.load(Ordering::Relaxed) < usage {
             self.peak.fetch_max(usage, Ordering::Relaxed);
         }
     }
 
+    /// Notes that usage may be above some peak that is read from now on.
+    pub(super) fn expect_peak_readers(&self) {
+        // SeqCst: before the reader looks at usage; see `PeakReader`.
+        self.has_peak_readers.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn has_peak_readers(&self) -> bool {
+        // SeqCst: after the charge; see `PeakReader`.
+        self.has_peak_readers.load(Ordering::SeqCst)
+    }
+
+    /// Notes bytes that were charged above `high`.
+    pub(super) fn add_over_high(&self, bytes: u64) {
+        // Relaxed: an amount.
+        self.over_high.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes what was noted.
+    pub(super) fn take_over_high(&self) -> u64 {
+        // Relaxed: an amount.
+        self.over_high.swap(0, Ordering::Relaxed)
+    }
+
+    /// All that is charged, what is in stocks included.
     pub(super) fn usage(&self) -> u64 {
-        // Relaxed: a snapshot of one number.
-        self.usage.load(Ordering::Relaxed)
+        // SeqCst: see `try_add`.
+        self.usage.load(Ordering::SeqCst)
     }
 
     pub(super) fn peak(&self) -> u64 {
@@ -125,13 +191,22 @@ impl Counter {
         self.peak.load(Ordering::Relaxed)
     }
 
-    pub(super) fn max(&self) -> Limit {
-        // Relaxed: a snapshot of one number.
-        Limit(self.max.load(Ordering::Relaxed))
+    fn bound(&self, bound: Bound) -> &AtomicU64 {
+        match bound {
+            Bound::Max => &self.max,
+            Bound::High => &self.high,
+            Bound::Low => &self.low,
+            Bound::Min => &self.min,
+        }
     }
 
-    pub(super) fn set_max(&self, max: Limit) {
-        // Relaxed: as in `try_add`.
-        self.max.store(max.0, Ordering::Relaxed);
+    pub(super) fn get(&self, bound: Bound) -> Limit {
+        // Relaxed: a snapshot of one number.
+        Limit(self.bound(bound).load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set(&self, bound: Bound, limit: Limit) {
+        // SeqCst: see `try_add`.
+        self.bound(bound).store(limit.0, Ordering::SeqCst);
     }
 }

@@ -36,34 +36,45 @@ thread_local! {
     static NEXT_SCOPE: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A thread's attachment to a cgroup, which the cgroup counts.
+/// A thread's attachment to a cgroup, which lists the thread.
 struct Attachment(Arc<Node>);
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        // Release: pairs with the acquire in `Tree::remove`.
-        self.0.threads.fetch_sub(1, Ordering::Release);
+        let (mut threads, this) = (self.0.threads.lock(), this_thread());
+        if let Some(index) = threads.iter().position(|thread| *thread == this) {
+            threads.swap_remove(index);
+        }
     }
 }
 
-/// The thread's current cgroup in the tree; `None` is the root. A thread that is about to end and
-/// has dropped its memberships counts as the root, and stays there.
-pub(super) fn node(tree: TreeId) -> Option<Arc<Node>> {
+/// The kernel's id of this thread.
+pub(super) fn this_thread() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
+}
+
+/// Looks at the thread's current cgroup in the tree; `None` is the root. A thread that is about to
+/// end and has dropped its memberships counts as the root, and stays there.
+///
+/// `look` must not enter or attach.
+#[inline]
+pub(super) fn with<R>(tree: TreeId, look: impl FnOnce(&Arc<Node>) -> R) -> Option<R> {
     MEMBERSHIPS
         .try_with(|memberships| {
             let memberships = memberships.borrow();
             let entered = memberships.entered.iter().rev().find(|(id, ..)| *id == tree);
-            let attached = memberships.attached.iter().find(|(id, _)| *id == tree);
-            entered
-                .map(|(.., node)| node)
-                .or(attached.map(|(_, attachment)| &attachment.0))
-                .map(Arc::clone)
+            let attached = || memberships.attached.iter().find(|(id, _)| *id == tree);
+            let node = match entered {
+                Some((.., node)) => Some(node),
+                None => attached().map(|(_, attachment)| &attachment.0),
+            };
+            node.map(look)
         })
         .ok()
         .flatten()
 }
 
-/// Replaces the thread's attachment in the tree by `node`, whose thread count was raised; the
+/// Replaces the thread's attachment in the tree by `node`, which lists the thread already; the
 /// root is no attachment.
 pub(super) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeError> {
     let new = node.map(|node| (tree, Attachment(node)));

@@ -1,15 +1,25 @@
 //! What can go wrong, with the facts and the kernel's error number.
 
+use std::fmt;
+use std::ops::Deref;
+
+use super::Limit;
+use super::node::Node;
 use crate::arena::NotLive;
-use crate::memcg::Limit;
 use crate::placement::InvalidRequest;
 use crate::sys::MapError;
 
 /// A cgroup refused a charge. Nothing was charged anywhere.
+///
+/// The facts are in [`Refusal`], which this dereferences to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ChargeError(Box<Refusal>);
+
+/// The facts of a refused charge, as they were then.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-#[error("cgroup {cgroup} refuses {requested} bytes: {usage} of {max} bytes are in use")]
-pub struct ChargeError {
+pub struct Refusal {
     /// Path of the cgroup whose limit refused: the one charged, or an ancestor of it.
     pub cgroup: String,
     /// Bytes asked for.
@@ -18,6 +28,59 @@ pub struct ChargeError {
     pub usage: u64,
     /// The refusing cgroup's limit.
     pub max: Limit,
+    /// Bytes that stocks of CPUs held for it. They were empty before it refused, so that this is
+    /// what other threads returned since.
+    pub cached: u64,
+    /// Children of the refusing cgroup that use most, the greatest first: up to three.
+    pub top: Vec<Consumer>,
+}
+
+/// A cgroup and what it uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Consumer {
+    /// Path of the cgroup.
+    pub cgroup: String,
+    /// Bytes charged to it and its descendants.
+    pub usage: u64,
+}
+
+/// Consumers named by a refusal.
+const TOP: usize = 3;
+
+impl ChargeError {
+    pub(super) fn new(level: &Node, requested: u64, usage: u64, max: Limit, cached: u64) -> Self {
+        let (cgroup, top) = (level.path(), level.top_children(TOP));
+        ChargeError(Box::new(Refusal { cgroup, requested, usage, max, cached, top }))
+    }
+
+    /// The kernel's error number, `ENOMEM`.
+    pub fn errno(&self) -> i32 {
+        libc::ENOMEM
+    }
+}
+
+impl Deref for ChargeError {
+    type Target = Refusal;
+
+    fn deref(&self) -> &Refusal {
+        &self.0
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refusal { cgroup, requested, usage, max, cached, top } = self;
+        write!(f, "cgroup {cgroup} refuses {requested} bytes: {usage} of {max} bytes are in use")?;
+        if *cached > 0 {
+            write!(f, ", {cached} are cached")?;
+        }
+        for (index, Consumer { cgroup, usage }) in top.iter().enumerate() {
+            let separator = if index == 0 { "; most by" } else { "," };
+            write!(f, "{separator} {cgroup} {usage}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Why an area could not be allocated. Nothing was charged and no area is lost.
@@ -156,6 +219,26 @@ pub enum TreeError {
     /// The root cgroup cannot be removed or limited.
     #[error("the root cgroup can be neither removed nor limited")]
     IsRoot,
+    /// An ancestor's `cgroup.max.depth` allows no cgroup so deep.
+    #[error("cgroup {path} would be too deep: {ancestor} allows a depth of {max}")]
+    TooDeep {
+        /// The path that was to be created.
+        path: String,
+        /// The ancestor.
+        ancestor: String,
+        /// Its bound.
+        max: u32,
+    },
+    /// An ancestor's `cgroup.max.descendants` allows no more of them.
+    #[error("cgroup {path} would be one too many: {ancestor} allows {max} descendants")]
+    TooMany {
+        /// The path that was to be created.
+        path: String,
+        /// The ancestor.
+        ancestor: String,
+        /// Its bound.
+        max: u32,
+    },
     /// The calling thread is about to end and belongs to no cgroup any more.
     #[error("the thread is about to end")]
     ThreadEnding,
@@ -191,6 +274,11 @@ impl TreeError {
         matches!(self, TreeError::Removed { .. })
     }
 
+    /// True when a bound on depth or number of cgroups stands against it.
+    pub fn is_bounded(&self) -> bool {
+        matches!(self, TreeError::TooDeep { .. } | TreeError::TooMany { .. })
+    }
+
     /// The kernel's error number.
     pub fn errno(&self) -> i32 {
         match self {
@@ -202,6 +290,7 @@ impl TreeError {
             TreeError::InvalidName { .. } => libc::EINVAL,
             TreeError::Busy { .. } | TreeError::IsRoot => libc::EBUSY,
             TreeError::Removed { .. } => libc::ENODEV,
+            TreeError::TooDeep { .. } | TreeError::TooMany { .. } => libc::EAGAIN,
             TreeError::ThreadEnding => libc::ESRCH,
             TreeError::Statistics { source, .. } => source.errno(),
         }

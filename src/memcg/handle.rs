@@ -5,10 +5,10 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::TreeError;
 use super::current::{self, EnterGuard};
 use super::node::Node;
 use super::tree::Tree;
-use super::{Limit, TreeError};
 
 /// A memory cgroup: a node of the tree that per-CPU memory is charged to.
 ///
@@ -53,6 +53,10 @@ pub struct Memcg {
 pub struct MemcgStat {
     /// Bytes of live per-CPU areas: their copies on all possible CPUs and their owner slots.
     pub percpu: u64,
+    /// Bytes of [`Charge`](super::Charge)s.
+    pub charged: u64,
+    /// Bytes that are charged already, for whoever charges next.
+    pub cached: u64,
 }
 
 impl Memcg {
@@ -61,14 +65,27 @@ impl Memcg {
         Memcg { node: Arc::clone(tree.root()), tree: Arc::clone(tree) }
     }
 
+    /// A handle for a node of a tree.
+    pub(super) fn of(node: &Arc<Node>, tree: &Arc<Tree>) -> Self {
+        Memcg { node: Arc::clone(node), tree: Arc::clone(tree) }
+    }
+
+    pub(super) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    pub(super) fn tree(&self) -> &Arc<Tree> {
+        &self.tree
+    }
+
     fn with(&self, node: Arc<Node>) -> Self {
         Memcg { node, tree: Arc::clone(&self.tree) }
     }
 
     /// Creates a child cgroup without limit.
     ///
-    /// Its statistics are per-CPU memory, too: 8 bytes on every possible CPU, charged to this
-    /// cgroup until the child is removed.
+    /// Its statistics and its stock are per-CPU memory, too: 16 bytes on every possible CPU, charged
+    /// to this cgroup until the child is removed.
     ///
     /// # Errors
     ///
@@ -132,42 +149,36 @@ impl Memcg {
         children.into_iter().map(|child| self.with(child)).collect()
     }
 
-    /// Bytes charged to this cgroup and its descendants. The kernel's `memory.current`.
+    /// Bytes in use by this cgroup and its descendants. The kernel's `memory.current`, without what
+    /// is [cached](Memcg::cached).
     ///
-    /// A removed cgroup's figure is what was left when it was removed; it means nothing any more.
+    /// A removed cgroup's figure means nothing any more. Cost: looks at the stocks of all CPUs.
     pub fn current(&self) -> u64 {
-        self.node.counter.usage()
+        self.node.current()
     }
 
-    /// The most that [`current`](Memcg::current) was after an allocation. Charges that were refused,
-    /// and those whose allocation failed, do not count; while other threads allocate, what they
-    /// are being charged may. The kernel's `memory.peak`.
+    /// The most that [`current`](Memcg::current) was. The kernel's `memory.peak`.
+    ///
+    /// Charges that were refused, and those whose allocation failed, do not count, nor what stocks
+    /// held. So it is never more than there really was, but for charges of other threads under
+    /// way. It may be less, by what other CPUs had [cached](Memcg::cached) when it was made and used
+    /// afterwards.
     pub fn peak(&self) -> u64 {
-        self.node.counter.peak()
+        self.node.counter.peak().max(self.node.current())
     }
 
-    /// The limit; [`Limit::MAX`] at first. The kernel's `memory.max`.
-    pub fn max(&self) -> Limit {
-        self.node.counter.max()
+    /// Bytes that are charged but not in use: CPUs keep some of what is uncharged there for the next
+    /// charge. At most 8 × 256 KiB for each CPU, whatever the number of cgroups.
+    ///
+    /// They stand in nobody's way: before a limit refuses, they are given back.
+    pub fn cached(&self) -> u64 {
+        self.node.stock().held_below(&self.node)
     }
 
-    /// Sets the limit for this cgroup with its descendants. Usage may be equal to it.
-    ///
-    /// A limit below the present usage is legal: nothing is freed, and charges are refused until
-    /// usage has come down.
-    ///
-    /// # Errors
-    ///
-    /// [`TreeError::IsRoot`], [`TreeError::Removed`].
-    pub fn set_max(&self, max: Limit) -> Result<(), TreeError> {
-        if self.is_root() {
-            return Err(TreeError::IsRoot);
-        }
-        if self.is_removed() {
-            return Err(TreeError::Removed { path: self.path() });
-        }
-        self.node.counter.set_max(max);
-        Ok(())
+    /// Gives back what is [cached](Memcg::cached) for this cgroup and its descendants, and returns
+    /// how much that was.
+    pub fn drain(&self) -> u64 {
+        self.node.stock().drain(&self.node)
     }
 
     /// Statistics of this cgroup and its descendants, removed ones included. The kernel's
@@ -175,7 +186,9 @@ impl Memcg {
     ///
     /// Cost: visits every descendant and every possible CPU. Zero for a removed cgroup.
     pub fn stat(&self) -> MemcgStat {
-        MemcgStat { percpu: self.tree.percpu(&self.node) }
+        let percpu = self.tree.percpu(&self.node);
+        let charged = self.current().saturating_sub(percpu);
+        MemcgStat { percpu, charged, cached: self.cached() }
     }
 
     /// Live descendants.
@@ -193,8 +206,12 @@ impl Memcg {
 
     /// Threads attached to this cgroup itself.
     pub fn nr_threads(&self) -> usize {
-        // Relaxed: a statistic.
-        self.node.threads.load(Ordering::Relaxed)
+        self.node.threads.lock().len()
+    }
+
+    /// The kernel's ids of the threads attached to this cgroup itself, in no order.
+    pub fn threads(&self) -> Vec<u32> {
+        self.node.threads.lock().clone()
     }
 
     /// Lets the calling thread allocate for this cgroup until the guard is dropped, whatever it is
@@ -222,13 +239,13 @@ impl Memcg {
         if self.is_root() {
             return current::attach(self.tree.id(), None);
         }
-        self.tree.attach(&self.node)?;
+        self.tree.attach(&self.node, current::this_thread())?;
         current::attach(self.tree.id(), Some(Arc::clone(&self.node)))
     }
 
     /// The cgroup that the calling thread allocates for in the tree of `self`.
     pub fn of_this_thread(&self) -> Memcg {
-        let node = current::node(self.tree.id());
+        let node = current::with(self.tree.id(), Arc::clone);
         self.with(node.unwrap_or_else(|| Arc::clone(self.tree.root())))
     }
 }

@@ -29,20 +29,46 @@
 #![forbid(unsafe_code)]
 
 mod account;
+mod amount;
+mod callbacks;
+mod charge;
+mod charging;
 mod counter;
 mod current;
 mod error;
+mod events;
 mod gfp;
 mod handle;
+mod hierarchy;
+mod in_memcg;
+mod limits;
 mod node;
+mod objcg;
+mod on_demand;
+mod oom;
+mod overage;
+mod peak;
+mod protection;
+mod reclaim;
+mod registration;
+mod stock;
+mod throttle;
 mod tree;
-mod weak_list;
 
+pub use amount::NumberError;
+pub use charge::{Charge, MergeError, NotHeld};
 pub use counter::Limit;
 pub use current::EnterGuard;
-pub use error::{AllocError, ChargeError, FreeError, TreeError};
+pub use error::{AllocError, ChargeError, Consumer, FreeError, Refusal, TreeError};
+pub use events::{EventWatch, MemcgEvents};
 pub use gfp::Gfp;
 pub use handle::{Memcg, MemcgStat};
+pub use in_memcg::{InMemcg, InMemcgFuture};
+pub use oom::Oom;
+pub use peak::PeakReader;
+pub use reclaim::{Reason as ReclaimReason, ReclaimError, ReclaimRequest};
+pub use registration::Registration;
+pub use throttle::{OverHigh, Throttle};
 pub(crate) use tree::Tree;
 
 /// Longest name of a cgroup, in bytes: a file name's limit.

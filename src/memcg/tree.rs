@@ -6,11 +6,14 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
 
-use super::account::Account;
+use super::charging::{Charged, Walked};
+use super::counter::Bound;
 use super::current::{self, TreeId};
-use super::node::{Node, ObjCgroup, STAT_SIZE, StatBlock};
-use super::{AllocError, FreeError, Gfp, MAX_NAME_BYTES, TreeError};
-use crate::arena::{Allocation, Arena, NoArea};
+use super::hierarchy::Hierarchy;
+use super::node::{Node, WORDS_SIZE};
+use super::objcg::ObjcgRef;
+use super::{AllocError, ChargeError, FreeError, Gfp, Limit, MAX_NAME_BYTES, TreeError};
+use crate::arena::{Arena, NoArea, Owner, TwoWords};
 use crate::placement::{Place, Request, RequestFlags};
 
 /// A tree of cgroups and the arena that their objects and statistics live in.
@@ -19,11 +22,11 @@ use crate::placement::{Place, Request, RequestFlags};
 /// and token, arena and the owners it stores) are cut when the last handle goes.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    arena: Arc<Arena<ObjCgroup>>,
-    /// Where the cgroups' own statistics live, so that they neither lie between the users' areas
-    /// nor count among them.
-    stat_arena: Arc<Arena<ObjCgroup>>,
-    account: Account,
+    arena: Arc<Arena<ObjcgRef>>,
+    /// Where the cgroups' own words live, so that they neither lie between the users' areas nor
+    /// count among them.
+    words_arena: Arc<Arena<ObjcgRef>>,
+    hierarchy: Arc<Hierarchy>,
     root: Arc<Node>,
     /// Guards parent-child links and removal; read to walk a subtree.
     topology: RwLock<()>,
@@ -33,17 +36,17 @@ pub(crate) struct Tree {
 impl Tree {
     /// A tree with nothing but its root, whose statistics nobody pays for.
     pub(crate) fn new(
-        arena: Arc<Arena<ObjCgroup>>,
-        stat_arena: Arc<Arena<ObjCgroup>>,
+        arena: Arc<Arena<ObjcgRef>>,
+        words_arena: Arc<Arena<ObjcgRef>>,
     ) -> Result<Arc<Self>, NoArea> {
-        let account = Account::new(arena.machine().nr_possible());
-        let root = Node::new("", None);
-        let (stat, _) = StatBlock::new(&stat_arena, account, None, None)?;
-        root.stat.store(Some(stat));
+        let hierarchy = Arc::new(Hierarchy::new(arena.machine()));
+        let root = Arc::new(Node::new("", None, &hierarchy));
+        let words = TwoWords::new(&words_arena, &mut None)?;
+        root.objcg.belong_to(&root, words);
         Ok(Arc::new(Tree {
             arena,
-            stat_arena,
-            account,
+            words_arena,
+            hierarchy,
             root,
             topology: RwLock::new(()),
             id: TreeId::new(),
@@ -58,65 +61,78 @@ impl Tree {
         self.id
     }
 
-    pub(crate) fn arena(&self) -> &Arc<Arena<ObjCgroup>> {
+    pub(crate) fn arena(&self) -> &Arc<Arena<ObjcgRef>> {
         &self.arena
     }
 
-    /// Creates the child `name` of `parent`; its statistics are charged to `parent`.
+    /// Creates the child `name` of `parent`; its per-CPU words are charged to `parent`.
     pub(super) fn create(&self, parent: &Arc<Node>, name: &str) -> Result<Arc<Node>, TreeError> {
         check_name(name)?;
+        {
+            let _topology = self.topology.read();
+            check_new(parent, name)?;
+        }
+        // While the topology is not locked: hooks may create and remove cgroups.
+        let charged = self.charge_child(parent, name)?;
+        let (mut owner, walked) = match charged {
+            Some(Charged { owner, walked }) => (Some(owner), Some(walked)),
+            None => (None, None),
+        };
+        let node = self.create_for(parent, name, &mut owner);
+        match owner {
+            Some(owner) => self.undo(owner, WORDS_SIZE),
+            None => walked.into_iter().for_each(Walked::keep),
+        }
+        self.words_arena.balance_if_pending();
+        node
+    }
+
+    fn charge_child(&self, parent: &Arc<Node>, name: &str) -> Result<Option<Charged>, TreeError> {
+        if parent.live().is_root() {
+            return Ok(None);
+        }
+        let bytes = self.hierarchy.account.full_size(WORDS_SIZE);
+        let charged = parent.charge(bytes, Gfp::KERNEL);
+        charged.map(Some).map_err(|error| TreeError::Statistics {
+            path: child_path(parent, name),
+            source: error.into(),
+        })
+    }
+
+    /// Creates the child; takes the owner of its words if they keep one.
+    fn create_for(
+        &self,
+        parent: &Arc<Node>,
+        name: &str,
+        owner: &mut Option<ObjcgRef>,
+    ) -> Result<Arc<Node>, TreeError> {
         let _topology = self.topology.write();
-        if parent.is_removed() {
-            return Err(TreeError::Removed { path: parent.path() });
+        check_new(parent, name)?;
+        let payer = owner.as_ref().map(ObjcgRef::objcg);
+        let words =
+            TwoWords::new(&self.words_arena, owner).map_err(|error| TreeError::Statistics {
+                path: child_path(parent, name),
+                source: no_area(error, WORDS_SIZE),
+            })?;
+        if let (Some(payer), None) = (payer, &owner) {
+            payer.count(self.hierarchy.account.full_size(WORDS_SIZE) as i64);
         }
-        let node = Node::new(name, Some(parent));
-        if parent.children.lock().contains_key(name) {
-            return Err(TreeError::Exists { path: node.path() });
-        }
-        let stat = self
-            .new_statistics(parent)
-            .map_err(|source| TreeError::Statistics { path: node.path(), source })?;
-        node.stat.store(Some(stat));
-        node.objcg.store(Some(ObjCgroup::new(&node)));
+        let node = Arc::new(Node::new(name, Some(parent), &self.hierarchy));
+        node.objcg.belong_to(&node, words);
         parent.children.lock().insert(name.into(), Arc::clone(&node));
         for ancestor in node.ancestry().skip(1) {
             // Relaxed: changed under the topology lock, read as a statistic.
             ancestor.nr_descendants.fetch_add(1, Ordering::Relaxed);
         }
-        self.stat_arena.balance_if_pending();
         Ok(node)
     }
 
-    fn new_statistics(&self, parent: &Arc<Node>) -> Result<Arc<StatBlock>, AllocError> {
-        let owner = parent.live_objcg();
-        self.charged(STAT_SIZE, Gfp::KERNEL, owner, |owner| {
-            StatBlock::new(&self.stat_arena, self.account, Some(parent), owner)
-        })
-    }
-
-    /// Charges `owner` for `size` bytes, lets `allocate` get them, and counts them; uncharges
-    /// when that fails, or when the area is one that keeps no owner.
-    fn charged<T>(
-        &self,
-        size: usize,
-        gfp: Gfp,
-        owner: Option<Arc<ObjCgroup>>,
-        allocate: impl FnOnce(Option<Arc<ObjCgroup>>) -> Result<(T, bool), NoArea>,
-    ) -> Result<T, AllocError> {
-        if let Some(owner) = &owner {
-            owner.charge(self.account, size, gfp)?;
-        }
-        let result = allocate(owner.clone());
-        if let Some(owner) = &owner {
-            match result {
-                Ok((_, true)) => owner.count(self.account, size),
-                _ => owner.uncharge(self.account, size),
-            }
-        }
-        match result {
-            Ok((value, _)) => Ok(value),
-            Err(NoArea::NoRoom) => Err(AllocError::NoRoom { size }),
-            Err(NoArea::Memory(error)) => Err(AllocError::Memory(error)),
+    /// Takes the charge for an area of `size` bytes back that no area took. Not into the stock, as
+    /// no peak knows it (T3).
+    #[cold]
+    fn undo(&self, owner: ObjcgRef, size: usize) {
+        if let Some(node) = owner.objcg().memcg() {
+            node.uncharge_directly(self.hierarchy.account.full_size(size));
         }
     }
 
@@ -129,19 +145,53 @@ impl Tree {
         gfp: Gfp,
         reserved: bool,
     ) -> Result<NonNull<u8>, AllocError> {
-        let owner = gfp.contains(Gfp::ACCOUNT).then(|| self.current_objcg()).flatten();
-        let flags = RequestFlags { atomic: !gfp.may_block(), account: owner.is_some(), reserved };
-        let request = Request::new(size, align, flags)?;
-        self.charged(request.size(), gfp, owner, |owner| {
-            let Allocation { address, owned } = self.arena.alloc(&request, owner)?;
-            Ok((address, owned))
-        })
+        let flags = RequestFlags { atomic: !gfp.may_block(), account: false, reserved };
+        let mut request = Request::new(size, align, flags)?;
+        let charged = match gfp.contains(Gfp::ACCOUNT) {
+            true => self.charge_current(request.size(), gfp)?,
+            false => None,
+        };
+        request.flags.account = charged.is_some();
+        let size = request.size();
+        let Some(Charged { owner, walked }) = charged else {
+            return self.arena.alloc(&request, &mut None).map_err(|error| no_area(error, size));
+        };
+        let objcg = owner.objcg();
+        let mut owner = Some(owner);
+        let result = self.arena.alloc(&request, &mut owner);
+        match owner {
+            Some(owner) => self.undo(owner, size),
+            None => {
+                // The area refers to it, and nobody else knows the area yet.
+                objcg.count(self.hierarchy.account.full_size(size) as i64);
+                walked.keep();
+            }
+        }
+        result.map_err(|error| no_area(error, size))
+    }
+
+    /// Charges an area of `size` bytes to the thread's current cgroup; nobody when that is the root.
+    #[inline]
+    fn charge_current(&self, size: usize, gfp: Gfp) -> Result<Option<Charged>, ChargeError> {
+        let bytes = self.hierarchy.account.full_size(size);
+        // What may call hooks comes after the look at the thread's memberships.
+        // The root is not charged for areas, although it has a stock for what it inherits.
+        let stocked = |node: &Arc<Node>| match node.is_root() {
+            true => None,
+            false => Some(node.objcg.take(bytes).ok_or_else(|| Arc::clone(node))),
+        };
+        match current::with(self.id, stocked).flatten() {
+            None => Ok(None),
+            Some(Ok(owner)) => Ok(Some(Charged::hit(owner))),
+            Some(Err(node)) if node.live().is_root() => Ok(None),
+            Some(Err(node)) => node.charge(bytes, gfp).map(Some),
+        }
     }
 
     /// Frees the area at `address`, given by its copy of CPU 0, and uncharges its owner.
     pub(crate) fn free(&self, address: usize) -> Result<(), FreeError> {
         let freed = self.arena.free(address).map_err(|why| FreeError::at(address, why))?;
-        ObjCgroup::settle(self.account, freed);
+        self.hierarchy.settle(freed);
         Ok(())
     }
 
@@ -153,11 +203,7 @@ impl Tree {
     /// Checks the invariants of both arenas.
     pub(crate) fn verify(&self) -> Result<(), String> {
         self.arena.verify()?;
-        self.stat_arena.verify().map_err(|broken| format!("statistics: {broken}"))
-    }
-
-    fn current_objcg(&self) -> Option<Arc<ObjCgroup>> {
-        current::node(self.id).and_then(|node| node.live_objcg())
+        self.words_arena.verify().map_err(|broken| format!("statistics: {broken}"))
     }
 
     /// Finds a cgroup by its path from `from`.
@@ -180,8 +226,7 @@ impl Tree {
             return Ok(());
         }
         let children = node.children.lock().len();
-        // Acquire: pairs with the release of a thread that leaves.
-        let threads = node.threads.load(Ordering::Acquire);
+        let threads = node.threads.lock().len();
         if children > 0 || threads > 0 {
             return Err(TreeError::Busy { path: node.path(), children, threads });
         }
@@ -193,35 +238,34 @@ impl Tree {
         }
         // Release: pairs with the acquire in `is_removed`.
         node.removed.store(true, Ordering::Release);
-        // New objects go to the parent from here on, then the old ones do, then the sums.
-        drop(node.objcg.swap(None));
-        node.reparent(parent);
-        drop(node.stat.swap(None));
-        self.stat_arena.balance_if_pending();
+        node.counter.set(Bound::Min, Limit::bytes(0));
+        node.counter.set(Bound::Low, Limit::bytes(0));
+        node.pass_on(parent);
+        self.words_arena.balance_if_pending();
         Ok(())
     }
 
     /// Attaches a thread to `node` unless it is removed.
-    pub(super) fn attach(&self, node: &Arc<Node>) -> Result<(), TreeError> {
+    pub(super) fn attach(&self, node: &Arc<Node>, thread: u32) -> Result<(), TreeError> {
         let _topology = self.topology.read();
         if node.is_removed() {
             return Err(TreeError::Removed { path: node.path() });
         }
         // Under the lock, so that `remove` either sees the thread or is seen by it.
-        node.threads.fetch_add(1, Ordering::Relaxed);
+        node.threads.lock().push(thread);
         Ok(())
     }
 
     /// Bytes of live accounted areas of a cgroup and its descendants.
     pub(super) fn percpu(&self, node: &Arc<Node>) -> u64 {
         let _topology = self.topology.read();
-        let own = |node: &Arc<Node>| node.stat.load().as_ref().map_or(0, |stat| stat.percpu());
+        let own = |node: &Arc<Node>| node.objcg.words.sum();
         subtree(node).iter().map(own).sum::<i64>().max(0) as u64
     }
 }
 
 /// A cgroup and its descendants, each behind its parent.
-fn subtree(node: &Arc<Node>) -> Vec<Arc<Node>> {
+pub(super) fn subtree(node: &Arc<Node>) -> Vec<Arc<Node>> {
     let mut nodes = vec![Arc::clone(node)];
     let mut next = 0;
     while let Some(node) = nodes.get(next) {
@@ -245,14 +289,62 @@ fn check_name(name: &str) -> Result<(), TreeError> {
     Ok(())
 }
 
+/// The path that a child would have.
+fn child_path(parent: &Node, name: &str) -> String {
+    format!("{}/{name}", parent.path().trim_end_matches('/'))
+}
+
+/// Whether `parent` may have a new child of that name. Under the topology lock.
+fn check_new(parent: &Node, name: &str) -> Result<(), TreeError> {
+    if parent.is_removed() {
+        return Err(TreeError::Removed { path: parent.path() });
+    }
+    if parent.children.lock().contains_key(name) {
+        return Err(TreeError::Exists { path: child_path(parent, name) });
+    }
+    check_bounds(parent, name)
+}
+
+/// `cgroup.max.depth` and `cgroup.max.descendants` of every ancestor.
+fn check_bounds(parent: &Node, name: &str) -> Result<(), TreeError> {
+    for (level, ancestor) in (0..).zip(parent.ancestry()) {
+        // Relaxed: settings, and a number that is changed under the topology lock.
+        let depth: u32 = ancestor.max_depth.load(Ordering::Relaxed);
+        let descendants = ancestor.max_descendants.load(Ordering::Relaxed);
+        let present = ancestor.nr_descendants.load(Ordering::Relaxed);
+        let bounded_by = || ancestor.path();
+        if descendants != u32::MAX && present >= descendants as usize {
+            let path = child_path(parent, name);
+            return Err(TreeError::TooMany { path, ancestor: bounded_by(), max: descendants });
+        }
+        if depth != u32::MAX && level >= depth {
+            let path = child_path(parent, name);
+            return Err(TreeError::TooDeep { path, ancestor: bounded_by(), max: depth });
+        }
+    }
+    Ok(())
+}
+
+#[cold]
+fn no_area(error: NoArea, size: usize) -> AllocError {
+    match error {
+        NoArea::NoRoom => AllocError::NoRoom { size },
+        NoArea::Memory(error) => AllocError::Memory(error),
+    }
+}
+
 impl Drop for Tree {
-    /// Cuts the reference cycles, children first: their statistics are charged to their parents.
+    /// Cuts the reference cycles, children first: their words are charged to their parents.
     fn drop(&mut self) {
         let mut nodes = subtree(&self.root);
         while let Some(node) = nodes.pop() {
             drop(std::mem::take(&mut *node.children.lock()));
-            node.objcg.store(None);
-            node.stat.store(None);
+            // Relaxed: see `Node::is_gone`.
+            node.gone.store(true, Ordering::Relaxed);
+            node.take_words();
+            let inherited = std::mem::take(&mut *node.inherited.lock());
+            let heir = || node.parent.clone();
+            inherited.iter().chain([&node.objcg]).for_each(|objcg| objcg.orphan(heir()));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::arena::{Arena, BalanceMode};
+use crate::arena::{Arena, BalanceMode, Owner};
 use crate::memcg::{Gfp, Tree};
 use crate::sys::Machine;
 
@@ -15,7 +15,7 @@ fn allocator(balance: BalanceMode) -> PerCpuAllocator {
 
 /// The tree, and what it is reachable through: whatever refers to them keeps them alive.
 fn watch(pcpu: &PerCpuAllocator) -> (Weak<Tree>, impl Fn() -> bool + use<>) {
-    fn is_gone<O: Send + Sync>(arena: Weak<Arena<O>>) -> impl Fn() -> bool {
+    fn is_gone<O: Owner>(arena: Weak<Arena<O>>) -> impl Fn() -> bool {
         move || arena.strong_count() == 0
     }
     (Arc::downgrade(pcpu.tree()), is_gone(Arc::downgrade(pcpu.tree().arena())))

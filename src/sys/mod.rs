@@ -43,6 +43,7 @@ pub use error::{MachineError, MapError};
 pub use faults::{FaultInjection, MapOp};
 pub use machine::{Machine, MachineBuilder};
 pub(crate) use reservation::{Reservation, page_size};
+pub(crate) use this_cpu::gate;
 pub(crate) use this_cpu::{
     At, Bound, Collect, MAX_UNIT_SIZE, STACK_HEADER, Sequences, Slots, Twins, UNIT_STRIDE,
     UNIT_STRIDE_ALIGN, Word, add_or_take_twin, add_within_twin, detached_is_used, pop_twin,

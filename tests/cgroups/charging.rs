@@ -156,7 +156,7 @@ fn parent_without_room_for_a_childs_statistics_refuses_it() {
         let TreeError::Statistics { path, source: AllocError::Limit(source) } = error else {
             panic!("{error:?}")
         };
-        assert_eq!((path.as_str(), source.cgroup), ("/a/b/child", refusing.path()));
+        assert_eq!((path.as_str(), &source.cgroup), ("/a/b/child", &refusing.path()));
         assert_eq!(source.requested, CHILD);
         refusing.set_max(Limit::MAX).unwrap();
     }

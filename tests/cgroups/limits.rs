@@ -76,7 +76,11 @@ fn refusal_names_the_ancestor_that_refused_and_changes_nothing() {
                 full(500),
                 refusing.current()
             );
-            assert_eq!(error.to_string(), text);
+            let most_by = match refusing.children().first() {
+                Some(child) => format!("; most by {} {}", child.path(), child.current()),
+                None => String::new(),
+            };
+            assert_eq!(error.to_string(), text + &most_by);
             assert_eq!(AllocError::from(error).errno(), libc::ENOMEM);
         }
         free(&pcpu, alloc(&pcpu, 496, Gfp::KERNEL_ACCOUNT).unwrap());

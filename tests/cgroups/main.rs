@@ -35,7 +35,7 @@ const fn full(size: u64) -> u64 {
 }
 
 /// What a child's statistics are charged to its parent.
-const CHILD: u64 = full(8);
+const CHILD: u64 = full(16);
 
 fn alloc(pcpu: &PerCpuAllocator, size: usize, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
     pcpu.alloc(Layout::from_size_align(size, 4).unwrap(), gfp)

@@ -103,7 +103,7 @@ fn subtree(memcg: &Memcg) -> Vec<Memcg> {
     [memcg.clone()].into_iter().chain(below).collect()
 }
 
-/// At rest and with nothing live, what is charged is the statistics of the cgroups there are.
+/// At rest and with nothing live, what is charged are the words of the cgroups there are.
 #[track_caller]
 fn assert_only_statistics_are_charged(pcpu: &PerCpuAllocator) {
     let stats = pcpu.stats();
@@ -111,7 +111,7 @@ fn assert_only_statistics_are_charged(pcpu: &PerCpuAllocator) {
     for memcg in subtree(&pcpu.root()) {
         let below = memcg.nr_descendants() as u64;
         let paid = if memcg.is_root() { below - memcg.children().len() as u64 } else { below };
-        let bytes = paid * (8 * pcpu.machine().nr_possible() as u64 + 16);
+        let bytes = paid * (16 * pcpu.machine().nr_possible() as u64 + 32);
         assert_eq!((memcg.current(), memcg.stat().percpu), (bytes, bytes), "{memcg:?}");
     }
     assert_eq!(pcpu.verify(), Ok(()));

@@ -13,7 +13,7 @@ pub(crate) type ChargeId = u64;
 pub(crate) const ROOT: CgroupId = 0;
 
 /// Bytes of a cgroup's own statistics on one CPU, charged to its parent.
-const STATISTICS_SIZE: usize = 8;
+const STATISTICS_SIZE: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Cgroup {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use percpu_memcg::placement::Place;
 use percpu_memcg::{
-    BalanceMode, ChargeError, EnterGuard, Limit, MapError, MapOp, Memcg, PcpuPtr, PerCpu,
+    BalanceMode, ChargeError, CpuId, EnterGuard, Limit, MapError, MapOp, Memcg, PcpuPtr, PerCpu,
     PerCpuAllocator,
 };
 use proptest::prelude::*;
@@ -59,6 +59,9 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(config: &Config) -> Result<Self, TestCaseError> {
+        // On one CPU peaks are exact.
+        let this = core_affinity::CoreId { id: CpuId::current().index() };
+        prop_assert!(core_affinity::set_for_current(this));
         let pcpu = config.build()?;
         let (other, cgroup) = stranger()?;
         let object = PerCpu::zeroed_in(&other, percpu_memcg::Gfp::KERNEL)

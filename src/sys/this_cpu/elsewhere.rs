@@ -1,5 +1,6 @@
 //! No sequences: every operation is carried out by its atomic twin.
 
+use super::gate::Gate;
 use super::int::{Collect, Sequences};
 use super::tier::Choice;
 
@@ -19,6 +20,22 @@ pub(super) fn register() -> bool {
 
 #[inline]
 pub(super) fn cpu_id(_area: isize) -> Option<usize> {
+    None
+}
+
+pub(super) fn gate_take(_: &Gate, _amount: u32) -> bool {
+    false
+}
+
+pub(super) fn gate_put(_: &Gate, _room: u32, _delta: u64) -> bool {
+    false
+}
+
+pub(super) fn gate_add(_: &Gate, _value: i64) -> bool {
+    false
+}
+
+pub(super) unsafe fn swap_low_on(_: isize, _: usize, _: *mut u64, _: u32) -> Option<u32> {
     None
 }
 

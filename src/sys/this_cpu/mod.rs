@@ -21,6 +21,7 @@
 //! | `x86_64/area` | where a thread's rseq area is, and registering our own |
 //! | `x86_64/self_test` | refuses a kernel whose restartable sequences do not restart |
 //! | `elsewhere` | the same interface for other architectures: no sequences |
+//! | `gate` | words that can be taken away while others use them |
 //! | `int` | [`Int`], the widths, and the atomic twin of every sequence |
 //! | `tier` | [`Tier`], [`ThisCpu`]: the choice made once per process |
 //!
@@ -34,6 +35,7 @@
 //! * S4: a sequence writes through an index only if it is below the limit, and each limit is at
 //!   most the number of copies.
 
+pub(crate) mod gate;
 mod int;
 mod tier;
 
@@ -121,6 +123,11 @@ impl Slots {
             cpu_limit: limit(cpus),
             concurrency_limit: limit(concurrent),
         }
+    }
+
+    /// Ids of CPUs below this are copies of a [`Word`] that is indexed by CPU.
+    pub(crate) fn cpus(&self) -> usize {
+        self.cpu_limit as usize / UNIT_STRIDE
     }
 
     /// The index of the detached copy, behind those of all CPUs.

@@ -71,6 +71,8 @@ pub(super) struct Choice {
     /// From the thread pointer, in bytes; without sequences, an area that nobody registers.
     pub(super) area: isize,
     pub(super) has_concurrency_ids: bool,
+    /// Sequences that are under way can be stopped.
+    pub(super) has_fence: bool,
 }
 
 impl Choice {
@@ -80,6 +82,7 @@ impl Choice {
             tier: Tier::GetCpu,
             area: platform::unregistered_area(),
             has_concurrency_ids: false,
+            has_fence: false,
         }
     }
 }

@@ -5,8 +5,10 @@ mod self_test;
 mod sequences;
 
 use super::tier::{Choice, RegisteredBy, Tier};
-use super::{REAL_CPU_IDS, UNIT_STRIDE};
+use super::{REAL_CPU_IDS, UNIT_STRIDE, gate};
 use area::Area;
+
+pub(super) use sequences::{gate_add, gate_put, gate_take, swap_low_on};
 
 /// How much farther into a rseq area the concurrency id is than the CPU id.
 pub(super) const CONCURRENCY_ID_SHIFT: isize = (area::MM_CID - area::CPU_ID) as isize;
@@ -26,6 +28,7 @@ pub(super) fn choose() -> Choice {
         tier: Tier::Rseq { registered_by },
         area: area.offset,
         has_concurrency_ids: area.has_concurrency_ids(),
+        has_fence: gate::announce(),
     }
 }
 

@@ -35,8 +35,10 @@
 //! breakpoint behind it.
 
 use std::arch::asm;
+use std::mem::offset_of;
 
 use super::area::{CPU_ID, RSEQ_CS};
+use crate::sys::this_cpu::gate::{COUNT_ONE, Gate};
 use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
 
 /// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
@@ -44,6 +46,13 @@ use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, U
 /// Afterwards `t` is the distance of the copy from the first one.
 macro_rules! section {
     ($miss:literal, $($body:expr),+ $(,)?) => {
+        section!(
+            concat!("cmp {t:e}, dword ptr [{slots} + {limit}]\njae ", $miss),
+            then $($body),+
+        )
+    };
+    // With another check of the index than the bound.
+    ($check:expr, then $($body:expr),+ $(,)?) => {
         concat!(
             ".pushsection __rseq_cs, \"aw\", @progbits\n",
             ".balign 32\n",
@@ -58,8 +67,7 @@ macro_rules! section {
             "2: lea {t}, [rip + 9b]\n",
             "mov qword ptr fs:[{area} + {rseq_cs}], {t}\n",
             "3: imul {t:e}, dword ptr fs:[{id} + {cpu_id}], {stride}\n",
-            "cmp {t:e}, dword ptr [{slots} + {limit}]\n",
-            concat!("jae ", $miss, "\n"),
+            $check, "\n",
             $($body, "\n",)+
             "4:",
         )
@@ -312,4 +320,115 @@ impl Collect for i64 {
            sum = out(reg) sum, kept = out(reg) _);
         hit.then_some(sum)
     }
+}
+
+/// A sequence through a gate, without result: [`update!`] for words whose address is loaded inside.
+macro_rules! through {
+    ($gate:ident, [$($body:expr),+ $(,)?], $($operand:tt)+) => {{
+        let gate: &Gate = $gate;
+        // SAFETY: the text obeys the rules above. What it stores into is a word of the copy at an
+        // index below the gate's limit, which exists until the commit (G1), and the thread's rseq
+        // area.
+        unsafe {
+            asm!(
+                section!("{miss}", "mov {word}, qword ptr [{slots} + {first}]", $($body),+),
+                area = in(reg) gate.area,
+                id = in(reg) gate.area,
+                slots = in(reg) gate,
+                t = out(reg) _,
+                word = out(reg) _,
+                rseq_cs = const RSEQ_CS,
+                cpu_id = const CPU_ID,
+                stride = const UNIT_STRIDE,
+                limit = const offset_of!(Gate, limit),
+                first = const offset_of!(Gate, first),
+                miss = label { return false },
+                $($operand)+,
+                options(nostack),
+            );
+        }
+        true
+    }};
+}
+
+/// As [`Gate::take`].
+#[inline(always)]
+pub(in super::super) fn gate_take(gate: &Gate, amount: u32) -> bool {
+    let delta = COUNT_ONE.wrapping_sub(amount.into());
+    through!(gate, [
+        // In use and holding the amount: above it, as it is 1 more than what the word holds.
+        "mov {low:e}, dword ptr [{word} + {t}]",
+        "cmp {low:e}, {amount:e}",
+        "jbe {miss}",
+        // The commit. The low half stays above 0, so that nothing is borrowed from the count.
+        "add qword ptr [{word} + {t}], {delta}",
+    ], amount = in(reg) amount, delta = in(reg) delta, low = out(reg) _)
+}
+
+/// As [`Gate::put`], of the amount and the count in `delta`.
+#[inline(always)]
+pub(in super::super) fn gate_put(gate: &Gate, room: u32, delta: u64) -> bool {
+    through!(gate, [
+        "mov {low:e}, dword ptr [{word} + {t}]",
+        // What it holds; the largest number when it is not in use.
+        "sub {low:e}, 1",
+        "cmp {low:e}, {room:e}",
+        "ja {miss}",
+        // The commit.
+        "add qword ptr [{word} + {t}], {delta}",
+    ], room = in(reg) room, delta = in(reg) delta, low = out(reg) _)
+}
+
+/// As [`Gate::add`].
+#[inline(always)]
+pub(in super::super) fn gate_add(gate: &Gate, value: i64) -> bool {
+    through!(gate, [
+        // The commit.
+        "add qword ptr [{word} + {t} + 8], {value}",
+    ], value = in(reg) value)
+}
+
+/// As [`gate::swap_low_on`](super::super::gate::swap_low_on).
+///
+/// # Safety
+///
+/// As there.
+pub(in super::super) unsafe fn swap_low_on(
+    area: isize,
+    cpu: usize,
+    first: *mut u64,
+    low: u32,
+) -> Option<u32> {
+    let expected = (cpu * UNIT_STRIDE) as u32;
+    let (product, old): (u64, u64);
+    // SAFETY: the text obeys the rules above. What it stores into is the word in the copy of
+    // `cpu`, which exists, and the thread's rseq area.
+    unsafe {
+        asm!(
+            section!(
+                "cmp {t:e}, {expected:e}\njne 4f",
+                then
+                "mov {old}, qword ptr [{first} + {t}]",
+                "mov {new}, {old}",
+                "shr {new}, 32",
+                "shl {new}, 32",
+                "or {new}, {low:r}",
+                // The commit.
+                "mov qword ptr [{first} + {t}], {new}"
+            ),
+            area = in(reg) area,
+            id = in(reg) area,
+            expected = in(reg) expected,
+            first = in(reg) first,
+            low = in(reg) u64::from(low),
+            t = out(reg) product,
+            old = out(reg) old,
+            new = out(reg) _,
+            rseq_cs = const RSEQ_CS,
+            cpu_id = const CPU_ID,
+            stride = const UNIT_STRIDE,
+            options(nostack),
+        );
+    }
+    (product == u64::from(expected)).then_some(old as u32)
 }

@@ -1,0 +1,47 @@
+//! Who is asked or told when something happens at a cgroup; pointers until somebody is.
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::on_demand::OnDemand;
+use super::oom::OomCallback;
+use super::peak::Peak;
+use super::reclaim::Hook;
+use super::registration::Registry;
+use super::throttle::HighCallback;
+
+#[derive(Debug)]
+pub(super) struct Callbacks {
+    pub(super) reclaim: Registry<Hook>,
+    pub(super) high: Registry<HighCallback>,
+    pub(super) oom: Registry<OomCallback>,
+    /// Peaks that somebody reads.
+    peaks: OnDemand<Mutex<Vec<Weak<Peak>>>>,
+}
+
+impl Callbacks {
+    pub(super) fn new() -> Self {
+        Callbacks {
+            reclaim: Registry::new(),
+            high: Registry::new(),
+            oom: Registry::new(),
+            peaks: OnDemand::new(),
+        }
+    }
+
+    /// Adds a peak that is raised from now on.
+    pub(super) fn add_peak(&self, peak: &Arc<Peak>) {
+        let peaks = self.peaks.get_or_init();
+        let mut peaks = peaks.lock();
+        peaks.retain(|peak| peak.strong_count() > 0);
+        peaks.push(Arc::downgrade(peak));
+    }
+
+    /// Raises the peaks that somebody reads to `usage`.
+    pub(super) fn note_peak(&self, usage: u64) {
+        if let Some(peaks) = self.peaks.get() {
+            peaks.lock().iter().filter_map(Weak::upgrade).for_each(|peak| peak.raise(usage));
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The way of a charge: stock, counters, and what is tried before a limit refuses.
+//!
+//! ```text
+//!   stock of this CPU holds enough ──────────────────────────────► charged
+//!        │ no
+//!   walk up: the bytes and a batch, where there is room to spare ─► charged, the rest into the stock
+//!        │ no
+//!   walk up: the bytes ──────────────────────────────────────────► charged; above `high`: see there
+//!        │ a limit refuses
+//!   empty the stocks below it ─► reclaim below it ─► OOM callbacks ─► walk again
+//!        │ of no help
+//!   refused, or charged all the same if the flags say so
+//! ```
+//!
+//! | flags | stocks | reclaim | OOM | then |
+//! |---|---|---|---|---|
+//! | `KERNEL` | yes | until nothing comes, 16 times | once | refused |
+//! | `NORETRY` | yes | once | no | refused |
+//! | `NOWAIT` | yes | no | no | refused |
+//! | `ATOMIC` | yes | no | no | charged |
+//! | `NOFAIL` | yes | until nothing comes, 16 times | once | charged |
+//!
+//! Mirrors the kernel's `try_charge` (Linux 6.18), with differences: stocks are emptied at once and
+//! before anything else, a call raises at most one `max` and one `oom` event, and callers that may
+//! not block raise one, too. As there, amounts above 8 pages never come to an OOM, and whoever is
+//! in the middle of reclaim, or of an OOM callback, is charged without further ado.
+
+use std::ptr;
+use std::sync::Arc;
+
+use super::counter::Full;
+use super::events::EventKind;
+use super::node::Node;
+use super::objcg::ObjcgRef;
+use super::reclaim::{Reason, is_reclaiming};
+use super::stock::BATCH;
+use super::{ChargeError, Gfp};
+use crate::arena::Owner;
+
+/// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
+const COSTLY: u64 = 8 * 4096;
+
+/// Attempts before an OOM, the kernel's `MAX_RECLAIM_RETRIES`.
+const RETRIES: u32 = 16;
+
+/// A charge that was made.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Charged {
+    pub(super) owner: ObjcgRef,
+    pub(super) walked: Walked,
+}
+
+/// Who paid, if counters were changed: they may have a new peak, once the charge is known to be
+/// for good.
+#[derive(Debug)]
+pub(super) struct Walked(Option<Arc<Node>>);
+
+impl Walked {
+    /// The charge stays: peaks count it.
+    #[inline]
+    pub(super) fn keep(self) {
+        if let Some(node) = self.0 {
+            node.note_peaks();
+        }
+    }
+}
+
+impl Charged {
+    /// Out of a stock.
+    #[inline]
+    pub(super) fn hit(owner: ObjcgRef) -> Self {
+        Charged { owner, walked: Walked(None) }
+    }
+
+    /// The charge stays.
+    #[inline]
+    pub(super) fn keep(self) -> ObjcgRef {
+        self.walked.keep();
+        self.owner
+    }
+}
+
+/// A limit that stands against a charge.
+struct Refused<'a> {
+    level: &'a Node,
+    full: Full,
+}
+
+impl Node {
+    /// Charges `bytes` to this cgroup and all its ancestors, or to none of them; to the nearest
+    /// live ancestor if it is removed.
+    #[inline]
+    pub(super) fn charge(self: &Arc<Self>, bytes: u64, gfp: Gfp) -> Result<Charged, ChargeError> {
+        match self.objcg.take(bytes) {
+            Some(owner) => Ok(Charged::hit(owner)),
+            None => self.live().charge_slowly(bytes, gfp),
+        }
+    }
+
+    #[cold]
+    fn charge_slowly(self: &Arc<Self>, bytes: u64, gfp: Gfp) -> Result<Charged, ChargeError> {
+        let (objcg, stock) = (self.objcg, self.stock());
+        if stock.take(objcg, bytes) {
+            // It counted a reference.
+            return Ok(Charged::hit(ObjcgRef::from_static(objcg)));
+        }
+        let charged = || Charged { owner: objcg.get(), walked: Walked(Some(Arc::clone(self))) };
+        // What this CPU has is used first, so that usage grows by no more than is used.
+        let held = if bytes <= BATCH { stock.take_all(objcg) } else { 0 };
+        let Some(needed) = bytes.checked_sub(held) else {
+            self.take_back(held - bytes);
+            return Ok(Charged::hit(objcg.get()));
+        };
+        if bytes < BATCH && self.charge_batch(needed) {
+            return Ok(charged());
+        }
+        if self.try_walk(needed).is_ok() {
+            self.after_charge(bytes, gfp);
+            return Ok(charged());
+        }
+        if held > 0 {
+            self.uncharge_directly(held);
+        }
+        self.charge_hard(bytes, gfp)?;
+        self.after_charge(bytes, gfp);
+        Ok(charged())
+    }
+
+    /// Charges `needed` bytes and a batch for the stock, where nobody can be bothered by that.
+    fn charge_batch(self: &Arc<Self>, needed: u64) -> bool {
+        let bytes = needed + BATCH;
+        let has_room = self.ancestry().all(|level| level.counter.has_room_to_spare(bytes));
+        let is_charged = has_room && self.try_walk(bytes).is_ok();
+        if is_charged && !self.stock().put(self.objcg, BATCH, 0) {
+            self.uncharge_directly(BATCH);
+        }
+        is_charged
+    }
+
+    /// Charges at every level, or at none.
+    fn try_walk(&self, bytes: u64) -> Result<(), Refused<'_>> {
+        self.try_levels(self.depth + 1, bytes)
+    }
+
+    /// As [`try_walk`](Node::try_walk), at so many levels from this cgroup upwards.
+    fn try_levels(&self, levels: usize, bytes: u64) -> Result<(), Refused<'_>> {
+        // Asked first, so that a charge which a limit high up refuses is never added below, where
+        // it would stand in the way of others. Only charges that race for the last bytes of a
+        // limit come to be undone.
+        for level in self.ancestry().take(levels) {
+            level.counter.check(bytes).map_err(|full| Refused { level, full })?;
+        }
+        for level in self.ancestry().take(levels) {
+            if let Err(full) = level.counter.try_add(bytes) {
+                for charged in self.ancestry().take_while(|charged| !ptr::eq(*charged, level)) {
+                    charged.counter.sub(bytes);
+                }
+                return Err(Refused { level, full });
+            }
+        }
+        Ok(())
+    }
+
+    /// A limit stood against the charge, at least a moment ago.
+    #[cold]
+    fn charge_hard(self: &Arc<Self>, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
+        let (mut retries, mut had_oom, mut has_raised) = (RETRIES, false, false);
+        let error = loop {
+            let Refused { level, full } = match self.try_walk(bytes) {
+                Ok(()) => return Ok(()),
+                Err(refused) => refused,
+            };
+            if self.stock().drain(level) > 0 {
+                continue;
+            }
+            let level = self.ancestor_at(level.depth);
+            if !has_raised && !is_reclaiming() {
+                level.raise(EventKind::Max);
+                has_raised = true;
+            }
+            let may_try = gfp.may_block() && !is_reclaiming() && !level.is_root();
+            if may_try && retries > 0 {
+                let has_room = || level.counter.check(bytes).is_ok();
+                let freed = level.reclaim(bytes, Reason::Max, has_room);
+                // When nothing is to be had, a second look would find the same.
+                let is_over = gfp.contains(Gfp::NORETRY) || freed == 0;
+                retries = if is_over { 0 } else { retries - 1 };
+                continue;
+            }
+            let may_oom = may_try && !gfp.contains(Gfp::NORETRY) && bytes <= COSTLY;
+            if may_oom && !had_oom {
+                had_oom = true;
+                level.raise(EventKind::Oom);
+                if level.out_of_memory(bytes) {
+                    retries = RETRIES;
+                    continue;
+                }
+            }
+            break level.refusal(bytes, full);
+        };
+        let is_forced = gfp.may_exceed() || is_reclaiming();
+        if is_forced && self.force(bytes) { Ok(()) } else { Err(error) }
+    }
+
+    /// Charges at every level, whatever the limits. False, and nothing is charged, when a counter
+    /// cannot hold so much.
+    fn force(&self, bytes: u64) -> bool {
+        for level in self.ancestry() {
+            if !level.counter.add(bytes) {
+                for charged in self.ancestry().take_while(|charged| !ptr::eq(*charged, level)) {
+                    charged.counter.sub(bytes);
+                }
+                return false;
+            }
+        }
+        for level in self.ancestry().filter(|level| level.counter.is_above_limit()) {
+            self.stock().retire(level);
+        }
+        true
+    }
+
+    /// True when usage of this cgroup or of an ancestor is above its limit.
+    pub(super) fn is_above_a_limit(&self) -> bool {
+        self.ancestry().any(|level| level.counter.is_above_limit())
+    }
+
+    /// The ancestor of this cgroup, or itself, that has so many ancestors.
+    fn ancestor_at(self: &Arc<Self>, depth: usize) -> &Arc<Self> {
+        let mut node = self;
+        while let Some(parent) = node.parent.as_ref().filter(|_| node.depth > depth) {
+            node = parent;
+        }
+        node
+    }
+
+    #[cold]
+    fn refusal(&self, requested: u64, (usage, max): Full) -> ChargeError {
+        let cached = self.stock().held_below(self);
+        ChargeError::new(self, requested, usage.saturating_sub(cached), max, cached)
+    }
+
+    /// Notes that usage is what it is for good.
+    fn note_peaks(&self) {
+        let is_new = |level: &&Node| {
+            level.counter.usage() > level.counter.peak() || level.counter.has_peak_readers()
+        };
+        let levels: Vec<&Node> = self.ancestry().filter(is_new).collect();
+        let Some(highest) = levels.last() else { return };
+        // What this CPU has in stock for others would be used later without a note.
+        self.stock().empty_this_cpu(highest);
+        // What is in stocks is not in use (T2). Of each holding, the depth down to which it is in
+        // the same cgroups as this one.
+        let holdings = self.stock().holdings();
+        let holdings: Vec<(usize, u64)> =
+            holdings.iter().map(|(node, bytes)| (node.common_depth(self), *bytes)).collect();
+        for level in levels {
+            let held = holdings.iter().filter(|(depth, _)| *depth >= level.depth);
+            let held: u64 = held.map(|(_, bytes)| bytes).sum();
+            let used = level.counter.usage().saturating_sub(held);
+            level.counter.note_peak(used);
+            if level.counter.has_peak_readers() {
+                level.callbacks.note_peak(used);
+            }
+        }
+    }
+
+    /// Takes a charge back, into the stock if there is a place. Never fails, never blocks.
+    pub(super) fn take_back(&self, bytes: u64) {
+        let stock = self.stock();
+        if stock.put(self.objcg, bytes, 0) {
+            return;
+        }
+        // It is full, if it is there: all of it goes.
+        self.uncharge_directly(bytes + stock.take_all(self.objcg));
+    }
+
+    /// Takes a charge back, out of the counters.
+    pub(super) fn uncharge_directly(&self, bytes: u64) {
+        if bytes > 0 {
+            self.ancestry().for_each(|level| level.counter.sub(bytes));
+        }
+    }
+
+    /// Moves a charge of this cgroup to `other`: charges it there, and uncharges it here, up to
+    /// where they meet.
+    pub(super) fn transfer(
+        self: &Arc<Self>,
+        other: &Arc<Node>,
+        bytes: u64,
+    ) -> Result<(), ChargeError> {
+        let common = self.common_depth(other);
+        let gained = |node: &'_ Arc<Node>| node.depth - common;
+        other.charge_levels(gained(other), bytes)?;
+        self.ancestry().take(gained(self)).for_each(|level| level.counter.sub(bytes));
+        other.note_peaks();
+        Ok(())
+    }
+
+    /// Charges this cgroup and its ancestors, `levels` of them in all, or none.
+    fn charge_levels(&self, levels: usize, bytes: u64) -> Result<(), ChargeError> {
+        let mut drained = false;
+        while let Err(Refused { level, full }) = self.try_levels(levels, bytes) {
+            if drained || self.stock().drain(level) == 0 {
+                level.raise(EventKind::Max);
+                return Err(level.refusal(bytes, full));
+            }
+            drained = true;
+        }
+        Ok(())
+    }
+}
