@@ -246,9 +246,9 @@ impl Node {
             level.counter.usage() > level.counter.peak() || level.counter.has_peak_readers()
         };
         let levels: Vec<&Node> = self.ancestry().filter(is_new).collect();
-        let Some(highest) = levels.last() else { return };
-        // What this CPU has in stock for others would be used later without a note.
-        self.stock().empty_this_cpu(highest);
+        if levels.is_empty() {
+            return;
+        }
         // What is in stocks is not in use (T2). Of each holding, the depth down to which it is in
         // the same cgroups as this one.
         let holdings = self.stock().holdings();

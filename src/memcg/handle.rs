@@ -161,8 +161,9 @@ impl Memcg {
     ///
     /// Charges that were refused, and those whose allocation failed, do not count, nor what stocks
     /// held. So it is never more than there really was, but for charges of other threads under
-    /// way. It may be less, by what other CPUs had [cached](Memcg::cached) when it was made and used
-    /// afterwards.
+    /// way. It may be less, by what stocks of other CPUs or of other cgroups below held when it was
+    /// made, and was used afterwards. Of a cgroup without children that is charged on one CPU it is
+    /// exact.
     pub fn peak(&self) -> u64 {
         self.node.counter.peak().max(self.node.current())
     }

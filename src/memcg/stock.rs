@@ -116,18 +116,6 @@ impl Stock {
         self.swap(objcg, cpu, 1).map_or(0, held)
     }
 
-    /// Uncharges what this CPU's stock holds for a cgroup and its descendants. The words stay in use.
-    pub(super) fn empty_this_cpu(&self, node: &Node) {
-        let Some((cpu, slots)) = self.here() else { return };
-        let full = slots.holders.iter().flatten();
-        let full = full.filter(|holder| holder.words.amount(cpu) > 0 && holder.is_below(node));
-        let taken: Vec<Holding> = full
-            .filter_map(|holder| holder.memcg().zip(self.swap(holder, cpu, 1).map(held)))
-            .collect();
-        drop(slots);
-        taken.iter().for_each(|(node, bytes)| node.uncharge_directly(*bytes));
-    }
-
     /// Replaces the low half of a stock word of `cpu`, whose lock is held, if this thread runs
     /// there.
     fn swap(&self, objcg: &ObjCgroup, cpu: usize, low: u32) -> Option<u32> {

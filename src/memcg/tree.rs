@@ -13,7 +13,7 @@ use super::hierarchy::Hierarchy;
 use super::node::{Node, WORDS_SIZE};
 use super::objcg::ObjcgRef;
 use super::{AllocError, ChargeError, FreeError, Gfp, Limit, MAX_NAME_BYTES, TreeError};
-use crate::arena::{Arena, NoArea, Owner, TwoWords};
+use crate::arena::{Arena, NoArea, TwoWords};
 use crate::placement::{Place, Request, RequestFlags};
 
 /// A tree of cgroups and the arena that their objects and statistics live in.

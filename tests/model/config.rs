@@ -60,6 +60,11 @@ impl Cpus {
 }
 
 impl Config {
+    /// Half of the cases, by something that has nothing to do with stocks.
+    pub(crate) fn drains(&self) -> bool {
+        self.cpus.count % 2 == 1
+    }
+
     pub(crate) fn build(&self) -> Result<PerCpuAllocator, TestCaseError> {
         let builder = PerCpuAllocator::builder()
             .machine(self.cpus.machine())

@@ -74,6 +74,7 @@ const MUST_HAPPEN: &[&str] = &[
     "busy with children",
     "cgroup with charged statistics",
     "charged area",
+    "stocks emptied",
     "chunk destroyed",
     "charged for a removed cgroup",
     "create below a removed cgroup",

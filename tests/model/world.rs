@@ -50,6 +50,8 @@ pub(crate) struct World {
     pub(crate) pcpu: PerCpuAllocator,
     /// From the copy of CPU 0 to that of the first possible CPU, in small areas.
     pub(crate) lead: usize,
+    /// Stocks are emptied after every step, so that peaks are exact.
+    pub(crate) drains: bool,
     pub(crate) tree: ShadowTree,
     pub(crate) space: ShadowSpace,
     pub(crate) faults: ArmedFaults,
@@ -59,7 +61,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(config: &Config) -> Result<Self, TestCaseError> {
-        // On one CPU peaks are exact.
+        // Lest another CPU's stock hide a peak.
         let this = core_affinity::CoreId { id: CpuId::current().index() };
         prop_assert!(core_affinity::set_for_current(this));
         let pcpu = config.build()?;
@@ -74,6 +76,7 @@ impl World {
             freed: Vec::new(),
             stranger: (other, cgroup, object),
             lead,
+            drains: config.drains(),
             tree: ShadowTree::new(pcpu.machine().nr_possible()),
             space: ShadowSpace::new(config),
             faults: ArmedFaults::default(),
@@ -94,6 +97,14 @@ impl World {
             };
             let before = self.pcpu.stats();
             self.step(op).and_then(|()| self.check()).map_err(fail)?;
+            if self.drains {
+                let (held, drained) = (self.pcpu.root().cached(), self.pcpu.root().drain());
+                self.note_if(drained > 0, "stocks emptied");
+                if held != drained || self.pcpu.root().cached() > 0 {
+                    return Err(TestCaseError::fail(format!("{held} held, {drained} drained")));
+                }
+                self.check().map_err(fail)?;
+            }
             let after = self.pcpu.stats();
             let fewer_pages = after.nr_populated < before.nr_populated;
             self.note_if(fewer_pages && after.nr_chunks == before.nr_chunks, "pages given back");
