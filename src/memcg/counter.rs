@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crossbeam_utils::CachePadded;
-
 /// An amount of bytes that may be unlimited.
 ///
 /// # Examples
@@ -58,11 +56,11 @@ pub(super) type Full = (u64, Limit);
 
 /// Usage, limits and peak of one cgroup, in bytes. Mirrors the kernel's `page_counter`, in bytes.
 ///
-/// Usage stands alone on its cache line: every charge that walks writes it, while the limits are
-/// read.
+/// Not padded: most charges come out of a stock and touch no counter, and there may be 100 000 of
+/// them.
 #[derive(Debug)]
 pub(super) struct Counter {
-    usage: CachePadded<AtomicU64>,
+    usage: AtomicU64,
     max: AtomicU64,
     high: AtomicU64,
     low: AtomicU64,
@@ -86,7 +84,7 @@ pub(super) enum Bound {
 impl Counter {
     pub(super) fn new() -> Self {
         Counter {
-            usage: CachePadded::new(AtomicU64::new(0)),
+            usage: AtomicU64::new(0),
             max: AtomicU64::new(u64::MAX),
             high: AtomicU64::new(u64::MAX),
             low: AtomicU64::new(0),

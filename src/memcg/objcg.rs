@@ -39,7 +39,7 @@ const ONE: u64 = 1 << 32;
 const COMPLETE: u64 = 1;
 
 /// See the module's documentation. Aligned so that what one does to its count disturbs no other.
-#[repr(align(128))]
+#[repr(align(64))]
 pub(crate) struct ObjCgroup {
     pub(super) words: Gated<ObjcgRef>,
     /// Who pays; none when nobody refers to it, or the tree is gone.
@@ -53,20 +53,28 @@ pub(crate) struct ObjCgroup {
 #[derive(Debug)]
 pub(crate) struct ObjcgRef(&'static ObjCgroup);
 
+/// Made at a time.
+const BLOCK: usize = 32;
+
 /// Those that nobody refers to.
 static FREE: Mutex<Vec<&'static ObjCgroup>> = Mutex::new(Vec::new());
 
 impl ObjCgroup {
     /// One that nobody pays for yet, with one reference.
     pub(super) fn new() -> &'static Self {
-        let objcg = FREE.lock().pop().unwrap_or_else(|| {
-            Box::leak(Box::new(ObjCgroup {
+        let mut free = FREE.lock();
+        if free.is_empty() {
+            let unused = || ObjCgroup {
                 words: Gated::new(),
                 memcg: ArcSwapOption::empty(),
                 refs: AtomicU64::new(0),
                 place: AtomicUsize::new(0),
-            }))
-        });
+            };
+            let block: Vec<ObjCgroup> = std::iter::repeat_with(unused).take(BLOCK).collect();
+            free.extend(&*block.leak());
+        }
+        let objcg = free.pop().expect("a block is not empty");
+        drop(free);
         // Relaxed: nobody else knows it yet.
         objcg.refs.store(ONE | COMPLETE, Ordering::Relaxed);
         objcg

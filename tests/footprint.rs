@@ -1,0 +1,41 @@
+//! What cgroups take of memory.
+
+use std::fs;
+
+use percpu_memcg::{Machine, Memcg, PerCpuAllocator};
+
+/// Resident bytes of this process that are not backed by files.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("since Linux 4.5");
+    let kib = line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
+    kib.expect("a number of KiB") << 10
+}
+
+/// 100 000 live cgroups on a machine of 256 CPUs, of which the process uses those that there are.
+#[test]
+fn a_hundred_thousand_cgroups_take_less_than_100_mb() {
+    const CGROUPS: usize = 100_000;
+    let machine = Machine::uniform(256).expect("a legal number of CPUs");
+    let pcpu = PerCpuAllocator::builder().machine(machine).build().expect("address space");
+    let parent = pcpu.root().create("parent").expect("a new name");
+    let before = resident();
+    let cgroups: Vec<Memcg> =
+        (0..CGROUPS).map(|nth| parent.create(&format!("tenant-{nth}")).expect("room")).collect();
+    let idle = resident() - before;
+    for memcg in &cgroups {
+        drop(memcg.charge(512).expect("room"));
+    }
+    let used = resident() - before;
+    println!("{CGROUPS} cgroups: {} bytes each, {} once charged", idle / 100_000, used / 100_000);
+    assert!(used <= 100_000_000, "{used} bytes");
+    let full = 256 * 16 + 4 * 8;
+    assert_eq!((parent.current(), parent.stat().percpu), (CGROUPS as u64 * full, parent.current()));
+    for memcg in &cgroups {
+        memcg.remove().expect("nobody is there");
+    }
+    drop(cgroups);
+    assert_eq!((parent.current(), parent.nr_dying_descendants()), (0, 0));
+    let left = resident().saturating_sub(before);
+    println!("{left} bytes left after all were removed");
+}
