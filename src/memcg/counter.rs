@@ -1,7 +1,7 @@
 //! One level's byte counter.
 
+use super::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// An amount of bytes that may be unlimited.
 ///

@@ -1,12 +1,10 @@
 //! What all cgroups of a tree share.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::Mutex;
-
 use super::account::Account;
 use super::objcg::ObjcgRef;
 use super::stock::Stock;
+use super::sync::Mutex;
+use super::sync::atomic::{AtomicBool, Ordering};
 use crate::arena::{Freed, Owner};
 use crate::sys::Machine;
 

@@ -42,6 +42,8 @@ mod handle;
 mod hierarchy;
 mod in_memcg;
 mod limits;
+#[cfg(all(test, any(percpu_loom, percpu_shuttle)))]
+mod models;
 mod node;
 mod objcg;
 mod on_demand;
@@ -52,6 +54,7 @@ mod protection;
 mod reclaim;
 mod registration;
 mod stock;
+mod sync;
 mod throttle;
 mod tree;
 

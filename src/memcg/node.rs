@@ -3,9 +3,6 @@
 use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-
-use parking_lot::Mutex;
 
 use super::Consumer;
 use super::callbacks::Callbacks;
@@ -14,7 +11,8 @@ use super::events::{self, EventKind, Events};
 use super::hierarchy::Hierarchy;
 use super::objcg::{ObjCgroup, ObjcgRef};
 use super::stock::Stock;
-use crate::arena::TwoWords;
+use super::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use super::sync::{Mutex, TwoWords};
 
 /// Bytes of a cgroup's own per-CPU words on one CPU: its stock and its `percpu` statistic.
 pub(super) const WORDS_SIZE: usize = TwoWords::<ObjcgRef>::SIZE;

@@ -24,14 +24,12 @@
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
 
 use super::node::Node;
 use super::stock::BATCH;
-use crate::arena::{Gated, Owner, TwoWords};
+use super::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use super::sync::{ArcSwapOption, Gated, TwoWords};
+use crate::arena::Owner;
 
 /// One reference in `refs`.
 const ONE: u64 = 1 << 32;
@@ -53,11 +51,14 @@ pub(crate) struct ObjCgroup {
 #[derive(Debug)]
 pub(crate) struct ObjcgRef(&'static ObjCgroup);
 
-/// Made at a time.
-const BLOCK: usize = 32;
+/// Made at a time. Model checkers want everything to be made by the execution that uses it.
+const BLOCK: usize = if IS_MODEL { 1 } else { 32 };
+const IS_MODEL: bool = cfg!(all(test, any(percpu_loom, percpu_shuttle)));
 
 /// Those that nobody refers to.
-static FREE: Mutex<Vec<&'static ObjCgroup>> = Mutex::new(Vec::new());
+///
+/// Not a cell of `sync`: whoever takes one or gives one back has it for himself.
+static FREE: parking_lot::Mutex<Vec<&'static ObjCgroup>> = parking_lot::Mutex::new(Vec::new());
 
 impl ObjCgroup {
     /// One that nobody pays for yet, with one reference.
@@ -191,7 +192,9 @@ impl ObjCgroup {
             }
         }
         drop(self.memcg.swap(None));
-        FREE.lock().push(self);
+        if !IS_MODEL {
+            FREE.lock().push(self);
+        }
     }
 }
 

@@ -21,13 +21,13 @@ use std::fmt;
 use std::ptr;
 use std::sync::{Arc, Weak};
 
-use super::Memcg;
 use super::counter::Bound;
 use super::events::EventKind;
 use super::node::Node;
 use super::protection::{Protection, claim, is_within};
 use super::registration::Registration;
 use super::tree::{Tree, subtree};
+use super::{Memcg, sync};
 
 /// What a reclaim hook is asked for.
 #[derive(Clone, Debug)]
@@ -80,13 +80,13 @@ impl ReclaimError {
     }
 }
 
-thread_local! {
-    static RECLAIMING: Cell<bool> = const { Cell::new(false) };
+sync::thread_local! {
+    static RECLAIMING: Cell<bool> = Cell::new(false);
 }
 
 /// True in a thread that runs hooks or OOM callbacks: its charges ask nobody.
 pub(super) fn is_reclaiming() -> bool {
-    RECLAIMING.get()
+    RECLAIMING.with(Cell::get)
 }
 
 /// The thread reclaims until this is dropped.
@@ -95,13 +95,13 @@ pub(super) struct Reclaiming(());
 impl Reclaiming {
     /// None in a thread that does already.
     pub(super) fn begin() -> Option<Self> {
-        (!RECLAIMING.replace(true)).then_some(Reclaiming(()))
+        (!RECLAIMING.with(|this| this.replace(true))).then_some(Reclaiming(()))
     }
 }
 
 impl Drop for Reclaiming {
     fn drop(&mut self) {
-        RECLAIMING.set(false);
+        RECLAIMING.with(|this| this.set(false));
     }
 }
 

@@ -32,14 +32,14 @@
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_utils::CachePadded;
-use parking_lot::{Mutex, MutexGuard};
 
 use super::node::Node;
 use super::objcg::ObjCgroup;
-use crate::sys::{Machine, gate};
+use super::sync::atomic::{AtomicBool, Ordering};
+use super::sync::{Mutex, MutexGuard, gate};
+use crate::sys::Machine;
 
 /// The most that a CPU's stock holds for one obj_cgroup, in bytes: the kernel's 64 pages
 /// (`MEMCG_CHARGE_BATCH` since 6.1).

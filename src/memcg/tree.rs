@@ -2,9 +2,6 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
-use parking_lot::RwLock;
 
 use super::charging::{Charged, Walked};
 use super::counter::Bound;
@@ -12,8 +9,10 @@ use super::current::{self, TreeId};
 use super::hierarchy::Hierarchy;
 use super::node::{Node, WORDS_SIZE};
 use super::objcg::ObjcgRef;
+use super::sync::atomic::Ordering;
+use super::sync::{RwLock, TwoWords};
 use super::{AllocError, ChargeError, FreeError, Gfp, Limit, MAX_NAME_BYTES, TreeError};
-use crate::arena::{Arena, NoArea, TwoWords};
+use crate::arena::{Arena, NoArea};
 use crate::placement::{Place, Request, RequestFlags};
 
 /// A tree of cgroups and the arena that their objects and statistics live in.
