@@ -62,6 +62,9 @@
 //!
 //! Layers, locks and invariants are described in `ARCHITECTURE.md`.
 
+// Model checkers have their own cells in place of some layers; see `memcg::sync`.
+#![cfg_attr(any(percpu_loom, percpu_shuttle), allow(dead_code, unused_imports))]
+
 #[doc = include_str!("this_cpu.md")]
 pub mod this_cpu {}
 

@@ -107,35 +107,31 @@ impl Node {
         }
         let charged = || Charged { owner: objcg.get(), walked: Walked(Some(Arc::clone(self))) };
         // What this CPU has is used first, so that usage grows by no more than is used.
-        let held = if bytes <= BATCH { stock.take_all(objcg) } else { 0 };
-        let Some(needed) = bytes.checked_sub(held) else {
-            self.take_back(held - bytes);
+        let hand = stock.take_all(objcg);
+        let Some(needed) = bytes.checked_sub(hand.bytes) else {
+            let rest = (hand.bytes - bytes) as u32;
+            if !objcg.words.put(rest, BATCH as u32 - rest, 0) {
+                self.uncharge_directly(rest.into());
+            }
             return Ok(Charged::hit(objcg.get()));
         };
-        if bytes < BATCH && self.charge_batch(needed) {
+        if bytes < BATCH && self.try_batch(needed + BATCH) {
+            stock.put_batch(self, hand);
             return Ok(charged());
         }
-        if self.try_walk(needed).is_ok() {
-            self.after_charge(bytes, gfp);
-            return Ok(charged());
+        if self.try_walk(needed).is_err() {
+            self.uncharge_directly(hand.bytes);
+            drop(hand);
+            self.charge_hard(bytes, gfp)?;
         }
-        if held > 0 {
-            self.uncharge_directly(held);
-        }
-        self.charge_hard(bytes, gfp)?;
         self.after_charge(bytes, gfp);
         Ok(charged())
     }
 
-    /// Charges `needed` bytes and a batch for the stock, where nobody can be bothered by that.
-    fn charge_batch(self: &Arc<Self>, needed: u64) -> bool {
-        let bytes = needed + BATCH;
+    /// Charges what is needed and a batch for the stock, where nobody can be bothered by that.
+    fn try_batch(&self, bytes: u64) -> bool {
         let has_room = self.ancestry().all(|level| level.counter.has_room_to_spare(bytes));
-        let is_charged = has_room && self.try_walk(bytes).is_ok();
-        if is_charged && !self.stock().put(self.objcg, BATCH, 0) {
-            self.uncharge_directly(BATCH);
-        }
-        is_charged
+        has_room && self.try_walk(bytes).is_ok()
     }
 
     /// Charges at every level, or at none.
@@ -171,7 +167,7 @@ impl Node {
                 Ok(()) => return Ok(()),
                 Err(refused) => refused,
             };
-            if self.stock().drain(level) > 0 {
+            if self.drain_for(level, bytes) {
                 continue;
             }
             let level = self.ancestor_at(level.depth);
@@ -201,6 +197,12 @@ impl Node {
         };
         let is_forced = gfp.may_exceed() || is_reclaiming();
         if is_forced && self.force(bytes) { Ok(()) } else { Err(error) }
+    }
+
+    /// Empties the stocks below a cgroup that refuses `bytes`. True when that may have helped, or
+    /// somebody else's drain may have, for which this one waited.
+    fn drain_for(&self, level: &Node, bytes: u64) -> bool {
+        self.stock().drain(level) > 0 || level.counter.check(bytes).is_ok()
     }
 
     /// Charges at every level, whatever the limits. False, and nothing is charged, when a counter
@@ -272,7 +274,8 @@ impl Node {
             return;
         }
         // It is full, if it is there: all of it goes.
-        self.uncharge_directly(bytes + stock.take_all(self.objcg));
+        let hand = stock.take_all(self.objcg);
+        self.uncharge_directly(bytes + hand.bytes);
     }
 
     /// Takes a charge back, out of the counters.
@@ -299,13 +302,11 @@ impl Node {
 
     /// Charges this cgroup and its ancestors, `levels` of them in all, or none.
     fn charge_levels(&self, levels: usize, bytes: u64) -> Result<(), ChargeError> {
-        let mut drained = false;
         while let Err(Refused { level, full }) = self.try_levels(levels, bytes) {
-            if drained || self.stock().drain(level) == 0 {
+            if !self.drain_for(level, bytes) {
                 level.raise(EventKind::Max);
                 return Err(level.refusal(bytes, full));
             }
-            drained = true;
         }
         Ok(())
     }

@@ -4,9 +4,6 @@
 //! whole operations of several threads with random schedules. Both check what must hold at the end:
 //! usage is what live charges are, at every level, and nothing refers to what is gone.
 
-use std::sync::Arc;
-
-use super::charge::Charge;
 use super::sync::run_on;
 use super::tree::Tree;
 use super::{Limit, Memcg};
@@ -51,7 +48,7 @@ mod exhaustive {
 
     fn check(model: impl Fn() + Sync + Send + 'static) {
         let mut builder = Builder::new();
-        builder.preemption_bound = Some(2);
+        builder.preemption_bound = Some(3);
         builder.max_branches = 50_000;
         builder.check(model);
     }
@@ -79,10 +76,14 @@ mod exhaustive {
             let own = parent.current();
             parent.set_max(Limit::bytes(own + 101)).unwrap();
             let full = parent.charge_forced(100);
-            let (a, b) = two(move || a.try_charge(1).ok(), || b.try_charge(1).ok());
-            assert!(a.is_some() != b.is_some(), "exactly one has room");
+            let charging = a.clone();
+            let charges = two(move || charging.try_charge(1).ok(), || b.try_charge(1).ok());
+            let [of_a, of_b] = [&charges.0, &charges.1].map(|charge| u64::from(charge.is_some()));
+            assert_eq!(of_a + of_b, 1, "exactly one has room");
             assert_charged(&parent, own + 101);
-            drop((a, b, full));
+            assert_charged(&a, of_a);
+            assert_charged(&b, of_b);
+            drop((charges, full));
             assert_charged(&parent, own);
         });
     }
@@ -105,9 +106,11 @@ mod exhaustive {
                 || child.remove().unwrap(),
             );
             assert_charged(&parent, 8);
-            drop(charge);
+            let objcg = child.node().objcg;
+            drop((charge, child));
             assert_charged(&parent, 0);
             assert_charged(&root, 0);
+            assert!(objcg.memcg().is_none(), "released");
         });
     }
 
@@ -128,6 +131,25 @@ mod exhaustive {
                 },
             );
             assert!(objcg.memcg().is_none(), "released");
+            assert!(root.node().inherited.lock().is_empty());
+            assert_charged(&root, 0);
+        });
+    }
+
+    /// The last charge of a removed cgroup goes while the cgroup that took over is removed.
+    #[test]
+    fn models_release_against_removal_of_the_heir() {
+        check(|| {
+            let root = root();
+            let heir = root.create("heir").unwrap();
+            let child = heir.create("child").unwrap();
+            let charge = child.try_charge(4).unwrap();
+            let objcg = child.node().objcg;
+            child.remove().unwrap();
+            drop(child);
+            let ((), ()) = two(move || drop(charge), || heir.remove().unwrap());
+            assert!(objcg.memcg().is_none(), "released");
+            drop(heir);
             assert!(root.node().inherited.lock().is_empty());
             assert_charged(&root, 0);
         });
@@ -173,6 +195,25 @@ mod exhaustive {
         });
     }
 
+    /// A limit that is reached only by the stock of a cgroup that goes does not refuse.
+    #[test]
+    fn models_removal_before_a_refusal() {
+        check(|| {
+            let root = root();
+            let parent = root.create("parent").unwrap();
+            let [a, b] = ["a", "b"].map(|name| parent.create(name).unwrap());
+            let own = parent.current();
+            parent.set_max(Limit::bytes(own + 16)).unwrap();
+            warm(&a, 16);
+            let (charge, ()) = two(
+                move || b.try_charge(16).expect("nobody else uses anything"),
+                || a.remove().unwrap(),
+            );
+            assert_charged(&parent, own / 2 + 16);
+            drop(charge);
+        });
+    }
+
     /// A child is created below a cgroup that is being removed, or the cgroup is removed: not both.
     #[test]
     fn models_remove_against_create() {
@@ -194,9 +235,12 @@ mod exhaustive {
 
 #[cfg(percpu_shuttle)]
 mod random {
+    use std::sync::Arc;
+
     use shuttle::rand::{Rng, thread_rng};
     use shuttle::thread;
 
+    use super::super::charge::Charge;
     use super::*;
 
     const THREADS: usize = 3;
@@ -253,11 +297,11 @@ mod random {
 
     #[test]
     fn models_whole_operations_in_random_schedules() {
-        shuttle::check_random(whole_operations, 2000);
+        shuttle::check_random(whole_operations, 20_000);
     }
 
     #[test]
     fn models_whole_operations_with_few_preemptions() {
-        shuttle::check_pct(whole_operations, 2000, 3);
+        shuttle::check_pct(whole_operations, 20_000, 3);
     }
 }

@@ -177,9 +177,13 @@ impl Node {
 
     /// Gives the per-CPU words back.
     pub(super) fn take_words(&self) {
-        let Some(removed) = self.objcg.words.remove() else { return };
-        self.stock().forget(self.objcg);
-        self.uncharge_directly(removed.amount);
+        let removed = {
+            let _drains = self.stock().hold_drains();
+            let Some(removed) = self.objcg.words.remove() else { return };
+            self.stock().forget(self.objcg);
+            self.uncharge_directly(removed.amount);
+            removed
+        };
         self.objcg.complete(removed.count);
         if let Some(parent) = &self.parent {
             parent.add_percpu(removed.sum);
@@ -190,8 +194,9 @@ impl Node {
 
 impl Node {
     /// A removed cgroup goes: its ancestors count it no more.
-    fn count_off(&mut self) {
-        if *self.removed.get_mut() {
+    fn count_off(&self) {
+        // Relaxed: nobody else has it any more.
+        if self.removed.load(Ordering::Relaxed) {
             for ancestor in self.ancestry().skip(1) {
                 // Relaxed: a statistic.
                 ancestor.nr_dying.fetch_sub(1, Ordering::Relaxed);

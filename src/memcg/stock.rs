@@ -26,7 +26,8 @@
 //!   is charged past the limit until usage has come down.
 //!
 //! Nobody waits to charge or uncharge: who finds the CPU's lock taken goes past the stock, to the
-//! counters. Locks of CPUs are leaves. Where sequences cannot be stopped (see `sys::gate`) the
+//! counters. Who would be refused waits for drains. The lock of drains comes before those of CPUs,
+//! which are leaves. Where sequences cannot be stopped (see `sys::gate`) the
 //! words of a CPU are changed under its lock.
 
 use std::fmt;
@@ -78,6 +79,19 @@ impl Slots {
     }
 }
 
+/// The lock of a CPU, which is or was this one.
+struct Here<'a> {
+    cpu: usize,
+    slots: MutexGuard<'a, Slots>,
+}
+
+/// Bytes out of a stock. While this lives, the CPU is locked, and a drain waits for what becomes of
+/// them.
+pub(super) struct InHand<'a> {
+    pub(super) bytes: u64,
+    here: Option<Here<'a>>,
+}
+
 /// Bytes in stocks, and the cgroup that they are charged to.
 pub(super) type Holding = (Arc<Node>, u64);
 
@@ -102,18 +116,19 @@ impl Stock {
     }
 
     /// The slots of this CPU, unless somebody is at them.
-    fn here(&self) -> Option<(usize, MutexGuard<'_, Slots>)> {
+    fn here(&self) -> Option<Here<'_>> {
         let cpu = self.this_cpu()?;
-        Some((cpu, self.cpus[cpu].slots.try_lock()?))
+        Some(Here { cpu, slots: self.cpus[cpu].slots.try_lock()? })
     }
 
     /// Takes all that this CPU's stock holds for `objcg`. The word stays in use.
-    pub(super) fn take_all(&self, objcg: &'static ObjCgroup) -> u64 {
-        let Some((cpu, slots)) = self.here() else { return 0 };
-        if slots.find(objcg).is_none() {
-            return 0;
-        }
-        self.swap(objcg, cpu, 1).map_or(0, held)
+    pub(super) fn take_all(&self, objcg: &'static ObjCgroup) -> InHand<'_> {
+        let here = self.here();
+        let taken = here
+            .as_ref()
+            .filter(|here| here.slots.find(objcg).is_some())
+            .and_then(|here| self.swap(objcg, here.cpu, 1));
+        InHand { bytes: taken.map_or(0, held), here }
     }
 
     /// Replaces the low half of a stock word of `cpu`, whose lock is held, if this thread runs
@@ -129,8 +144,8 @@ impl Stock {
     pub(super) fn take(&self, objcg: &'static ObjCgroup, bytes: u64) -> bool {
         let Ok(amount) = u32::try_from(bytes) else { return false };
         match self.is_locked {
-            true => self.here().is_some_and(|(cpu, slots)| {
-                slots.find(objcg).is_some() && objcg.words.take_on(cpu, amount)
+            true => self.here().is_some_and(|here| {
+                here.slots.find(objcg).is_some() && objcg.words.take_on(here.cpu, amount)
             }),
             false => false,
         }
@@ -146,22 +161,36 @@ impl Stock {
         if !self.is_locked && objcg.words.put(amount, room, references) {
             return true;
         }
-        let mut evicted = None;
-        let is_put = self.put_into_slot(objcg, (amount, room), references, &mut evicted);
-        if let Some((victim, bytes)) = evicted {
-            victim.uncharge_directly(bytes);
-        }
+        let Some(mut here) = self.here() else { return false };
+        let mut victim = None;
+        let is_put = self.put_here(&mut here, objcg, (amount, room), references, &mut victim);
+        // No cgroup is dropped under the lock.
+        drop(here);
         is_put
     }
 
-    fn put_into_slot(
+    /// Puts bytes that were charged for the stock into it, or uncharges them.
+    pub(super) fn put_batch(&self, node: &Node, mut hand: InHand<'_>) {
+        let mut victim = None;
+        let is_put = hand
+            .here
+            .as_mut()
+            .is_some_and(|here| self.put_here(here, node.objcg, (BATCH as u32, 0), 0, &mut victim));
+        if !is_put {
+            node.uncharge_directly(BATCH);
+        }
+        drop(hand);
+    }
+
+    fn put_here(
         &self,
+        here: &mut Here<'_>,
         objcg: &'static ObjCgroup,
         (amount, room): (u32, u32),
         references: i32,
-        evicted: &mut Option<(Arc<Node>, u64)>,
+        victim: &mut Option<Arc<Node>>,
     ) -> bool {
-        let Some((cpu, mut slots)) = self.here() else { return false };
+        let Here { cpu, ref mut slots } = *here;
         if slots.find(objcg).is_none() {
             if objcg.memcg().is_none_or(|node| node.is_above_a_limit()) {
                 return false;
@@ -174,7 +203,7 @@ impl Stock {
                 }
             }
             let free = slots.holders.iter().position(Option::is_none);
-            let Some(slot) = free.or_else(|| self.evict(cpu, &mut slots, evicted)) else {
+            let Some(slot) = free.or_else(|| self.evict(cpu, slots, victim)) else {
                 return false;
             };
             if self.swap(objcg, cpu, 1).is_none() {
@@ -195,14 +224,15 @@ impl Stock {
         &self,
         cpu: usize,
         slots: &mut Slots,
-        evicted: &mut Option<(Arc<Node>, u64)>,
+        victim: &mut Option<Arc<Node>>,
     ) -> Option<usize> {
         let slot = slots.victim;
         let holder = slots.holders[slot]?;
         let bytes = held(self.swap(holder, cpu, 0)?);
         slots.holders[slot] = None;
         slots.victim = (slot + 1) % SLOTS;
-        *evicted = holder.memcg().map(|node| (node, bytes));
+        *victim = holder.memcg();
+        victim.iter().for_each(|node| node.uncharge_directly(bytes));
         Some(slot)
     }
 
@@ -277,6 +307,11 @@ impl Stock {
         }
         drained.iter().for_each(|(node, bytes)| node.uncharge_directly(*bytes));
         drained.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Keeps drains waiting.
+    pub(super) fn hold_drains(&self) -> MutexGuard<'_, ()> {
+        self.draining.lock()
     }
 
     /// Forgets an obj_cgroup whose words are gone.

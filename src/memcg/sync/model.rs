@@ -18,7 +18,7 @@ pub(in crate::memcg) use checker::sync::MutexGuard;
 pub(in crate::memcg) use checker::sync::atomic;
 pub(in crate::memcg) use checker::thread_local;
 
-use atomic::{AtomicU32, AtomicU64, Ordering};
+use atomic::{AtomicU64, Ordering};
 
 use crate::arena::{Arena, Freed, NoArea, Owner};
 
@@ -107,11 +107,13 @@ impl<T> ArcSwapOption<T> {
     }
 }
 
+type Copies = [(AtomicU64, AtomicU64); CPUS];
+
 /// The stock word and the sum on every CPU; see `arena::Gated`.
 #[derive(Debug)]
 pub(in crate::memcg) struct TwoWords<O: Owner> {
     owner: Option<O>,
-    words: [(AtomicU64, AtomicU64); CPUS],
+    copies: Arc<Copies>,
 }
 
 impl<O: Owner> TwoWords<O> {
@@ -119,10 +121,13 @@ impl<O: Owner> TwoWords<O> {
 
     pub(in crate::memcg) fn new(_: &Arc<Arena<O>>, owner: &mut Option<O>) -> Result<Self, NoArea> {
         let word = || (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(TwoWords { owner: owner.take(), words: std::array::from_fn(|_| word()) })
+        let copies = Arc::new(std::array::from_fn(|_| word()));
+        Ok(TwoWords { owner: owner.take(), copies })
     }
 
+    /// Nobody may have them any more.
     pub(in crate::memcg) fn release(mut self) -> Freed<O> {
+        assert!(Arc::into_inner(self.copies).is_some(), "freed while a sequence is under way");
         Freed { size: Self::SIZE, owner: self.owner.take() }
     }
 }
@@ -139,8 +144,9 @@ pub(in crate::memcg) struct Removed<O: Owner> {
 /// As `arena::Gated`.
 #[derive(Debug)]
 pub(in crate::memcg) struct Gated<O: Owner> {
-    is_open: AtomicU32,
-    /// Inside of a sequence or a slow access of that CPU.
+    /// The gate: open while there is something.
+    gate: Mutex<Option<Arc<Copies>>>,
+    /// Inside of a sequence of that CPU.
     cpus: [Mutex<()>; CPUS],
     inner: RwLock<Inner<O>>,
 }
@@ -153,10 +159,25 @@ struct Inner<O: Owner> {
 
 const ONE: u64 = 1 << 32;
 
+fn can_take(word: u64, amount: u32) -> Option<u64> {
+    (word as u32 > amount).then(|| word.wrapping_add(ONE) - u64::from(amount))
+}
+
+fn can_put(word: u64, amount: u32, room: u32, count: i32) -> Option<u64> {
+    let delta = (count as u64).wrapping_mul(ONE).wrapping_add(amount.into());
+    ((word as u32).wrapping_sub(1) <= room).then(|| word.wrapping_add(delta))
+}
+
+/// A load and a store: what another thread does between them is lost.
+fn change(word: &AtomicU64, change: impl FnOnce(u64) -> Option<u64>) -> Option<u64> {
+    let old = word.load(Ordering::Relaxed);
+    change(old).map(|new| word.store(new, Ordering::Relaxed)).map(|()| old)
+}
+
 impl<O: Owner> Gated<O> {
     pub(in crate::memcg) fn new() -> Self {
         Gated {
-            is_open: AtomicU32::new(0),
+            gate: Mutex::new(None),
             cpus: std::array::from_fn(|_| Mutex::new(())),
             inner: RwLock::new(Inner { words: None, was_open: false }),
         }
@@ -168,93 +189,89 @@ impl<O: Owner> Gated<O> {
 
     pub(in crate::memcg) fn open(&self) {
         let mut inner = self.inner.write();
-        if inner.words.is_some() && !inner.was_open {
-            self.is_open.store(1, Ordering::SeqCst);
+        if let Some(words) = inner.words.as_ref().filter(|_| !inner.was_open) {
+            *self.gate.lock() = Some(Arc::clone(&words.copies));
             inner.was_open = true;
         }
     }
 
     pub(in crate::memcg) fn is_open(&self) -> bool {
-        self.is_open.load(Ordering::SeqCst) != 0
+        self.gate.lock().is_some()
     }
 
     /// A sequence on this CPU: what `body` makes of the words, if the gate is open.
-    fn sequence(&self, body: impl FnOnce(&(AtomicU64, AtomicU64)) -> bool) -> bool {
+    fn sequence(&self, body: impl FnOnce(&(AtomicU64, AtomicU64)) -> Option<u64>) -> bool {
         let cpu = CPU.with(Cell::get);
         let _on_cpu = self.cpus[cpu].lock();
-        if !self.is_open() {
-            return false;
-        }
-        let inner = self.inner.read();
-        let words = inner.words.as_ref().expect("the words are there while the gate is open");
-        body(&words.words[cpu])
+        let copies = self.gate.lock().clone();
+        copies.and_then(|copies| body(&copies[cpu])).is_some()
     }
 
     pub(in crate::memcg) fn take(&self, amount: u32) -> bool {
-        self.sequence(|(stock, _)| {
-            let word = stock.load(Ordering::Relaxed);
-            let is_enough = word as u32 > amount;
-            if is_enough {
-                stock.store(word.wrapping_add(ONE) - u64::from(amount), Ordering::Relaxed);
-            }
-            is_enough
-        })
+        self.sequence(|(stock, _)| change(stock, |word| can_take(word, amount)))
     }
 
     pub(in crate::memcg) fn put(&self, amount: u32, room: u32, count: i32) -> bool {
-        self.sequence(|(stock, _)| {
-            let word = stock.load(Ordering::Relaxed);
-            let has_room = (word as u32).wrapping_sub(1) <= room;
-            if has_room {
-                let delta = (count as u64).wrapping_mul(ONE).wrapping_add(amount.into());
-                stock.store(word.wrapping_add(delta), Ordering::Relaxed);
-            }
-            has_room
-        })
+        self.sequence(|(stock, _)| change(stock, |word| can_put(word, amount, room, count)))
     }
 
     pub(in crate::memcg) fn add(&self, value: i64) -> bool {
-        let inner = self.inner.read();
-        let cpu = CPU.with(Cell::get);
-        let add = |words: &TwoWords<O>| {
-            words.words[cpu].1.fetch_add(value as u64, Ordering::Relaxed);
-        };
-        inner.words.as_ref().map(add).is_some()
+        let add = |sum: &AtomicU64| change(sum, |sum| Some(sum.wrapping_add(value as u64)));
+        self.sequence(|(_, sum)| add(sum)) || {
+            let inner = self.inner.read();
+            let cpu = CPU.with(Cell::get);
+            // Where sequences run it would be one; here nobody adds to the copy of a closed gate
+            // but under this lock.
+            let _on_cpu = self.cpus[cpu].lock();
+            inner.words.as_ref().and_then(|words| add(&words.copies[cpu].1)).is_some()
+        }
     }
 
     pub(in crate::memcg) fn swap_low_on(&self, cpu: usize, low: u32) -> Option<u32> {
-        let is_here = CPU.with(Cell::get) == cpu;
-        is_here.then(|| self.swap_low(cpu, low)).flatten()
+        if CPU.with(Cell::get) != cpu {
+            return None;
+        }
+        let inner = self.inner.read();
+        let _on_cpu = self.cpus[cpu].lock();
+        self.swap(inner.words.as_ref()?, cpu, low)
     }
 
     pub(in crate::memcg) fn swap_low(&self, cpu: usize, low: u32) -> Option<u32> {
-        let _on_cpu = self.cpus[cpu].lock();
         let inner = self.inner.read();
-        let stock = &inner.words.as_ref()?.words[cpu].0;
-        let word = stock.load(Ordering::Relaxed);
-        stock.store(word >> 32 << 32 | u64::from(low), Ordering::Relaxed);
-        Some(word as u32)
+        self.swap(inner.words.as_ref()?, cpu, low)
     }
 
-    pub(in crate::memcg) fn take_on(&self, _cpu: usize, amount: u32) -> bool {
-        self.take(amount)
+    fn swap(&self, words: &TwoWords<O>, cpu: usize, low: u32) -> Option<u32> {
+        let old = change(&words.copies[cpu].0, |word| Some(word >> 32 << 32 | u64::from(low)));
+        old.map(|word| word as u32)
     }
 
-    pub(in crate::memcg) fn put_on(&self, _: usize, amount: u32, room: u32, count: i32) -> bool {
-        self.put(amount, room, count)
+    pub(in crate::memcg) fn take_on(&self, cpu: usize, amount: u32) -> bool {
+        let inner = self.inner.read();
+        let take =
+            |words: &TwoWords<O>| change(&words.copies[cpu].0, |word| can_take(word, amount));
+        inner.words.as_ref().and_then(take).is_some()
+    }
+
+    pub(in crate::memcg) fn put_on(&self, cpu: usize, amount: u32, room: u32, count: i32) -> bool {
+        let inner = self.inner.read();
+        let put = |words: &TwoWords<O>| {
+            change(&words.copies[cpu].0, |word| can_put(word, amount, room, count))
+        };
+        inner.words.as_ref().and_then(put).is_some()
     }
 
     pub(in crate::memcg) fn amount(&self, cpu: usize) -> u32 {
         let inner = self.inner.read();
         inner.words.as_ref().map_or(0, |words| {
-            (words.words[cpu].0.load(Ordering::Relaxed) as u32).saturating_sub(1)
+            (words.copies[cpu].0.load(Ordering::Relaxed) as u32).saturating_sub(1)
         })
     }
 
     pub(in crate::memcg) fn sum(&self) -> i64 {
         let inner = self.inner.read();
         let sum = |words: &TwoWords<O>| {
-            words.words.iter().map(|word| word.1.load(Ordering::Relaxed) as i64).sum()
+            words.copies.iter().map(|word| word.1.load(Ordering::Relaxed) as i64).sum()
         };
         inner.words.as_ref().map_or(0, sum)
     }
@@ -267,32 +284,33 @@ impl<O: Owner> Gated<O> {
     pub(in crate::memcg) fn shut(&self) -> Option<()> {
         let is_meant = {
             let inner = self.inner.write();
-            inner.was_open && inner.words.is_some()
+            let is_meant = inner.was_open && inner.words.is_some();
+            if is_meant {
+                *self.gate.lock() = None;
+            }
+            is_meant
         };
-        is_meant.then(|| {
-            self.is_open.store(0, Ordering::SeqCst);
-            self.fence();
-        })
+        is_meant.then(|| self.fence())
     }
 
     pub(in crate::memcg) fn reopen(&self, _: ()) {
         let inner = self.inner.write();
-        if inner.words.is_some() {
-            self.is_open.store(1, Ordering::SeqCst);
+        if let Some(words) = &inner.words {
+            *self.gate.lock() = Some(Arc::clone(&words.copies));
         }
     }
 
     pub(in crate::memcg) fn remove(&self) -> Option<Removed<O>> {
-        self.is_open.store(0, Ordering::SeqCst);
-        self.fence();
         let mut inner = self.inner.write();
+        *self.gate.lock() = None;
+        self.fence();
         inner.was_open = false;
         let words = inner.words.take()?;
-        let stock = || words.words.iter().map(|word| word.0.load(Ordering::Relaxed));
+        let stock = || words.copies.iter().map(|word| word.0.load(Ordering::Relaxed));
         Some(Removed {
             amount: stock().map(|word| u64::from((word as u32).saturating_sub(1))).sum(),
             count: stock().map(|word| (word >> 32) as u32).fold(0, u32::wrapping_add),
-            sum: words.words.iter().map(|word| word.1.load(Ordering::Relaxed) as i64).sum(),
+            sum: words.copies.iter().map(|word| word.1.load(Ordering::Relaxed) as i64).sum(),
             words,
         })
     }
