@@ -170,7 +170,8 @@ impl Charge {
         };
         // Both are charged to whoever pays for this one, even if one was removed meanwhile: the
         // bytes may then be of two obj_cgroups that point at the same cgroup.
-        self.bytes += bytes;
+        // Saturating: only where nobody counts any more can it be too much.
+        self.bytes = self.bytes.saturating_add(bytes);
         drop(more);
         Ok(())
     }
@@ -205,7 +206,7 @@ impl Charge {
         if !std::ptr::eq(self.objcg, other.objcg) {
             return Err(MergeError(other));
         }
-        self.bytes += mem::take(&mut other.bytes);
+        self.bytes = self.bytes.saturating_add(mem::take(&mut other.bytes));
         Ok(())
     }
 

@@ -152,7 +152,7 @@ impl Memcg {
     /// Bytes in use by this cgroup and its descendants. The kernel's `memory.current`, without what
     /// is [cached](Memcg::cached).
     ///
-    /// A removed cgroup's figure means nothing any more. Cost: looks at the stocks of all CPUs.
+    /// 0 when it is removed: what it used is its parent's. Cost: looks at the stocks of all CPUs.
     pub fn current(&self) -> u64 {
         self.node.current()
     }

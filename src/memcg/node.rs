@@ -135,6 +135,9 @@ impl Node {
 
     /// Bytes in use by this cgroup and its descendants: charged, but for what is in stocks.
     pub(super) fn current(&self) -> u64 {
+        if self.is_removed() {
+            return 0;
+        }
         // The stocks first: what is taken from one meanwhile is missing there and not here.
         let held = self.stock().held_below(self);
         self.counter.usage().saturating_sub(held)
