@@ -12,6 +12,7 @@
 //! | to know which of them, and what "this CPU" means | [`this_cpu`] |
 //! | untyped areas, for a data structure of your own | [`PerCpuAllocator::alloc`], [`PcpuPtr`] |
 //! | who pays, and how much at most | [`Memcg`], [`Limit`], [`Gfp::ACCOUNT`] |
+//! | its limits and figures as text, by path | [`PerCpuAllocator::files`] |
 //! | to know what is going on | [`PerCpuAllocator::stats`], [`report::Snapshot`], `Display` of [`Memcg`] |
 //! | a wide or a NUMA machine on your laptop | [`Machine::builder`] |
 //! | memory to run out when a test says so | [`FaultInjection`] |
@@ -88,6 +89,7 @@ pub use percpu::{
     PerCpuCounters, PerCpuHistogram, StaticLocal,
 };
 pub use placement::Profile;
+pub use report::{CgroupFile, CgroupFiles, FileError};
 pub use sys::{
     ByConcurrency, ByCpu, CpuId, FaultInjection, Index, Int, MAX_CPUS, Machine, MachineBuilder,
     MachineError, MapError, MapOp, NodeId, RegisteredBy, ThisCpu, Tier,

@@ -59,6 +59,7 @@ mod throttle;
 mod tree;
 
 pub use amount::NumberError;
+pub(crate) use amount::{integer, reclaim_bytes, strip};
 pub use charge::{Charge, MergeError, NotHeld};
 pub use counter::Limit;
 pub use current::EnterGuard;

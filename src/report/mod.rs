@@ -1,8 +1,10 @@
-//! What people read: statistics of the allocator, and cgroups in one line.
+//! What people read, and write as text: statistics, cgroups in one line, interface files.
 
 #![forbid(unsafe_code)]
 
 mod cgroup;
+mod files;
 mod percpu_stats;
 
+pub use files::{CgroupFile, CgroupFiles, FileError};
 pub use percpu_stats::Snapshot;

@@ -1,0 +1,234 @@
+//! The interface files of cgroup v2, by path.
+//!
+//! ```text
+//!   "tenant/query/memory.max"
+//!     └── directory: a cgroup ┘└── file: a row of `table::FILES`
+//! ```
+//!
+//! Names, texts and error numbers are the kernel's (Linux 6.18), so that what reads and writes
+//! `/sys/fs/cgroup` can be pointed here, with these differences:
+//!
+//! * F1: amounts are in bytes and never rounded; see [`Limit`](crate::Limit) for their form.
+//! * F2: members are threads of this process, and only the calling thread can be moved.
+//! * F3: `memory.stat` is exact, and has the lines that this crate keeps: `kernel` (all that is in
+//!   use), of it `percpu` and `charged` ([`Charge`](crate::Charge)s), and `cached`.
+//!
+//! A file is opened by path and works on its cgroup from then on, as a descriptor does: when the
+//! cgroup is removed, reads and writes say `ENODEV`, even if another one took the path.
+
+mod error;
+mod table;
+
+use crate::memcg::{Memcg, PeakReader, TreeError};
+use crate::percpu::PerCpuAllocator;
+
+use table::{FILES, File};
+
+pub use error::FileError;
+
+/// The interface files of a cgroup and of all cgroups below it.
+///
+/// Paths are relative to that cgroup; slashes before, behind and beside others do not count.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::PerCpuAllocator;
+///
+/// let files = PerCpuAllocator::new()?.files();
+/// files.create("tenant")?;
+/// files.write("tenant/memory.max", "64M")?;
+/// assert_eq!(files.read("tenant/memory.max")?, "67108864\n");
+/// assert_eq!(files.write("tenant/memory.max", "lots").unwrap_err().errno(), libc::EINVAL);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupFiles {
+    root: Memcg,
+}
+
+/// An open interface file.
+///
+/// Only `memory.peak` remembers anything: once something was written, it reads as the peak since
+/// then, for this file alone.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::PerCpuAllocator;
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// drop(tenant.charge(1000)?);
+/// let peak = tenant.files().open("memory.peak")?;
+/// assert_eq!(peak.read()?, "1000\n");
+/// peak.write("reset")?;
+/// assert_eq!(peak.read()?, "0\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct CgroupFile {
+    memcg: Memcg,
+    file: &'static File,
+    peak: PeakReader,
+}
+
+impl PerCpuAllocator {
+    /// The interface files of all cgroups, as below `/sys/fs/cgroup`.
+    pub fn files(&self) -> CgroupFiles {
+        self.root().files()
+    }
+}
+
+impl Memcg {
+    /// The interface files of this cgroup and those below it.
+    pub fn files(&self) -> CgroupFiles {
+        CgroupFiles { root: self.clone() }
+    }
+}
+
+impl CgroupFiles {
+    /// Opens a file.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`]: `ENOENT`, `EISDIR`, `ENOTDIR`; `ENODEV` when the cgroup that this belongs to
+    /// was removed.
+    pub fn open(&self, path: &str) -> Result<CgroupFile, FileError> {
+        let (directory, name) = split(path);
+        let memcg = self.directory(directory)?;
+        match table::find(name, &memcg) {
+            Some(file) => Ok(CgroupFile { peak: memcg.peak_reader(), memcg, file }),
+            None if name.is_empty() || memcg.find(name).is_ok() => {
+                Err(FileError::IsDirectory { path: path.into() })
+            }
+            None => Err(FileError::NotFound { path: path.into() }),
+        }
+    }
+
+    /// Reads a file. Figures of one file are of the same moment only when nothing changes.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open); `EACCES` when it can only be written.
+    pub fn read(&self, path: &str) -> Result<String, FileError> {
+        self.open(path)?.read()
+    }
+
+    /// Writes a file; returns the number of bytes that were written, which is all of them.
+    ///
+    /// Blocks as long as the typed method does: writing `memory.max` calls hooks.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open); `EACCES` when it can only be read; what the text or the cgroup is at
+    /// fault with: `EINVAL`, `ERANGE`, `EAGAIN` for `memory.reclaim`, `EOPNOTSUPP` for a thread other
+    /// than the calling one. Nothing is changed then, but for what was reclaimed.
+    pub fn write(&self, path: &str, text: &str) -> Result<usize, FileError> {
+        self.open(path)?.write(text)
+    }
+
+    /// What is in a directory: its files, and then its cgroups by name.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn list(&self, path: &str) -> Result<Vec<String>, FileError> {
+        let memcg = self.directory(path)?;
+        let files = FILES.iter().filter(|file| file.is_in(&memcg)).map(|file| file.name.into());
+        let children = memcg.children();
+        Ok(files.chain(children.iter().map(|child| child.name().into())).collect())
+    }
+
+    /// Creates a cgroup; its parent exists already. The kernel's `mkdir`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Memcg::create`]; `EEXIST` also for the name of a file; `ENOENT`, `ENOTDIR` when there is
+    /// no such parent.
+    pub fn create(&self, path: &str) -> Result<Memcg, FileError> {
+        let (directory, name) = split(path);
+        let parent = self.directory(directory)?;
+        if name.is_empty() || table::find(name, &parent).is_some() {
+            return Err(FileError::Tree(TreeError::Exists { path: path.into() }));
+        }
+        Ok(parent.create(name)?)
+    }
+
+    /// Removes a cgroup. The kernel's `rmdir`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Memcg::remove`], and as [`list`](Self::list).
+    pub fn remove(&self, path: &str) -> Result<(), FileError> {
+        Ok(self.directory(path)?.remove()?)
+    }
+
+    fn directory(&self, path: &str) -> Result<Memcg, FileError> {
+        if self.root.is_removed() {
+            return Err(FileError::Removed { path: self.root.path() });
+        }
+        self.root.find(path).map_err(|error| match self.has_file_in_the_way(path) {
+            true => FileError::NotDirectory { path: path.into() },
+            false => error.into(),
+        })
+    }
+
+    /// True when a component of the path is a file.
+    fn has_file_in_the_way(&self, path: &str) -> bool {
+        let mut memcg = self.root.clone();
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            match memcg.find(name) {
+                Ok(child) => memcg = child,
+                Err(_) => return table::find(name, &memcg).is_some(),
+            }
+        }
+        false
+    }
+}
+
+/// The directory and the last component of a path.
+fn split(path: &str) -> (&str, &str) {
+    let path = path.trim_end_matches('/');
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+impl CgroupFile {
+    /// Reads it.
+    ///
+    /// # Errors
+    ///
+    /// `EACCES` when it can only be written, `ENODEV` when the cgroup was removed.
+    pub fn read(&self) -> Result<String, FileError> {
+        let read = self.file.read.ok_or_else(|| FileError::NotReadable { path: self.path() })?;
+        self.check_lives()?;
+        Ok(read(self))
+    }
+
+    /// Writes it; see [`CgroupFiles::write`].
+    ///
+    /// # Errors
+    ///
+    /// As there, and `ENODEV` when the cgroup was removed.
+    pub fn write(&self, text: &str) -> Result<usize, FileError> {
+        let write = self.file.write.ok_or_else(|| FileError::NotWritable { path: self.path() })?;
+        self.check_lives()?;
+        if !text.is_empty() {
+            // As far as C would see it.
+            let meant = text.split('\0').next().unwrap_or_default();
+            write(self, meant).map_err(|error| error.in_file(|| self.path()))?;
+        }
+        Ok(text.len())
+    }
+
+    fn check_lives(&self) -> Result<(), FileError> {
+        match self.memcg.is_removed() {
+            true => Err(FileError::Removed { path: self.path() }),
+            false => Ok(()),
+        }
+    }
+
+    fn path(&self) -> String {
+        format!("{}/{}", self.memcg.path().trim_end_matches('/'), self.file.name)
+    }
+}

@@ -1,0 +1,152 @@
+//! Every file: its name, where it is, what it reads as and what a write does.
+
+use super::{CgroupFile, FileError};
+use crate::memcg::{Limit, Memcg, NumberError, TreeError, integer, reclaim_bytes, strip};
+
+type Read = fn(&CgroupFile) -> String;
+type Write = fn(&CgroupFile, &str) -> Result<(), FileError>;
+
+#[derive(Debug)]
+pub(super) struct File {
+    pub(super) name: &'static str,
+    /// The root has it, too.
+    on_root: bool,
+    pub(super) read: Option<Read>,
+    pub(super) write: Option<Write>,
+}
+
+pub(super) static FILES: &[File] = &[
+    file("cgroup.controllers", true, |_| "memory\n".into()),
+    file("cgroup.events", false, |at| format!("populated {}\nfrozen 0\n", populated(&at.memcg))),
+    file("cgroup.max.depth", true, |at| bound_text(at.memcg.max_depth()))
+        .writes(|at, text| Ok(at.memcg.set_max_depth(bound(text)?)?)),
+    file("cgroup.max.descendants", true, |at| bound_text(at.memcg.max_descendants()))
+        .writes(|at, text| Ok(at.memcg.set_max_descendants(bound(text)?)?)),
+    file("cgroup.procs", true, threads).writes(attach),
+    file("cgroup.stat", true, cgroup_stat),
+    file("memory.current", false, |at| line(at.memcg.current())),
+    file("memory.events", false, |at| at.memcg.events().to_string()),
+    file("memory.events.local", false, |at| at.memcg.events_local().to_string()),
+    file("memory.high", false, |at| line(at.memcg.high()))
+        .writes(|at, text| set(at, text, Memcg::set_high)),
+    file("memory.low", false, |at| line(at.memcg.low()))
+        .writes(|at, text| set(at, text, Memcg::set_low)),
+    file("memory.max", false, |at| line(at.memcg.max()))
+        .writes(|at, text| set(at, text, Memcg::set_max)),
+    file("memory.min", false, |at| line(at.memcg.min()))
+        .writes(|at, text| set(at, text, Memcg::set_min)),
+    file("memory.oom.group", false, |at| line(u8::from(at.memcg.oom_group()))).writes(oom_group),
+    file("memory.peak", false, |at| line(at.peak.read())).writes(|at, _| {
+        at.peak.reset();
+        Ok(())
+    }),
+    File { name: "memory.reclaim", on_root: true, read: None, write: Some(reclaim) },
+    file("memory.stat", true, memory_stat),
+];
+
+const fn file(name: &'static str, on_root: bool, read: Read) -> File {
+    File { name, on_root, read: Some(read), write: None }
+}
+
+impl File {
+    const fn writes(self, write: Write) -> Self {
+        File { write: Some(write), ..self }
+    }
+
+    /// True when the cgroup has it.
+    pub(super) fn is_in(&self, memcg: &Memcg) -> bool {
+        self.on_root || !memcg.is_root()
+    }
+}
+
+/// The file of that name, if the cgroup has it.
+pub(super) fn find(name: &str, memcg: &Memcg) -> Option<&'static File> {
+    FILES.iter().find(|file| file.name == name && file.is_in(memcg))
+}
+
+fn line(value: impl std::fmt::Display) -> String {
+    format!("{value}\n")
+}
+
+fn set(
+    at: &CgroupFile,
+    text: &str,
+    set: fn(&Memcg, Limit) -> Result<(), TreeError>,
+) -> Result<(), FileError> {
+    Ok(set(&at.memcg, text.parse()?)?)
+}
+
+/// `max` or an integer that is not negative.
+fn bound(text: &str) -> Result<Option<u32>, NumberError> {
+    match strip(text) {
+        "max" => Ok(None),
+        number => {
+            u32::try_from(integer(number)?).map(Some).map_err(|_| NumberError::out_of_range(number))
+        }
+    }
+}
+
+fn bound_text(bound: Option<u32>) -> String {
+    bound.map_or("max\n".into(), line)
+}
+
+/// 1 if the cgroup or one below has a thread.
+fn populated(memcg: &Memcg) -> u8 {
+    let mut cgroups = vec![memcg.clone()];
+    while let Some(memcg) = cgroups.pop() {
+        if memcg.nr_threads() > 0 {
+            return 1;
+        }
+        cgroups.extend(memcg.children());
+    }
+    0
+}
+
+fn threads(at: &CgroupFile) -> String {
+    at.memcg.threads().into_iter().map(line).collect()
+}
+
+fn attach(at: &CgroupFile, text: &str) -> Result<(), FileError> {
+    let text = strip(text);
+    let thread = integer(text)?;
+    if thread < 0 {
+        return Err(NumberError::malformed(text).into());
+    }
+    let this = rustix::thread::gettid().as_raw_nonzero().get();
+    if thread != 0 && thread != this {
+        return Err(FileError::OtherThread { thread });
+    }
+    Ok(at.memcg.attach_thread()?)
+}
+
+fn cgroup_stat(at: &CgroupFile) -> String {
+    let (live, dying) = (at.memcg.nr_descendants(), at.memcg.nr_dying_descendants());
+    // The cgroup itself has the controller as well.
+    let with_memory = live + 1;
+    format!(
+        "nr_descendants {live}\nnr_subsys_memory {with_memory}\n\
+         nr_dying_descendants {dying}\nnr_dying_subsys_memory {dying}\n"
+    )
+}
+
+fn memory_stat(at: &CgroupFile) -> String {
+    let stat = at.memcg.stat();
+    let kernel = stat.percpu + stat.charged;
+    format!(
+        "kernel {kernel}\npercpu {}\ncharged {}\ncached {}\n",
+        stat.percpu, stat.charged, stat.cached
+    )
+}
+
+fn oom_group(at: &CgroupFile, text: &str) -> Result<(), FileError> {
+    let text = strip(text);
+    match integer(text)? {
+        value @ (0 | 1) => Ok(at.memcg.set_oom_group(value == 1)?),
+        _ => Err(NumberError::malformed(text).into()),
+    }
+}
+
+fn reclaim(at: &CgroupFile, text: &str) -> Result<(), FileError> {
+    at.memcg.reclaim(reclaim_bytes(text)?)?;
+    Ok(())
+}
