@@ -1,0 +1,189 @@
+//! The interface files of cgroup v2: exact texts, error numbers, and what a write does.
+
+use percpu_memcg::{CgroupFiles, Memcg, PerCpuAllocator};
+use proptest::prelude::*;
+
+fn tenant() -> (PerCpuAllocator, Memcg, CgroupFiles) {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let files = tenant.files();
+    (pcpu, tenant, files)
+}
+
+/// Every file of a new cgroup.
+const FRESH: &[(&str, &str)] = &[
+    ("cgroup.controllers", "memory\n"),
+    ("cgroup.events", "populated 0\nfrozen 0\n"),
+    ("cgroup.max.depth", "max\n"),
+    ("cgroup.max.descendants", "max\n"),
+    ("cgroup.procs", ""),
+    (
+        "cgroup.stat",
+        "nr_descendants 0\nnr_subsys_memory 1\nnr_dying_descendants 0\nnr_dying_subsys_memory 0\n",
+    ),
+    ("memory.current", "0\n"),
+    ("memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n"),
+    ("memory.events.local", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n"),
+    ("memory.high", "max\n"),
+    ("memory.low", "0\n"),
+    ("memory.max", "max\n"),
+    ("memory.min", "0\n"),
+    ("memory.oom.group", "0\n"),
+    ("memory.peak", "0\n"),
+    ("memory.stat", "kernel 0\npercpu 0\ncharged 0\ncached 0\n"),
+];
+
+#[test]
+fn a_new_cgroup_reads_as_the_kernel_writes_it() {
+    let (_pcpu, _tenant, files) = tenant();
+    for (file, text) in FRESH {
+        assert_eq!(files.read(file).unwrap(), *text, "{file}");
+    }
+    let mut names: Vec<&str> = FRESH.iter().map(|(file, _)| *file).collect();
+    names.push("memory.reclaim");
+    names.sort_unstable();
+    assert_eq!(files.list("").unwrap(), names);
+}
+
+#[test]
+fn the_root_has_no_limits_and_no_usage() {
+    let (pcpu, ..) = tenant();
+    let files = pcpu.files();
+    let names = [
+        "cgroup.controllers",
+        "cgroup.max.depth",
+        "cgroup.max.descendants",
+        "cgroup.procs",
+        "cgroup.stat",
+        "memory.reclaim",
+        "memory.stat",
+        "tenant",
+    ];
+    assert_eq!(files.list("/").unwrap(), names);
+    assert_eq!(files.read("memory.max").unwrap_err().errno(), libc::ENOENT);
+    assert_eq!(files.read("/tenant//memory.max").unwrap(), "max\n");
+}
+
+#[test]
+fn what_was_written_reads_back() {
+    let (_pcpu, tenant, files) = tenant();
+    for (file, written, read) in [
+        ("memory.max", "64M", "67108864\n"),
+        ("memory.max", " 4095 \n", "4095\n"),
+        ("memory.max", "max\n", "max\n"),
+        ("memory.high", "0x1000", "4096\n"),
+        ("memory.low", "010", "8\n"),
+        ("memory.min", "1k", "1024\n"),
+        ("memory.oom.group", "1\n", "1\n"),
+        ("cgroup.max.depth", "3", "3\n"),
+        ("cgroup.max.descendants", "0", "0\n"),
+    ] {
+        assert_eq!(files.write(file, written), Ok(written.len()), "{file}");
+        assert_eq!(files.read(file).unwrap(), read, "{file}");
+    }
+    assert_eq!(tenant.create("child").unwrap_err().errno(), libc::EAGAIN);
+}
+
+#[test]
+fn bad_input_has_the_kernels_error_number_and_changes_nothing() {
+    let (_pcpu, _tenant, files) = tenant();
+    files.write("memory.max", "64M").unwrap();
+    for (file, text, errno) in [
+        ("memory.max", "1.5G", libc::EINVAL),
+        ("memory.max", "10KB", libc::EINVAL),
+        ("memory.max", "-1", libc::EINVAL),
+        ("memory.max", "\n", libc::EINVAL),
+        ("memory.max", "K", libc::EINVAL),
+        ("memory.max", "16E", libc::ERANGE),
+        ("memory.oom.group", "2", libc::EINVAL),
+        ("cgroup.max.depth", "-1", libc::ERANGE),
+        ("cgroup.procs", "-1", libc::EINVAL),
+        ("cgroup.procs", "1", libc::EOPNOTSUPP),
+        ("memory.reclaim", "max", libc::EINVAL),
+        ("memory.reclaim", "1M", libc::EAGAIN),
+        ("memory.current", "1", libc::EACCES),
+        ("nothing", "1", libc::ENOENT),
+        ("", "1", libc::EISDIR),
+        ("memory.max/more", "1", libc::ENOTDIR),
+    ] {
+        let error = files.write(file, text).unwrap_err();
+        assert_eq!(error.errno(), errno, "{file} {text:?}: {error}");
+    }
+    assert_eq!(files.read("memory.reclaim").unwrap_err().errno(), libc::EACCES);
+    assert_eq!(files.read("memory.max").unwrap(), "67108864\n");
+    assert_eq!(files.write("memory.max", ""), Ok(0), "an empty write does nothing");
+}
+
+#[test]
+fn a_refused_charge_is_seen_in_events_and_usage() {
+    let (_pcpu, tenant, files) = tenant();
+    files.write("memory.max", "1000").unwrap();
+    let held = tenant.charge(600).unwrap();
+    tenant.try_charge(600).unwrap_err();
+    assert_eq!(files.read("memory.current").unwrap(), "600\n");
+    assert!(files.read("memory.events").unwrap().contains("\nmax 1\n"));
+    let stat = files.read("memory.stat").unwrap();
+    assert!(stat.starts_with("kernel 600\npercpu 0\ncharged 600\n"), "{stat}");
+    drop(held);
+    let (one, other) = (files.open("memory.peak").unwrap(), files.open("memory.peak").unwrap());
+    one.write("reset").unwrap();
+    assert_eq!((one.read().unwrap(), other.read().unwrap()), ("0\n".into(), "600\n".into()));
+}
+
+#[test]
+fn reclaim_asks_hooks() {
+    let (_pcpu, tenant, files) = tenant();
+    let held = std::sync::Mutex::new(Some(tenant.charge(5000).unwrap()));
+    let _hook = tenant
+        .on_reclaim(0, move |_| held.lock().unwrap().take().map_or(0, |charge| charge.bytes()));
+    assert_eq!(files.write("memory.reclaim", "4K swappiness=0"), Ok(15));
+    assert_eq!(files.read("memory.current").unwrap(), "0\n");
+}
+
+#[test]
+fn the_calling_thread_can_be_attached() {
+    let (pcpu, tenant, files) = tenant();
+    files.write("cgroup.procs", "0\n").unwrap();
+    assert_eq!(tenant.of_this_thread(), tenant);
+    assert_eq!(files.read("cgroup.procs").unwrap(), format!("{}\n", tenant.threads()[0]));
+    assert_eq!(files.read("cgroup.events").unwrap(), "populated 1\nfrozen 0\n");
+    assert_eq!(pcpu.files().remove("tenant").unwrap_err().errno(), libc::EBUSY);
+    pcpu.files().write("cgroup.procs", "0").unwrap();
+    pcpu.files().remove("tenant").unwrap();
+}
+
+#[test]
+fn directories_are_cgroups() {
+    let (pcpu, tenant, _) = tenant();
+    let files = pcpu.files();
+    let child = files.create("tenant/child/").unwrap();
+    assert_eq!(child.path(), "/tenant/child");
+    let errno = |path| files.create(path).unwrap_err().errno();
+    assert_eq!(errno("tenant/child"), libc::EEXIST);
+    assert_eq!(errno("tenant/memory.max"), libc::EEXIST);
+    assert_eq!(errno("nobody/child"), libc::ENOENT);
+    assert_eq!(errno("tenant/memory.max/child"), libc::ENOTDIR);
+    assert_eq!(files.remove("tenant").unwrap_err().errno(), libc::EBUSY);
+    let open = files.open("tenant/child/memory.max").unwrap();
+    files.remove("tenant/child").unwrap();
+    files.create("tenant/child").unwrap();
+    assert_eq!(open.write("1").unwrap_err().errno(), libc::ENODEV);
+    assert_eq!(child.files().list("").unwrap_err().errno(), libc::ENODEV);
+    assert_eq!(tenant.files().read("child/memory.max").unwrap(), "max\n");
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_written_is_taken_or_changes_nothing(path in "[a-z./]{0,20}", text in "\\PC{0,12}") {
+        let (pcpu, _tenant, files) = tenant();
+        let all = || FRESH.iter().map(|(file, _)| files.read(file)).collect::<Vec<_>>();
+        let before = all();
+        let _ = pcpu.files().write(&path, &text);
+        for (file, _) in FRESH.iter().filter(|(file, _)| *file != "cgroup.procs") {
+            match files.write(file, &text) {
+                Ok(written) => prop_assert_eq!(written, text.len()),
+                Err(_) => prop_assert_eq!(files.read(file), before[FRESH.iter().position(|(name, _)| name == file).unwrap()].clone()),
+            }
+        }
+    }
+}
