@@ -11,16 +11,17 @@
 //!            stat ───►  per-CPU words in the arena, charged to the parent
 //! ```
 //!
-//! * M1: a cgroup's usage is the sum of the full sizes (`account`) of the live accounted areas
-//!   whose token points into its subtree; and `percpu` is the same sum. At every moment usage is
-//!   at least that; they are equal when no operation is under way.
+//! * M1: a cgroup's counter is the sum of the full sizes (`account`) of the live accounted areas
+//!   and of the bytes of the [`Charge`]s whose token points into its subtree, and of what stocks
+//!   hold for it. At every moment it is at least that; equal when no operation is under way.
 //! * M2: a charge is made at the cgroup and all its ancestors, or at none.
 //! * M3: a token (`ObjCgroup`) points at a live cgroup, or at one that is being removed.
 //! * M4: a removed cgroup's counter is never read for a decision: nothing resolves to it.
 //!
 //! Locks, outermost first: the tree's topology lock > the arena's locks. A node's `children` is a
-//! leaf; of the `inherited` lists, removal takes the child's and then the parent's. Charging takes
-//! no lock, and no lock but the topology lock is held while uncharging.
+//! leaf; of the `inherited` lists, removal takes the child's and then the parent's. The lock of
+//! drains comes after the topology lock, and those of the CPUs' stocks after that. A charge out of a
+//! stock takes no lock; see `stock` for the others.
 //!
 //! Mirrors `mm/memcontrol.c` as far as per-CPU memory needs it (Linux 5.9 to 6.18): hierarchical
 //! counters, obj_cgroups and their reparenting, and statistics charged to the parent. Counters are

@@ -267,7 +267,7 @@ impl World {
             Ok(()) => {
                 prop_assert_eq!(payer, heir);
                 self.shadow.charges[into].1 += bytes;
-                self.charges.swap_remove(at);
+                drop(self.charges.swap_remove(at));
                 self.shadow.charges.swap_remove(at);
             }
             // Charges of a removed cgroup are the parent's, but not the same as the parent's.
