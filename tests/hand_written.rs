@@ -41,7 +41,7 @@ impl Accountant for Tree {
 
     fn uncharge(&mut self, bytes: u64) {
         if let Some(at) = self.charges.iter().position(|charge| charge.bytes() == bytes) {
-            self.charges.swap_remove(at);
+            drop(self.charges.swap_remove(at));
         }
     }
 
