@@ -48,9 +48,12 @@ macro_rules! per_cpu {
     ($($(#[$attribute:meta])* $visibility:vis static $name:ident: $int:ty = $value:expr;)+) => {$(
         $(#[$attribute])*
         #[unsafe(link_section = "percpu_memcg_data")]
-        $visibility static $name: $crate::StaticLocal<$int> =
+        $visibility static $name: $crate::StaticLocal<$int> = {
+            // Not inside of the unsafe block: it is the caller's.
+            const INITIAL: $int = $value;
             // SAFETY: it is in the section.
-            unsafe { $crate::StaticLocal::in_section($value) };
+            unsafe { $crate::StaticLocal::in_section(INITIAL) }
+        };
     )+};
 }
 
@@ -61,7 +64,8 @@ macro_rules! per_cpu {
 /// # Panics
 ///
 /// The first operation, when that cannot be built; call `PerCpuAllocator::global()?` early to have
-/// an error instead, and before operations in signal handlers.
+/// an error instead, and before operations in signal handlers. Any operation, when the variable is of
+/// another shared object than this crate, which then has a section of its own.
 #[derive(Debug)]
 #[repr(transparent)]
 pub struct StaticLocal<N: Int, I: Index = ByCpu> {
@@ -93,7 +97,10 @@ impl<N: Int, I: Index> StaticLocal<N, I> {
     #[inline(always)]
     fn local(&self) -> LocalRef<'static, N, I> {
         let global = global();
-        let offset = ptr::from_ref(self).addr() - global.section;
+        let offset = ptr::from_ref(self).addr().wrapping_sub(global.section);
+        if offset >= global.len {
+            of_another_object();
+        }
         // SAFETY: the variable is in the section, and the static region is as long.
         let first = unsafe { global.region.byte_add(offset) }.cast();
         // SAFETY: the static region is never freed, and no allocation is in it. The initial value
@@ -110,6 +117,8 @@ pub(super) struct Global {
     slots: Slots,
     /// The start of the section.
     section: usize,
+    /// The length of the section in bytes.
+    len: usize,
     /// The start of the static region in the copy of CPU 0.
     region: NonNull<u8>,
 }
@@ -128,6 +137,11 @@ fn global() -> &'static Global {
         Some(global) => global,
         None => build_global(),
     }
+}
+
+#[cold]
+fn of_another_object() -> ! {
+    panic!("the variable is of another shared object than the allocator");
 }
 
 #[cold]
@@ -179,6 +193,6 @@ impl Global {
             }
         }
         let slots = allocator.tree().arena().slots();
-        Ok(Global { allocator, slots, section: start.addr(), region })
+        Ok(Global { allocator, slots, section: start.addr(), len, region })
     }
 }
