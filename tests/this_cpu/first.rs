@@ -1,4 +1,4 @@
-//! The first operation of a thread, where this crate registers the thread's area.
+//! The first operation of a thread, where this crate registers the thread's area, and its last.
 //!
 //! Between finding that there is none and the system call that registers it, a signal may arrive,
 //! and its handler may use an operation, which registers the area as well:
@@ -10,8 +10,18 @@
 //!
 //! A filter makes that happen: instead of the system call the thread gets a signal, whose handler
 //! uses an operation before it makes the call on behalf of the thread.
+//!
+//! A detached thread may end together with its memory, in which its area was. Destructors of its
+//! thread-local variables come before that, in any order, and use operations too.
 
-use percpu_memcg::{RegisteredBy, ThisCpu, Tier};
+use std::sync::LazyLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use percpu_memcg::{ByCpu, PerCpu, RegisteredBy, ThisCpu, Tier};
+
+use crate::words::{Object, Words as _};
+use crate::{KERNEL, real};
 
 /// True in the tier where first operations register areas.
 fn we_register() -> bool {
@@ -110,7 +120,7 @@ mod interrupted {
 
 fn in_a_new_thread(work: fn()) {
     if we_register() {
-        std::thread::spawn(work).join().expect("as asserted");
+        thread::spawn(work).join().expect("as asserted");
     } else {
         println!("nothing to register in tier {:?}", ThisCpu::tier());
     }
@@ -124,4 +134,43 @@ fn a_handler_that_registers_first_takes_nothing_from_its_thread() {
 #[test]
 fn a_handler_that_registers_first_takes_nothing_by_concurrency() {
     in_a_new_thread(interrupted::by_concurrency);
+}
+
+static LAST: LazyLock<Object<u32, ByCpu>> =
+    LazyLock::new(|| Object(PerCpu::zeroed_in(&real(), KERNEL).expect("room")));
+
+/// Uses an operation when it is dropped.
+struct Last;
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        LAST.add(1);
+    }
+}
+
+thread_local! {
+    static BEFORE: Last = const { Last };
+    static AFTER: Last = const { Last };
+}
+
+#[test]
+fn a_detached_thread_ends_with_its_memory() {
+    const ROUNDS: u32 = 50;
+    const AT_ONCE: u32 = 20;
+    LazyLock::force(&LAST);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for round in 1..=ROUNDS {
+        for _ in 0..AT_ONCE {
+            // Not joined, which is what has it free its own memory.
+            drop(thread::spawn(|| {
+                BEFORE.with(|_| {});
+                LAST.add(1);
+                AFTER.with(|_| {});
+            }));
+        }
+        while LAST.sum() != round * AT_ONCE * 3 {
+            assert!(Instant::now() < deadline, "{} of {}", LAST.sum(), round * AT_ONCE * 3);
+            thread::yield_now();
+        }
+    }
 }

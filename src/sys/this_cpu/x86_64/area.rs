@@ -2,11 +2,16 @@
 //!
 //! The C library registers one for every thread (glibc since 2.35) and says at which offset from
 //! the thread pointer it is. Where it does not, each thread registers an area of ours. That one
-//! lies in static TLS: it is at the same offset in every thread, holds -1 for a CPU id until it is
-//! registered, and needs no unregistering, as its memory outlives the last instruction of its
-//! thread.
+//! lies in static TLS: it is at the same offset in every thread, and holds -1 for a CPU id unless
+//! it is registered.
+//!
+//! The memory of static TLS may end before the thread does: musl lets a detached thread unmap its
+//! own stack, where the kernel must not look for an area any more. So a thread that ends
+//! unregisters its area and never registers it again. glibc keeps the memory until the kernel has
+//! said that the thread is gone, and needs none of this.
 
 use std::arch::{asm, global_asm};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Offset of the CPU id in an area; -1 when nobody registered it, -2 when that failed.
 pub(super) const CPU_ID: usize = 4;
@@ -29,6 +34,8 @@ const ORIGINAL_FEATURES: u32 = 20;
 /// The size and the alignment of our own area.
 const OWN_SIZE: u32 = 128;
 const OWN_ALIGN: u64 = 64;
+/// Offset of a word of our own area that is not zero when its thread ends.
+const IS_CLOSED: u32 = OWN_SIZE - 4;
 
 // The name carries the version, because two versions of this crate may meet in one program.
 macro_rules! own_area {
@@ -127,14 +134,8 @@ impl Area {
         id
     }
 
-    /// Registers this thread's area, which is [our own](Self::own), unless that was tried before.
-    /// Safe in signal handlers.
-    pub(super) fn register(self) {
-        const NOT_TRIED: i32 = -1;
-        const FAILED: i32 = -2;
-        if self.cpu_id() != NOT_TRIED {
-            return;
-        }
+    /// Where this thread's area is.
+    fn of_this_thread(self) -> *mut u8 {
         let thread: *mut u8;
         // SAFETY: the first word at the thread pointer is the thread pointer (x86-64 psABI).
         unsafe {
@@ -144,15 +145,66 @@ impl Area {
                 options(nostack, preserves_flags, readonly),
             );
         }
-        let area = thread.wrapping_byte_offset(self.offset);
-        // SAFETY: the area is this thread's, of that size and alignment, and exists as long as
-        // the thread runs. The kernel writes to it, and to nothing else.
-        let result = unsafe { libc::syscall(libc::SYS_rseq, area, own_size(), 0, SIGNATURE) };
-        // It also fails when a signal handler registered the area in between.
-        if result != 0 && self.cpu_id() == NOT_TRIED {
-            // SAFETY: nobody registered the area, so it is memory of this thread alone.
-            unsafe { area.wrapping_byte_add(CPU_ID).cast::<i32>().write_volatile(FAILED) };
+        thread.wrapping_byte_offset(self.offset)
+    }
+
+    /// Registers this thread's area, which is [our own](Self::own), unless that was tried before.
+    /// Safe in signal handlers, and leaves `errno` as it is.
+    pub(super) fn register(self) {
+        const NOT_TRIED: i32 = -1;
+        const FAILED: i32 = -2;
+        if self.cpu_id() != NOT_TRIED || self.is_closed().load(Ordering::Relaxed) != 0 {
+            return;
         }
+        // Before the area is registered: there must be no area without an end.
+        if !at_thread_exit::close_area() {
+            return;
+        }
+        // SAFETY: the area is this thread's, of that size and alignment, and exists until the
+        // thread closes it. The kernel writes to it, and to nothing else.
+        let is_registered = unsafe { self.rseq(0) };
+        // It also fails when a signal handler registered the area in between.
+        if !is_registered && self.cpu_id() == NOT_TRIED {
+            let cpu_id = self.of_this_thread().wrapping_byte_add(CPU_ID).cast::<i32>();
+            // SAFETY: nobody registered the area, so it is memory of this thread alone.
+            unsafe { cpu_id.write_volatile(FAILED) };
+        }
+    }
+
+    /// Unregisters this thread's area, which is [our own](Self::own), for good.
+    #[cfg(not(target_env = "gnu"))]
+    fn close(self) {
+        const UNREGISTER: i32 = 1;
+        // Signal handlers that run from here on leave it alone.
+        self.is_closed().store(1, Ordering::Relaxed);
+        // SAFETY: unregisters what this thread registered, or fails. The CPU id becomes -1.
+        unsafe { self.rseq(UNREGISTER) };
+    }
+
+    /// A word of this thread's area, which is [our own](Self::own).
+    fn is_closed(&self) -> &AtomicU32 {
+        let word = self.of_this_thread().wrapping_byte_add(IS_CLOSED as usize).cast();
+        // SAFETY: aligned, part of the area for as long as the thread runs code, and accessed in no
+        // other way; not among what the kernel writes.
+        unsafe { AtomicU32::from_ptr(word) }
+    }
+
+    /// Registers or unregisters this thread's area.
+    ///
+    /// # Safety
+    ///
+    /// When registering, the area exists until it is unregistered or the thread is gone.
+    unsafe fn rseq(self, flags: i32) -> bool {
+        let area = self.of_this_thread();
+        // SAFETY: `errno` is a variable of this thread.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: as above.
+        let before = unsafe { errno.read() };
+        // SAFETY: the caller's promise; without it, unregistering fails or does what was asked.
+        let result = unsafe { libc::syscall(libc::SYS_rseq, area, own_size(), flags, SIGNATURE) };
+        // SAFETY: as above.
+        unsafe { errno.write(before) };
+        result == 0
     }
 
     pub(super) fn has_concurrency_ids(self) -> bool {
@@ -172,5 +224,52 @@ fn own_size() -> u32 {
     // SAFETY: as in `features`.
     let align = unsafe { libc::getauxval(AT_RSEQ_ALIGN) };
     let size = features().max(ORIGINAL_SIZE);
-    if size <= OWN_SIZE && align <= OWN_ALIGN { size } else { ORIGINAL_SIZE }
+    if size <= IS_CLOSED && align <= OWN_ALIGN { size } else { ORIGINAL_SIZE }
+}
+
+/// Has threads close their own areas when they end: glibc needs that not.
+#[cfg(target_env = "gnu")]
+pub(super) mod at_thread_exit {
+    pub(in super::super) fn prepare() {}
+
+    pub(super) fn close_area() -> bool {
+        true
+    }
+}
+
+/// Has threads close their own areas when they end, after destructors of `thread_local!`s that
+/// come first; to those that come later, the thread has no area.
+#[cfg(not(target_env = "gnu"))]
+pub(super) mod at_thread_exit {
+    use std::ffi::c_void;
+    use std::ptr;
+    use std::sync::OnceLock;
+
+    use super::Area;
+
+    static KEY: OnceLock<Option<libc::pthread_key_t>> = OnceLock::new();
+
+    /// Before the first thread registers an area.
+    pub(in super::super) fn prepare() {
+        KEY.get_or_init(|| {
+            let mut key = 0;
+            // SAFETY: writes to `key`; the function fits, and is never unloaded before a thread
+            // that uses it ends.
+            let result = unsafe { libc::pthread_key_create(&raw mut key, Some(close)) };
+            (result == 0).then_some(key)
+        });
+    }
+
+    /// Once for each thread; safe in signal handlers. Returns whether it will happen.
+    pub(super) fn close_area() -> bool {
+        let Some(&Some(key)) = KEY.get() else { return false };
+        // Any value that is not null: it has the destructor called.
+        let value = ptr::without_provenance(1);
+        // SAFETY: the key is valid. These C libraries store into the thread's own array.
+        unsafe { libc::pthread_setspecific(key, value) == 0 }
+    }
+
+    extern "C" fn close(_: *mut c_void) {
+        Area::own().close();
+    }
 }

@@ -19,7 +19,10 @@ const _: () = assert!(UNIT_STRIDE <= i32::MAX as usize, "an immediate operand of
 pub(super) fn choose() -> Choice {
     let (area, registered_by) = match Area::of_libc() {
         Some(area) => (area, RegisteredBy::Libc),
-        None => (Area::own(), RegisteredBy::Us),
+        None => {
+            area::at_thread_exit::prepare();
+            (Area::own(), RegisteredBy::Us)
+        }
     };
     if !cpu_ids_are_small() || !self_test::passes(area, registered_by) {
         return Choice::atomic();
