@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering as Order;
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use std::{fmt, thread};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering};
+use std::{fmt, process, thread};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
@@ -43,6 +43,8 @@ pub struct PerCpuCounter {
     batch: u64,
     /// Threads that are moving something to the total.
     moving: AtomicUsize,
+    /// The process whose threads these are.
+    process: AtomicU32,
     /// Held by those who report the value and take it away; and set, so that nothing is moved.
     settling: Mutex<()>,
     is_settling: AtomicBool,
@@ -74,6 +76,7 @@ impl PerCpuCounter {
             local: PerCpu::zeroed_in(allocator, gfp)?,
             batch,
             moving: AtomicUsize::new(0),
+            process: AtomicU32::new(process::id()),
             settling: Mutex::new(()),
             is_settling: AtomicBool::new(false),
         })
@@ -101,8 +104,9 @@ impl PerCpuCounter {
         // keeps others from leaving; SeqCst: either it sees this one or this one sees it.
         self.moving.fetch_add(1, Ordering::SeqCst);
         if self.is_settling.load(Ordering::SeqCst) {
-            // Not waited for, because `settle` may be what this signal handler interrupted.
-            self.local.add(amount);
+            // Not waited for, because `settle` may be what this signal handler interrupted. Added
+            // to one place, which `settle` sees or not.
+            self.total.fetch_add(amount, Ordering::Relaxed);
         } else {
             // Relaxed: ordered by what follows.
             let collected = self.local.add_or_take(amount, self.batch - 1);
@@ -138,8 +142,7 @@ impl PerCpuCounter {
     }
 
     /// How far [`read`](Self::read) and [`sum`](Self::sum) are apart at most, when nobody adds:
-    /// less than a batch on every possible CPU and for threads without one. What is added during a
-    /// [`set`](Self::set) or [`take`](Self::take) may come on top, until the same CPU adds again.
+    /// less than a batch on every possible CPU and for threads without one.
     pub fn error(&self) -> u64 {
         self.batch.saturating_sub(1).saturating_mul(self.local.cpus().len() as u64 + 1)
     }
@@ -159,7 +162,8 @@ impl PerCpuCounter {
 
     /// Sets the value. What others add meanwhile is either kept or overwritten, each as a whole.
     ///
-    /// Not for signal handlers: waits for other callers of `set` and `take`.
+    /// Not for signal handlers: waits for other callers of `set` and `take`. So it would in a
+    /// forked child, for one that was at it when the process forked.
     pub fn set(&self, value: i64) {
         self.settle(|_| value);
     }
@@ -175,6 +179,11 @@ impl PerCpuCounter {
     fn settle(&self, to: impl FnOnce(i64) -> i64) -> i64 {
         let _alone = self.settling.lock();
         self.is_settling.store(true, Ordering::SeqCst);
+        if self.process.swap(process::id(), Ordering::Relaxed) != process::id() {
+            // A fork left behind the threads that were moving something, and took away what that
+            // was.
+            self.moving.store(0, Ordering::Relaxed);
+        }
         // SeqCst: as in `add_full`. The wait is short: for a few instructions of other threads.
         while self.moving.load(Ordering::SeqCst) > 0 {
             thread::yield_now();
@@ -257,7 +266,8 @@ impl<const K: usize> PerCpuCounters<K> {
         self.counters.at(index).sum()
     }
 
-    /// All values. Reads the counters of one CPU after those of another.
+    /// All values: each is exact when nobody adds. They are not from one moment, as each reads
+    /// every CPU by itself.
     pub fn sums(&self) -> [i64; K] {
         std::array::from_fn(|index| self.sum(index))
     }

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
-use percpu_memcg::{ByConcurrency, ByCpu, Local, LocalStack, PerCpu, ThisCpu, Tier, per_cpu};
+use percpu_memcg::{
+    ByConcurrency, ByCpu, Local, LocalStack, PerCpu, PerCpuCounter, ThisCpu, Tier, per_cpu,
+};
 
 use crate::areas::give_up;
 use crate::conditions::{Detached, Trial, pin, two_cpus};
@@ -89,6 +91,34 @@ fn a_child_forked_while_others_work_counts_exactly() {
     let cpus = pcpu.machine().nr_possible() as i32;
     assert_eq!(words.sum(), 3 * (counted - 1), "no child's work is here");
     assert_eq!(VARIABLE.sum(), (-5 * cpus).wrapping_add(counted as i32));
+}
+
+/// Threads that were moving something to the total are not in the child, which waits for none.
+#[test]
+fn a_child_forked_while_others_fill_batches_takes_a_counter() {
+    const SECONDS: libc::c_uint = 20;
+    let counter = &PerCpuCounter::with_batch(&real(), KERNEL, 2).unwrap();
+    let is_over = &AtomicBool::new(false);
+    thread::scope(|scope| {
+        let add = || {
+            while !is_over.load(Relaxed) {
+                counter.inc();
+            }
+        };
+        (0..WORKERS).for_each(|_| drop(scope.spawn(add)));
+        for _ in 0..FORKS * 5 {
+            let child = in_forked_child(|| {
+                // SAFETY: ends this process if it waits for somebody.
+                unsafe { libc::alarm(SECONDS) };
+                counter.take();
+                counter.add(5);
+                counter.inc();
+                counter.take() == 6
+            });
+            assert!(child);
+        }
+        is_over.store(true, Relaxed);
+    });
 }
 
 /// Whatever of its stacks the parent's threads were changing at the moment of the fork. Without
