@@ -1,6 +1,7 @@
 //! A stack on every CPU.
 
 use std::fmt;
+use std::iter;
 use std::marker::PhantomData;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use zerocopy::FromZeros;
 
 use super::PerCpu;
-use crate::sys::{ByCpu, Index, Int, STACK_HEADER, Word, pop_twin, push_twin};
+use crate::sys::{ByCpu, Index, Int, STACK_HEADER, STACK_LOCKED, Word, pop_twin, push_twin};
 
 /// A stack of up to `CAP` integers, for caches: indices or offsets of free things that the next
 /// user on the same CPU takes.
@@ -17,7 +18,7 @@ use crate::sys::{ByCpu, Index, Int, STACK_HEADER, Word, pop_twin, push_twin};
 /// may be refused and a pop may find nothing although other CPUs have room or items; without
 /// sequences also because another thread is using the same stack. Nothing ever waits. Without
 /// sequences a forked child finds a stack that another thread was using at that moment full and
-/// empty for good.
+/// empty, until it is [drained](PerCpu::drain).
 ///
 /// # Examples
 ///
@@ -114,14 +115,47 @@ impl<N: Int, const CAP: usize, I: Index> PerCpu<LocalStack<N, CAP, I>> {
         (len > 0).then_some(item)
     }
 
-    /// Empties the stacks of all CPUs.
+    /// Pops from the stacks of all CPUs, one after the other; what is not asked for remains.
     pub fn drain(&mut self) -> impl Iterator<Item = N> {
         let (_, first, tree) = self.parts();
         // SAFETY: the object's copies, and the detached one; `&mut self` excludes operations.
         let stacks = tree.arena().copies(first.as_ptr()).map(|stack| unsafe { &mut *stack });
         stacks.flat_map(|stack: &mut LocalStack<N, CAP, I>| {
-            let len = std::mem::take(stack.len.get_mut()) as usize;
-            stack.items[..len].iter().map(N::read_twin)
+            let len = stack.len.get_mut();
+            // Set where a fork left behind the thread that set it, which had changed nothing yet.
+            *len &= !STACK_LOCKED;
+            iter::from_fn(|| {
+                let top = len.checked_sub(1)?;
+                *len = top;
+                Some(N::read_twin(&stack.items[top as usize]))
+            })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memcg::Gfp;
+    use crate::percpu::PerCpuAllocator;
+    use crate::sys::Machine;
+
+    #[test]
+    fn drain_unlocks_what_a_fork_left_locked() {
+        let pcpu = PerCpuAllocator::builder().machine(Machine::uniform(1).unwrap()).build();
+        let mut stacks =
+            PerCpu::<LocalStack<u32, 4>>::zeroed_in(&pcpu.unwrap(), Gfp::KERNEL).unwrap();
+        let cpus = stacks.cpus().to_vec();
+        for cpu in cpus {
+            let stack = stacks.get(cpu).unwrap();
+            [7, 8].iter().for_each(|item| {
+                push_twin::<u32>(&stack.len, &stack.items, *item);
+            });
+            stack.len.fetch_or(STACK_LOCKED, Ordering::Relaxed);
+            assert_eq!(pop_twin::<u32>(&stack.len, &stack.items), (0, 0), "locked");
+            assert!(stacks.drain().eq([8, 7]));
+            let stack = stacks.get(cpu).unwrap();
+            assert_eq!(push_twin::<u32>(&stack.len, &stack.items, 9), 0, "empty, with room");
+        }
     }
 }

@@ -183,7 +183,7 @@ fn a_stack_of_one_cpu_is_last_in_first_out() {
             }
             stacks.push(item(1)).unwrap();
             stacks.push(item(2)).unwrap();
-            assert_eq!(stacks.drain().collect::<Vec<_>>(), [item(1), item(2)]);
+            assert_eq!(stacks.drain().collect::<Vec<_>>(), [item(2), item(1)]);
             assert!(stacks.iter().all(|(_, stack)| stack.is_empty()));
             assert_eq!(stacks.pop(), None);
         }

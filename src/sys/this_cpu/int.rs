@@ -251,15 +251,15 @@ twins!(
 pub(crate) const STACK_HEADER: usize = 8;
 
 /// Set in the length of a stack while an atomic twin works on it.
-const LOCKED: u32 = 1 << 31;
+pub(crate) const STACK_LOCKED: u32 = 1 << 31;
 
 /// Twins of `push` and `pop`. A stack is more than a word, so they lock it, and find it full or
 /// empty when somebody else has: they never wait, and are safe in signal handlers.
 fn lock(len: &AtomicU32) -> Option<u32> {
     let found = len.load(Relaxed);
-    let is_free = found & LOCKED == 0;
+    let is_free = found & STACK_LOCKED == 0;
     // Acquire: items were stored before the length was released.
-    (is_free && len.compare_exchange(found, found | LOCKED, Acquire, Relaxed).is_ok())
+    (is_free && len.compare_exchange(found, found | STACK_LOCKED, Acquire, Relaxed).is_ok())
         .then_some(found)
 }
 

@@ -56,8 +56,8 @@ use tier::Miss;
 
 pub use int::Int;
 pub(crate) use int::{
-    Bound, Collect, STACK_HEADER, Sequences, Twins, add_or_take_twin, add_within_twin, pop_twin,
-    push_twin,
+    Bound, Collect, STACK_HEADER, STACK_LOCKED, Sequences, Twins, add_or_take_twin,
+    add_within_twin, pop_twin, push_twin,
 };
 pub use tier::{RegisteredBy, ThisCpu, Tier};
 

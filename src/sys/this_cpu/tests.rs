@@ -223,7 +223,6 @@ fn stack_story<N: Plain>() -> impl Strategy<Value = Vec<Option<N>>> {
 }
 
 fn stack_twins_agree_with_a_vector_and_leave_locked_stacks_alone<N: Plain>() {
-    const LOCKED: u32 = 1 << 31;
     proptest!(cases(), |(ops in stack_story::<N>())| {
         let (mut plain, stack) = (Vec::new(), Stack::<N>::new_zeroed());
         for op in ops {
@@ -231,10 +230,10 @@ fn stack_twins_agree_with_a_vector_and_leave_locked_stacks_alone<N: Plain>() {
             let item = if op.is_none() { plain.pop() } else { None };
             plain.extend(op.filter(|_| len < CAP as u32));
             assert_eq!(stack.by_twin(op), (len, item), "{op:?}");
-            let len = stack.len.fetch_or(LOCKED, Ordering::Relaxed);
+            let len = stack.len.fetch_or(STACK_LOCKED, Ordering::Relaxed);
             assert_eq!(stack.by_twin(Some(N::ONE)), (CAP as u32, None), "full");
             assert_eq!(stack.by_twin(None), (0, None), "empty");
-            assert_eq!(stack.len.swap(len, Ordering::Relaxed), len | LOCKED);
+            assert_eq!(stack.len.swap(len, Ordering::Relaxed), len | STACK_LOCKED);
             assert_eq!(stack.contents(), plain, "{op:?}");
         }
     });
