@@ -107,9 +107,13 @@ fn sum(criterion: &mut Criterion) {
         let pcpu = PerCpuAllocator::builder().machine(machine).build().unwrap();
         let value = |cpu: CpuId| cpu.index() as u64;
 
-        let coloured = PerCpu::new_in(&pcpu, Gfp::KERNEL, |cpu| Local::<u64>::new(value(cpu)));
+        let coloured = PerCpu::new_in(&pcpu, Gfp::KERNEL, |cpu| AtomicU64::new(value(cpu)));
         let coloured = coloured.unwrap();
-        group.bench_function(format!("coloured_{cpus}"), |b| b.iter(|| black_box(&coloured).sum()));
+        group.bench_function(format!("coloured_{cpus}"), |b| {
+            b.iter(|| {
+                black_box(&coloured).iter().map(|(_cpu, word)| word.load(Relaxed)).sum::<u64>()
+            });
+        });
 
         let paged = PerCpu::new_in(&pcpu, Gfp::KERNEL, |cpu| Paged(AtomicU64::new(value(cpu))));
         let paged = paged.unwrap();

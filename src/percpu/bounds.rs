@@ -177,3 +177,25 @@
 //! }
 //! HITS.inc();
 //! ```
+//!
+//! And is not evaluated in an unsafe block:
+//!
+//! ```
+//! const unsafe fn five() -> u64 {
+//!     5
+//! }
+//! percpu_memcg::per_cpu! {
+//!     static HITS: u64 = unsafe { five() };
+//! }
+//! HITS.inc();
+//! ```
+//!
+//! ```compile_fail,E0133
+//! const unsafe fn five() -> u64 {
+//!     5
+//! }
+//! percpu_memcg::per_cpu! {
+//!     static HITS: u64 = five();
+//! }
+//! HITS.inc();
+//! ```

@@ -13,6 +13,7 @@
 //! constant give its copy of CPU 0. Mirrors the kernel's `DEFINE_PER_CPU` and its `.data..percpu`
 //! section.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
@@ -66,7 +67,6 @@ macro_rules! per_cpu {
 /// The first operation, when that cannot be built; call `PerCpuAllocator::global()?` early to have
 /// an error instead, and before operations in signal handlers. Any operation, when the variable is of
 /// another shared object than this crate, which then has a section of its own.
-#[derive(Debug)]
 #[repr(transparent)]
 pub struct StaticLocal<N: Int, I: Index = ByCpu> {
     initial: N,
@@ -109,6 +109,13 @@ impl<N: Int, I: Index> StaticLocal<N, I> {
     }
 
     this_cpu_operations!(N);
+}
+
+/// Without the copies: they would have the global allocator built.
+impl<N: Int, I: Index> fmt::Debug for StaticLocal<N, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StaticLocal").field("initial", &self.initial).finish_non_exhaustive()
+    }
 }
 
 /// The global allocator and where the variables are in it.

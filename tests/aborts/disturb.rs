@@ -1,8 +1,10 @@
 //! One operation, stopped and disturbed everywhere.
 
+use percpu_memcg::{RegisteredBy, ThisCpu, Tier};
+
 use crate::operations::{Answer, Operation};
 use crate::plan::{Cpus, Disturbance, Plan, Tally, all_targets};
-use crate::sequence::{Descriptor, Exit, Place, Sequence};
+use crate::sequence::{Exit, Place, Sequence, find_used};
 use crate::tracee::{Event, Tracee};
 
 /// In the places of an answer that was not given.
@@ -26,32 +28,19 @@ pub(crate) fn everywhere(
     let tracee = Tracee::new(&operation.call)?;
     let watched = operation.copies.watched(cpus.all());
     let mut subject = Subject { operation, tracee, cpus, watched, contents: Vec::new() };
-    let sequence = subject.find_sequence()?;
-    for targets in all_targets(&sequence) {
-        // In pairs, what an abort alone brings to light shows with updates as well: nothing may
-        // have changed before them.
-        let disturbances = match targets.len() {
-            1 => &[Disturbance::Nothing, Disturbance::Update, Disturbance::Move][..],
-            _ => &[Disturbance::Update, Disturbance::Move],
-        };
-        let possible = |disturbance: &&_| cpus.away.is_some() || **disturbance != Disturbance::Move;
-        for &disturbance in disturbances.iter().filter(possible) {
-            for starts in &operation.starts {
-                let plan = Plan { sequence: &sequence, starts, disturbance, targets: &targets };
-                subject.run(&plan, tally).map_err(|failure| format!("{plan}: {failure}"))?;
-            }
+    for sequence in subject.find_sequences()? {
+        subject.disturb(&sequence, tally)?;
+        tally.sequences.insert(sequence.descriptor.start);
+        tally.instructions.extend(sequence.inside());
+        let missed: Vec<u64> =
+            sequence.inside().filter(|at| !tally.aborted_at.contains(at)).collect();
+        let always_misses = cpus.all().all(|cpu| operation.copies.lack(cpu));
+        if !missed.is_empty() && !always_misses {
+            return Err(format!("never aborted at {missed:x?}"));
         }
     }
     tally.operations += 1;
-    tally.sequences.insert(sequence.descriptor.start);
-    tally.instructions.extend(sequence.inside());
-    let missed: Vec<u64> = sequence.inside().filter(|at| !tally.aborted_at.contains(at)).collect();
-    let always_misses = cpus.all().all(|cpu| operation.copies.lack(cpu));
-    if missed.is_empty() || always_misses {
-        Ok(())
-    } else {
-        Err(format!("never aborted at {missed:x?}"))
-    }
+    Ok(())
 }
 
 /// What an undisturbed attempt does.
@@ -73,35 +62,39 @@ struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// The sequence that the operation uses.
-    fn find_sequence(&mut self) -> Result<Sequence, String> {
-        let mut descriptors = Descriptor::all();
-        descriptors.sort_unstable_by_key(|descriptor| descriptor.start);
-        descriptors.dedup();
+    /// The sequence that the operation uses. Where threads register their own areas, one that
+    /// misses is followed by a second attempt, which has its own.
+    fn find_sequences(&mut self) -> Result<Vec<Sequence>, String> {
         self.begin(&self.operation.starts[0][0])?;
-        let plant = |descriptor: &Descriptor| self.tracee.plant(descriptor.start);
-        let found: Vec<u64> = descriptors.iter().map(plant).collect::<Result<_, _>>()?;
-        let mut used = Vec::new();
-        loop {
-            match self.tracee.proceed()? {
-                Event::Checkpoint => break,
-                Event::Trap(at) => {
-                    let is_hit = |descriptor: &Descriptor| descriptor.start + 1 == at;
-                    let hit = descriptors.iter().position(is_hit);
-                    let hit = hit.ok_or_else(|| format!("trap at {at:#x}"))?;
-                    self.tracee.restore(descriptors[hit].start, found[hit])?;
-                    self.tracee.jump(descriptors[hit].start)?;
-                    used.push(descriptors[hit]);
+        let used = find_used(&self.tracee)?;
+        let by_us = Tier::Rseq { registered_by: RegisteredBy::Us };
+        let is_retried = ThisCpu::tier() == by_us && self.operation.copies.lack(self.cpus.home);
+        if used.len() == 1 + usize::from(is_retried) {
+            used.into_iter().map(Sequence::new).collect()
+        } else {
+            Err(format!("uses these sequences: {used:x?}"))
+        }
+    }
+
+    /// All stops and all pairs of them.
+    fn disturb(&mut self, sequence: &Sequence, tally: &mut Tally) -> Result<(), String> {
+        for targets in all_targets(sequence) {
+            // In pairs, what an abort alone brings to light shows with updates as well: nothing
+            // may have changed before them.
+            let disturbances = match targets.len() {
+                1 => &[Disturbance::Nothing, Disturbance::Update, Disturbance::Move][..],
+                _ => &[Disturbance::Update, Disturbance::Move],
+            };
+            let can_move = self.cpus.away.is_some();
+            let possible = |disturbance: &&_| can_move || **disturbance != Disturbance::Move;
+            for &disturbance in disturbances.iter().filter(possible) {
+                for starts in &self.operation.starts {
+                    let plan = Plan { sequence, starts, disturbance, targets: &targets };
+                    self.run(&plan, tally).map_err(|failure| format!("{plan}: {failure}"))?;
                 }
             }
         }
-        for (descriptor, found) in descriptors.iter().zip(found) {
-            self.tracee.restore(descriptor.start, found)?;
-        }
-        match used[..] {
-            [used] => Sequence::new(used),
-            _ => Err(format!("uses these sequences: {used:x?}")),
-        }
+        Ok(())
     }
 
     /// Carries out the operation once.

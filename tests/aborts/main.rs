@@ -37,18 +37,22 @@
 //! | `tracee` | a child process under `ptrace` |
 //! | `plan` | disturbances, which stops, counts |
 //! | `disturb` | one operation, disturbed everywhere, and all comparisons |
+//! | `gates` | the sequences that charge |
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64", target_pointer_width = "64", not(miri)))]
 
 mod disturb;
+mod gates;
 mod operations;
 mod plan;
 mod sequence;
 mod state;
 mod tracee;
 
+use std::process::Command;
+
 use operations::Operation;
-use percpu_memcg::{ByConcurrency, ByCpu, Machine, PerCpuAllocator, ThisCpu, Tier};
+use percpu_memcg::{ByConcurrency, ByCpu, Machine, PerCpuAllocator, RegisteredBy, ThisCpu, Tier};
 use plan::{Cpus, Tally};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracee::Tracee;
@@ -162,4 +166,23 @@ fn a_sequence_that_misses_starts_over_too() {
     let mut operations = operations::on_words::<u64, ByCpu>(&one_cpu);
     operations.extend(operations::on_stacks::<u32, ByCpu>(&one_cpu));
     disturb_all("misses", cpus, &operations);
+}
+
+/// Areas that this crate registers are elsewhere, and what misses may be tried again by a second
+/// sequence.
+#[test]
+fn with_areas_of_our_own_too() {
+    const CHILD: &str = "PERCPU_MEMCG_TEST_CHILD";
+    let by_libc = Tier::Rseq { registered_by: RegisteredBy::Libc };
+    if is_impossible() || ThisCpu::tier() != by_libc || std::env::var_os(CHILD).is_some() {
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().expect("the binary has a path"));
+    child.arg("--nocapture").env(CHILD, "1").env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+    let output = child.output().expect("this binary can be run");
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{errors}", output.status);
+    assert!(text.contains("aborts: words: "), "{text}");
 }

@@ -3,7 +3,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 
-use crate::tracee::Memory;
+use crate::tracee::{Event, Memory, Tracee};
 
 /// Bytes of a descriptor, in the order of its fields: version, flags, start, length, abort handler.
 const DESCRIPTOR: usize = 32;
@@ -23,7 +23,7 @@ unsafe extern "C" {
 }
 
 /// What a descriptor says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Descriptor {
     pub(crate) start: u64,
     end: u64,
@@ -46,6 +46,33 @@ impl Descriptor {
         };
         bytes.chunks(DESCRIPTOR).map(read).collect()
     }
+}
+
+/// The sequences that a child at a checkpoint uses on its way to the next one, in that order.
+pub(crate) fn find_used(tracee: &Tracee) -> Result<Vec<Descriptor>, String> {
+    let mut descriptors = Descriptor::all();
+    descriptors.sort_unstable();
+    descriptors.dedup();
+    let plant = |descriptor: &Descriptor| tracee.plant(descriptor.start);
+    let found: Vec<u64> = descriptors.iter().map(plant).collect::<Result<_, _>>()?;
+    let mut used = Vec::new();
+    loop {
+        match tracee.proceed()? {
+            Event::Checkpoint => break,
+            Event::Trap(at) => {
+                let is_hit = |descriptor: &Descriptor| descriptor.start + 1 == at;
+                let hit = descriptors.iter().position(is_hit);
+                let hit = hit.ok_or_else(|| format!("trap at {at:#x}"))?;
+                tracee.restore(descriptors[hit].start, found[hit])?;
+                tracee.jump(descriptors[hit].start)?;
+                used.push(descriptors[hit]);
+            }
+        }
+    }
+    for (descriptor, found) in descriptors.iter().zip(found) {
+        tracee.restore(descriptor.start, found)?;
+    }
+    Ok(used)
 }
 
 /// Where a stop is, and thereby what it leads to.

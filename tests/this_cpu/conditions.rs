@@ -147,6 +147,7 @@ pub(crate) fn under(
 ) {
     let stage = Stage::new(condition, trials);
     let operations = stage.run();
+    assert!(stage.is_disturbed(), "{}: nothing disturbed the workers", condition.name);
     println!(
         "{what}, {}: {THREADS} threads on CPUs {:?}, {} trials, each thread {operations} operations \
          each (at least {}: PERCPU_MEMCG_FULL is {}); {} forced migrations, {} signals handled; {:.0?}",
@@ -254,6 +255,13 @@ impl<'a> Stage<'a> {
             !migrations || self.cpus.len() < 2 || self.migrations.load(Relaxed) >= MIGRATIONS;
         let is_interrupted = !(signals || timers) || self.signals.load(Relaxed) >= SIGNALS;
         is_moved && is_interrupted || self.began.elapsed() > PATIENCE
+    }
+
+    /// Everything that the condition names did happen.
+    fn is_disturbed(&self) -> bool {
+        let Condition { migrations, signals, timers, .. } = *self.condition;
+        (!migrations || self.cpus.len() < 2 || self.migrations.load(Relaxed) > 0)
+            && (!(signals || timers) || self.signals.load(Relaxed) > 0)
     }
 
     /// Moves each worker to the other CPU, again and again.

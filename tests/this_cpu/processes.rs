@@ -51,7 +51,22 @@ pub(crate) fn confine(command: &mut Command, cpu: usize) {
     unsafe { command.pre_exec(confine) };
 }
 
-/// The kernel refuses `rseq` in the command's process with `errno`, from its start.
+/// Has valgrind run the command, and fail when it finds an error.
+pub(crate) fn under_valgrind(command: &mut Command) {
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--quiet", "--error-exitcode=99", "--fair-sched=yes"]);
+    valgrind.arg(command.get_program()).args(command.get_args());
+    for (variable, value) in command.get_envs() {
+        match value {
+            Some(value) => valgrind.env(variable, value),
+            None => valgrind.env_remove(variable),
+        };
+    }
+    *command = valgrind;
+}
+
+/// The kernel refuses `rseq` in the command's process with `errno`, from its start; with 0 it
+/// pretends to do it.
 pub(crate) fn forbid_rseq(command: &mut Command, errno: i32) {
     // SAFETY: between fork and exec there are two system calls, and no memory is allocated.
     unsafe { command.pre_exec(move || deny_rseq(errno)) };

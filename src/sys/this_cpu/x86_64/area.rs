@@ -94,13 +94,7 @@ impl Area {
         }
         // SAFETY: where they exist, they are constants of these types.
         let (offset, size) = (unsafe { offset.read() }, unsafe { size.read() });
-        // 20 and 32 are what the C library says of the first version; the area behind it has room
-        // for 32 bytes, and the kernel fills what it knows.
-        let features = match size {
-            ORIGINAL_FEATURES | ORIGINAL_SIZE => features().min(ORIGINAL_SIZE),
-            _ => size,
-        };
-        (size != 0).then_some(Area { offset, features })
+        Some(Area { offset, features: Kernel::own().features_of_libc(size)? })
     }
 
     /// Our own area, which threads have to [register](Self::register).
@@ -114,7 +108,7 @@ impl Area {
                 options(nostack, preserves_flags),
             );
         }
-        Area { offset, features: features().min(own_size()) }
+        Area { offset, features: Kernel::own().features_of_own() }
     }
 
     /// The CPU id in this thread's area: negative when it is not registered.
@@ -201,7 +195,9 @@ impl Area {
         // SAFETY: as above.
         let before = unsafe { errno.read() };
         // SAFETY: the caller's promise; without it, unregistering fails or does what was asked.
-        let result = unsafe { libc::syscall(libc::SYS_rseq, area, own_size(), flags, SIGNATURE) };
+        let result = unsafe {
+            libc::syscall(libc::SYS_rseq, area, Kernel::own().own_size(), flags, SIGNATURE)
+        };
         // SAFETY: as above.
         unsafe { errno.write(before) };
         result == 0
@@ -212,19 +208,51 @@ impl Area {
     }
 }
 
-/// Bytes of an area that the kernel fills in.
-fn features() -> u32 {
-    // SAFETY: getauxval has no precondition; it returns 0 for what it does not know.
-    let size = unsafe { libc::getauxval(AT_RSEQ_FEATURE_SIZE) };
-    u32::try_from(size).unwrap_or(0).max(ORIGINAL_FEATURES)
+/// What the kernel says of the areas that it fills in.
+#[derive(Clone, Copy, Debug)]
+struct Kernel {
+    /// Bytes that it fills in.
+    features: u32,
+    /// The alignment that it asks for beyond 32 bytes; 0 when it does not know longer ones.
+    align: u64,
 }
 
-/// The length to register our own area with: all that the kernel fills in, if it fits.
-fn own_size() -> u32 {
-    // SAFETY: as in `features`.
-    let align = unsafe { libc::getauxval(AT_RSEQ_ALIGN) };
-    let size = features().max(ORIGINAL_SIZE);
-    if size <= IS_CLOSED && align <= OWN_ALIGN { size } else { ORIGINAL_SIZE }
+impl Kernel {
+    fn own() -> Self {
+        // SAFETY: getauxval has no precondition; it returns 0 for what it does not know.
+        let features = unsafe { libc::getauxval(AT_RSEQ_FEATURE_SIZE) };
+        // SAFETY: as above.
+        let align = unsafe { libc::getauxval(AT_RSEQ_ALIGN) };
+        Kernel::new(features, align)
+    }
+
+    fn new(features: u64, align: u64) -> Self {
+        let features = u32::try_from(features).unwrap_or(0).max(ORIGINAL_FEATURES);
+        Kernel { features, align }
+    }
+
+    /// What is filled in of the C library's area, of which it says this size; `None` when it
+    /// registers none.
+    fn features_of_libc(self, size: u32) -> Option<u32> {
+        match size {
+            0 => None,
+            // Both are said of the first version, behind which there is room for 32 bytes: the
+            // kernel fills what it knows.
+            ORIGINAL_FEATURES | ORIGINAL_SIZE => Some(self.features.min(ORIGINAL_SIZE)),
+            _ => Some(size),
+        }
+    }
+
+    /// The length to register our own area with: all that the kernel fills in, if it fits.
+    fn own_size(self) -> u32 {
+        let size = self.features.max(ORIGINAL_SIZE);
+        if size <= IS_CLOSED && self.align <= OWN_ALIGN { size } else { ORIGINAL_SIZE }
+    }
+
+    /// What is filled in of our own area.
+    fn features_of_own(self) -> u32 {
+        self.features.min(self.own_size())
+    }
 }
 
 /// Has threads close their own areas when they end: glibc needs that not.
@@ -271,5 +299,40 @@ pub(super) mod at_thread_exit {
 
     extern "C" fn close(_: *mut c_void) {
         Area::own().close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Kernels before 6.3, of 6.3 to 6.18, and of 7.0; one whose area is too long for ours, and
+    /// one that wants it aligned more.
+    const KERNELS: [(u64, u64); 5] = [(0, 0), (28, 32), (33, 64), (200, 64), (33, 128)];
+
+    /// What the C library may say, and how much of its area is filled in then.
+    #[test]
+    fn features_of_the_c_librarys_area() {
+        let features = |size| KERNELS.map(|(f, a)| Kernel::new(f, a).features_of_libc(size));
+        assert_eq!(features(0), [None; 5], "it registers none");
+        for of_the_first_version in [20, 32] {
+            let expected = [20, 28, 32, 32, 32].map(Some);
+            assert_eq!(features(of_the_first_version), expected);
+        }
+        assert_eq!(features(28), [Some(28); 5], "2.41 says what the kernel told it");
+        assert_eq!(features(33), [Some(33); 5]);
+    }
+
+    #[test]
+    fn size_of_our_own_area() {
+        let kernels = KERNELS.map(|(features, align)| Kernel::new(features, align));
+        assert_eq!(kernels.map(Kernel::own_size), [32, 32, 33, 32, 32]);
+        assert_eq!(kernels.map(Kernel::features_of_own), [20, 28, 33, 32, 32]);
+    }
+
+    #[test]
+    fn concurrency_ids_need_28_bytes() {
+        let has_ids = |features| Area { offset: 0, features }.has_concurrency_ids();
+        assert_eq!([20, 27, 28, 33].map(has_ids), [false, false, true, true]);
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn choose() -> Choice {
             (Area::own(), RegisteredBy::Us)
         }
     };
-    if !cpu_ids_are_small() || !self_test::passes(area, registered_by) {
+    if !cpu_ids_fit(&mut [0; REAL_CPU_IDS / 64]) || !self_test::passes(area, registered_by) {
         return Choice::atomic();
     }
     Choice {
@@ -35,13 +35,11 @@ pub(super) fn choose() -> Choice {
     }
 }
 
-/// True when the kernel has no CPU ids at or above [`REAL_CPU_IDS`]: it accepts a mask for so
-/// many CPUs.
-fn cpu_ids_are_small() -> bool {
-    let mut mask = [0u64; REAL_CPU_IDS / 64];
-    // SAFETY: writes at most the size of `mask` to it.
+/// True when the kernel has no CPU ids that the mask has no bits for, because it accepts it.
+fn cpu_ids_fit(mask: &mut [u64]) -> bool {
+    // SAFETY: writes at most the size of the mask to it.
     let bytes = unsafe {
-        libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&mask), mask.as_mut_ptr())
+        libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(mask), mask.as_mut_ptr())
     };
     bytes > 0
 }
@@ -62,4 +60,15 @@ pub(super) fn register() -> bool {
 #[inline]
 pub(super) fn cpu_id(area: isize) -> Option<usize> {
     usize::try_from(Area { offset: area, features: 0 }.cpu_id()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_cpu_ids_than_there_is_room_for_are_noticed() {
+        assert!(cpu_ids_fit(&mut [0; REAL_CPU_IDS / 64]));
+        assert!(!cpu_ids_fit(&mut []));
+    }
 }

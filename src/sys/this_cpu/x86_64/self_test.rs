@@ -113,3 +113,25 @@ fn ids_follow_the_thread(area: Area) -> bool {
     });
     agrees && sched_setaffinity(None, &cpus).is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_nothing_is_registered_nothing_is_aborted() {
+        let subject = Subject::default();
+        // Of a thread that has used no operation.
+        let waits = || {
+            let is_aborted = subject.is_aborted(Area::own());
+            subject.is_done.store(true, Ordering::Release);
+            is_aborted
+        };
+        let is_aborted = thread::scope(|scope| {
+            let waiting = scope.spawn(waits);
+            subject.disturb();
+            waiting.join().unwrap()
+        });
+        assert!(!is_aborted);
+    }
+}
