@@ -31,6 +31,12 @@ const PATIENCE: c_uint = 60;
 
 const BREAKPOINT: u8 = 0xcc;
 
+/// What C libraries take for a request of `ptrace`.
+#[cfg(target_env = "musl")]
+type Request = c_int;
+#[cfg(not(target_env = "musl"))]
+type Request = c_uint;
+
 /// Memory of a process.
 #[derive(Debug)]
 pub(crate) struct Memory(File);
@@ -152,7 +158,7 @@ impl Tracee {
         probe().err().map(|error: String| format!("no ptrace: {error}"))
     }
 
-    fn request(&self, request: c_uint, address: u64, data: u64) -> Result<(), String> {
+    fn request(&self, request: Request, address: u64, data: u64) -> Result<(), String> {
         // SAFETY: a tracee of this thread, which is stopped; the requests that this type makes
         // change that process, or write a register set to `data`.
         match unsafe { libc::ptrace(request, self.child.pid, address, data) } {
@@ -168,7 +174,7 @@ impl Tracee {
         Ok(unsafe { registers.assume_init() })
     }
 
-    fn resume(&self, request: c_uint) -> Result<Event, String> {
+    fn resume(&self, request: Request) -> Result<Event, String> {
         self.request(request, 0, 0)?;
         match self.child.wait()? {
             libc::SIGSTOP => Ok(Event::Checkpoint),
