@@ -78,10 +78,10 @@ mod sys;
 
 pub use arena::{BalanceMode, Populate};
 pub use memcg::{
-    AllocError, Charge, ChargeError, Consumer, EnterGuard, EventWatch, FreeError, Gfp, InMemcg,
-    InMemcgFuture, Limit, Memcg, MemcgEvents, MemcgStat, MergeError, NotHeld, NumberError, Oom,
-    OverHigh, PeakReader, ReclaimError, ReclaimReason, ReclaimRequest, Refusal, Registration,
-    Throttle, TreeError,
+    Accounted, AllocError, Charge, ChargeError, Consumer, Edit, EnterGuard, EventWatch, Footprint,
+    FreeError, Gfp, InMemcg, InMemcgFuture, LeftBehind, Limit, Memcg, MemcgEvents, MemcgStat,
+    MergeError, NotHeld, NumberError, Oom, OverHigh, PeakReader, ReclaimError, ReclaimReason,
+    ReclaimRequest, Refusal, Registration, ReserveError, ScopedMemcg, Throttle, TreeError,
 };
 pub use percpu::{
     BuildError, CompactLocal, Full, HistogramError, HistogramSnapshot, Iter, IterMut, Local,

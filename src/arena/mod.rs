@@ -327,6 +327,12 @@ impl<O: Owner> Arena<O> {
         Ok(Place { chunk, offset: area.offset, size: area.size })
     }
 
+    /// The sizes in bytes of the live areas of all owners that are meant, in no order. Looks at
+    /// every area under the area lock.
+    pub(crate) fn sizes_of(&self, is_meant: impl FnMut(&O::Target) -> bool) -> Vec<usize> {
+        self.state.lock().sizes_of(is_meant)
+    }
+
     /// Reads the placement under the area lock.
     pub(crate) fn with_placement<R>(&self, read: impl FnOnce(&Placement) -> R) -> R {
         read(&self.state.lock().placement)

@@ -162,13 +162,15 @@ impl<O: Owner> Region<O> {
         unsafe { owner.as_ref() }.map(O::from_static)
     }
 
-    /// True when the area at `unit_offset` has an owner.
+    /// The owner of the area at `unit_offset`, if it has one.
     ///
     /// # Safety
     ///
     /// The caller holds the area lock.
-    pub(crate) unsafe fn has_owner(&self, unit_offset: usize) -> bool {
-        // SAFETY: as in `set_owner`.
-        !unsafe { self.owner_slot(unit_offset).read() }.is_null()
+    pub(crate) unsafe fn owner(&self, unit_offset: usize) -> Option<&'static O::Target> {
+        // SAFETY: as in `take_owner`.
+        let owner = unsafe { self.owner_slot(unit_offset).read() };
+        // SAFETY: as in `take_owner`; it stays there.
+        unsafe { owner.as_ref() }
     }
 }

@@ -191,19 +191,39 @@ impl<O: Owner> State<O> {
         }
     }
 
+    /// The chunks that have a vector of owners.
+    fn with_owners(&self) -> impl Iterator<Item = (ChunkId, &Backing<O>)> {
+        let backings = self.backings.iter().enumerate();
+        backings.filter_map(|(index, backing)| {
+            let backing = backing.as_ref().filter(|backing| backing.keeps_owners)?;
+            Some((ChunkId::from_index(index), backing))
+        })
+    }
+
+    /// The sizes in bytes of the live areas of all owners that are meant, in no order.
+    pub(super) fn sizes_of(&self, mut is_meant: impl FnMut(&O::Target) -> bool) -> Vec<usize> {
+        let mut sizes = Vec::new();
+        for (id, backing) in self.with_owners() {
+            for offset in self.placement.live_areas(id) {
+                // SAFETY: `self` is what the area lock guards.
+                let owner = unsafe { backing.region.owner(backing.base + offset) };
+                if owner.is_some_and(&mut is_meant) {
+                    sizes.extend(self.placement.live_len(id, offset));
+                }
+            }
+        }
+        sizes.iter().map(|granules| granules * GRANULE_SIZE).collect()
+    }
+
     /// Checks the placement and A4.
     pub(super) fn verify(&self) -> Result<(), String> {
         self.placement.verify()?;
-        for (index, backing) in self.backings.iter().enumerate() {
-            let Some(backing) = backing.as_ref().filter(|backing| backing.keeps_owners) else {
-                continue;
-            };
-            let id = ChunkId::from_index(index);
+        for (id, backing) in self.with_owners() {
             let live: HashSet<usize> = self.placement.live_areas(id).collect();
             for offset in (0..self.placement.unit_size()).step_by(GRANULE_SIZE) {
                 // SAFETY: `self` is what the area lock guards.
-                let owned = unsafe { backing.region.has_owner(backing.base + offset) };
-                if owned && !live.contains(&offset) {
+                let owner = unsafe { backing.region.owner(backing.base + offset) };
+                if owner.is_some() && !live.contains(&offset) {
                     return Err(format!("A4: an owner without area at {offset}"));
                 }
             }
@@ -213,11 +233,8 @@ impl<O: Owner> State<O> {
 
     /// Drops the owners of all live areas.
     pub(super) fn drop_owners(&mut self) {
-        for (index, backing) in self.backings.iter().enumerate() {
-            let Some(backing) = backing.as_ref().filter(|backing| backing.keeps_owners) else {
-                continue;
-            };
-            for offset in self.placement.live_areas(ChunkId::from_index(index)) {
+        for (id, backing) in self.with_owners() {
+            for offset in self.placement.live_areas(id) {
                 // SAFETY: `self` is what the area lock guards.
                 drop(unsafe { backing.region.take_owner(backing.base + offset) });
             }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::mem;
 use std::sync::Arc;
 
+use super::charging::{Charged, undo};
 use super::objcg::ObjCgroup;
 use super::{ChargeError, Gfp, Memcg};
 use crate::arena::Owner;
@@ -161,18 +162,39 @@ impl Charge {
     ///
     /// [`ChargeError`]; the charge is what it was.
     pub fn grow_with(&mut self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
-        let more = match self.objcg.take(bytes) {
-            Some(owner) => Some(owner),
+        self.grow_for(bytes, gfp, || Ok(()))
+    }
+
+    /// Charges `bytes` more for what `make` makes. When that fails, nothing was charged, and no peak
+    /// was raised.
+    pub(super) fn grow_for<E: From<ChargeError>>(
+        &mut self,
+        bytes: u64,
+        gfp: Gfp,
+        make: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        /// Undone when `make` fails or panics.
+        struct Pending(Option<Charged>, u64);
+        impl Drop for Pending {
+            fn drop(&mut self) {
+                self.0.take().into_iter().for_each(|charged| undo(charged.owner, self.1));
+            }
+        }
+
+        let charged = match self.objcg.take(bytes) {
+            Some(owner) => Some(Charged::hit(owner)),
             None => match self.objcg.memcg() {
-                Some(node) => Some(node.charge(bytes, gfp)?.keep()),
+                Some(node) => Some(node.charge(bytes, gfp)?),
                 None => None,
             },
         };
+        let mut pending = Pending(charged, bytes);
+        make()?;
         // Both are charged to whoever pays for this one, even if one was removed meanwhile: the
         // bytes may then be of two obj_cgroups that point at the same cgroup.
         // Saturating: only where nobody counts any more can it be too much.
         self.bytes = self.bytes.saturating_add(bytes);
-        drop(more);
+        pending.0.take().into_iter().for_each(|charged| drop(charged.keep()));
         Ok(())
     }
 

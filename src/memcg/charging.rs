@@ -81,6 +81,15 @@ impl Charged {
     }
 }
 
+/// Takes a charge of `bytes` back that nothing was made for. Not into the stock, as no peak knows
+/// it (T3).
+#[cold]
+pub(super) fn undo(owner: ObjcgRef, bytes: u64) {
+    if let Some(node) = owner.objcg().memcg() {
+        node.uncharge_directly(bytes);
+    }
+}
+
 /// A limit that stands against a charge.
 struct Refused<'a> {
     level: &'a Node,

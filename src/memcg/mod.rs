@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod account;
+mod accounted;
 mod amount;
 mod callbacks;
 mod charge;
@@ -42,6 +43,7 @@ mod gfp;
 mod handle;
 mod hierarchy;
 mod in_memcg;
+mod left_behind;
 mod limits;
 #[cfg(all(test, any(percpu_loom, percpu_shuttle)))]
 mod models;
@@ -54,11 +56,13 @@ mod peak;
 mod protection;
 mod reclaim;
 mod registration;
+mod scoped;
 mod stock;
 mod sync;
 mod throttle;
 mod tree;
 
+pub use accounted::{Accounted, Edit, Footprint, ReserveError};
 pub use amount::NumberError;
 pub(crate) use amount::{integer, reclaim_bytes, strip};
 pub use charge::{Charge, MergeError, NotHeld};
@@ -69,10 +73,12 @@ pub use events::{EventWatch, MemcgEvents};
 pub use gfp::Gfp;
 pub use handle::{Memcg, MemcgStat};
 pub use in_memcg::{InMemcg, InMemcgFuture};
+pub use left_behind::LeftBehind;
 pub use oom::Oom;
 pub use peak::PeakReader;
 pub use reclaim::{Reason as ReclaimReason, ReclaimError, ReclaimRequest};
 pub use registration::Registration;
+pub use scoped::ScopedMemcg;
 pub use throttle::{OverHigh, Throttle};
 pub(crate) use tree::Tree;
 

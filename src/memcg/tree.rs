@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::charging::{Charged, Walked};
+use super::charging::{Charged, Walked, undo};
 use super::counter::Bound;
 use super::current::{self, TreeId};
 use super::hierarchy::Hierarchy;
@@ -79,7 +79,7 @@ impl Tree {
         };
         let node = self.create_for(parent, name, &mut owner);
         match owner {
-            Some(owner) => self.undo(owner, WORDS_SIZE),
+            Some(owner) => undo(owner, self.hierarchy.account.full_size(WORDS_SIZE)),
             None => walked.into_iter().for_each(Walked::keep),
         }
         self.words_arena.balance_if_pending();
@@ -126,15 +126,6 @@ impl Tree {
         Ok(node)
     }
 
-    /// Takes the charge for an area of `size` bytes back that no area took. Not into the stock, as
-    /// no peak knows it (T3).
-    #[cold]
-    fn undo(&self, owner: ObjcgRef, size: usize) {
-        if let Some(node) = owner.objcg().memcg() {
-            node.uncharge_directly(self.hierarchy.account.full_size(size));
-        }
-    }
-
     /// Allocates an area that reads as zero on every possible CPU, for the calling thread's
     /// current cgroup if `gfp` asks for that. Returns the copy of CPU 0.
     pub(crate) fn alloc(
@@ -159,7 +150,7 @@ impl Tree {
         let mut owner = Some(owner);
         let result = self.arena.alloc(&request, &mut owner);
         match owner {
-            Some(owner) => self.undo(owner, size),
+            Some(owner) => undo(owner, self.hierarchy.account.full_size(size)),
             None => {
                 // The area refers to it, and nobody else knows the area yet.
                 objcg.count(self.hierarchy.account.full_size(size) as i64);
@@ -219,16 +210,27 @@ impl Tree {
     /// Removes a cgroup: its objects pass to the parent, its statistics are folded into the
     /// parent's and freed. Removing a removed cgroup does nothing.
     pub(super) fn remove(&self, node: &Arc<Node>) -> Result<(), TreeError> {
+        self.remove_after(node, |_| ()).map(|_| ())
+    }
+
+    /// As [`remove`](Tree::remove). Returns what `look` found before anything passed to the parent;
+    /// `None` when the cgroup was removed before.
+    pub(super) fn remove_after<R>(
+        &self,
+        node: &Arc<Node>,
+        look: impl FnOnce(&Arc<Node>) -> R,
+    ) -> Result<Option<R>, TreeError> {
         let parent = node.parent.as_ref().ok_or(TreeError::IsRoot)?;
         let _topology = self.topology.write();
         if node.is_removed() {
-            return Ok(());
+            return Ok(None);
         }
         let children = node.children.lock().len();
         let threads = node.threads.lock().len();
         if children > 0 || threads > 0 {
             return Err(TreeError::Busy { path: node.path(), children, threads });
         }
+        let found = look(parent);
         parent.children.lock().remove(&node.name);
         for ancestor in node.ancestry().skip(1) {
             // Relaxed: changed under the topology lock, read as a statistic.
@@ -241,7 +243,7 @@ impl Tree {
         node.counter.set(Bound::Low, Limit::bytes(0));
         node.pass_on(parent);
         self.words_arena.balance_if_pending();
-        Ok(())
+        Ok(Some(found))
     }
 
     /// Attaches a thread to `node` unless it is removed.

@@ -2,6 +2,7 @@
 
 mod charging;
 mod current;
+mod left;
 mod limits;
 mod removal;
 mod tree;
