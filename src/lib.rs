@@ -79,9 +79,10 @@ mod sys;
 pub use arena::{BalanceMode, Populate};
 pub use memcg::{
     Accounted, AllocError, Charge, ChargeError, Consumer, Edit, EnterGuard, EventWatch, Footprint,
-    FreeError, Gfp, InMemcg, InMemcgFuture, LeftBehind, Limit, Memcg, MemcgEvents, MemcgStat,
-    MergeError, NotHeld, NumberError, Oom, OverHigh, PeakReader, ReclaimError, ReclaimReason,
-    ReclaimRequest, Refusal, Registration, ReserveError, ScopedMemcg, Throttle, TreeError,
+    FreeError, Gfp, InMemcg, InMemcgFuture, LeftBehind, Limit, Memcg, MemcgEvents, MemcgFigures,
+    MemcgSnapshot, MemcgStat, MergeError, NotHeld, NumberError, Oom, OverHigh, PeakReader,
+    ReclaimError, ReclaimReason, ReclaimRequest, Refusal, Registration, ReserveError, ScopedMemcg,
+    Throttle, TreeError,
 };
 pub use percpu::{
     BuildError, CompactLocal, Full, HistogramError, HistogramSnapshot, Iter, IterMut, Local,

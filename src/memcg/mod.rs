@@ -57,6 +57,7 @@ mod protection;
 mod reclaim;
 mod registration;
 mod scoped;
+mod snapshot;
 mod stock;
 mod sync;
 mod throttle;
@@ -79,6 +80,7 @@ pub use peak::PeakReader;
 pub use reclaim::{Reason as ReclaimReason, ReclaimError, ReclaimRequest};
 pub use registration::Registration;
 pub use scoped::ScopedMemcg;
+pub use snapshot::{MemcgFigures, MemcgSnapshot};
 pub use throttle::{OverHigh, Throttle};
 pub(crate) use tree::Tree;
 

@@ -257,22 +257,31 @@ impl Tree {
         Ok(())
     }
 
+    /// Looks at a cgroup and its descendants, as [`subtree`] has them, while none come or go.
+    pub(super) fn with_subtree<R>(
+        &self,
+        node: &Arc<Node>,
+        look: impl FnOnce(&[Arc<Node>]) -> R,
+    ) -> R {
+        let _topology = self.topology.read();
+        look(&subtree(node))
+    }
+
     /// Bytes of live accounted areas of a cgroup and its descendants.
     pub(super) fn percpu(&self, node: &Arc<Node>) -> u64 {
-        let _topology = self.topology.read();
         let own = |node: &Arc<Node>| node.objcg.words.sum();
-        subtree(node).iter().map(own).sum::<i64>().max(0) as u64
+        let sum = self.with_subtree(node, |nodes| nodes.iter().map(own).sum::<i64>());
+        sum.max(0) as u64
     }
 }
 
-/// A cgroup and its descendants, each behind its parent.
+/// A cgroup and its descendants, each behind its parent and before its parent's next child, by name:
+/// the kernel's pre-order.
 pub(super) fn subtree(node: &Arc<Node>) -> Vec<Arc<Node>> {
-    let mut nodes = vec![Arc::clone(node)];
-    let mut next = 0;
-    while let Some(node) = nodes.get(next) {
-        let children: Vec<Arc<Node>> = node.children.lock().values().cloned().collect();
-        nodes.extend(children);
-        next += 1;
+    let (mut nodes, mut next) = (Vec::new(), vec![Arc::clone(node)]);
+    while let Some(node) = next.pop() {
+        next.extend(node.children.lock().values().rev().cloned());
+        nodes.push(node);
     }
     nodes
 }
