@@ -124,7 +124,8 @@ impl Charge {
 
     /// The path of the cgroup that pays now; empty when its tree is gone.
     pub fn cgroup(&self) -> String {
-        self.objcg.memcg().map_or_else(String::new, |node| node.path())
+        let node = self.objcg.memcg().filter(|node| node.has_tree());
+        node.map_or_else(String::new, |node| node.live().path())
     }
 
     /// Charges `bytes` more, as [`Memcg::charge`].

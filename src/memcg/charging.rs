@@ -128,9 +128,13 @@ impl Node {
             stock.put_batch(self, hand);
             return Ok(charged());
         }
-        if self.try_walk(needed).is_err() {
+        let is_charged = self.try_walk(needed).is_ok();
+        if !is_charged {
             self.uncharge_directly(hand.bytes);
-            drop(hand);
+        }
+        // What was in hand is spent or uncharged; hooks and callbacks are called under no lock.
+        drop(hand);
+        if !is_charged {
             self.charge_hard(bytes, gfp)?;
         }
         self.after_charge(bytes, gfp);

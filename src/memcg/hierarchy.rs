@@ -2,6 +2,7 @@
 
 use super::account::Account;
 use super::objcg::ObjcgRef;
+use super::reclaim::HookId;
 use super::stock::Stock;
 use super::sync::Mutex;
 use super::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +14,8 @@ use crate::sys::Machine;
 pub(super) struct Hierarchy {
     pub(super) account: Account,
     pub(super) stock: Stock,
-    /// Held by the thread that reclaims: one at a time.
-    pub(super) reclaiming: Mutex<()>,
+    /// Held by the thread that reclaims: one at a time. Which hook gave something last.
+    pub(super) reclaiming: Mutex<Option<HookId>>,
     /// A hook was ever registered.
     has_hooks: AtomicBool,
 }
@@ -24,7 +25,7 @@ impl Hierarchy {
         Hierarchy {
             account: Account::new(machine.nr_possible()),
             stock: Stock::new(machine),
-            reclaiming: Mutex::new(()),
+            reclaiming: Mutex::new(None),
             has_hooks: AtomicBool::new(false),
         }
     }

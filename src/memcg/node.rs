@@ -88,10 +88,14 @@ impl Node {
         self.removed.load(Ordering::Acquire)
     }
 
+    pub(super) fn has_tree(&self) -> bool {
+        // Relaxed: who sees it late keeps a dead attachment a little longer.
+        !self.gone.load(Ordering::Relaxed)
+    }
+
     /// True when nothing will be charged here again: removed, or its tree is gone.
     pub(super) fn is_gone(&self) -> bool {
-        // Relaxed: who sees it late keeps a dead attachment a little longer.
-        self.is_removed() || self.gone.load(Ordering::Relaxed)
+        self.is_removed() || !self.has_tree()
     }
 
     pub(super) fn stock(&self) -> &Stock {

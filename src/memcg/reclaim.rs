@@ -2,7 +2,8 @@
 //!
 //! Whoever holds memory that it can do without registers a hook at a cgroup. A charge that a limit
 //! stands against, a cgroup above `high`, a lowered limit and [`Memcg::reclaim`] ask the hooks
-//! below the cgroup in question, one after the other, by their order and then from the top down.
+//! below the cgroup in question, one after the other, by their order; those of the same order from
+//! the top down, but begin behind the one that gave something last.
 //! Mirrors the kernel's reclaim of a cgroup (Linux 6.18) with hooks in place of page lists.
 //!
 //! * Protection: a cgroup whose usage is within its effective `min` is not asked. One within its
@@ -62,6 +63,10 @@ pub(super) struct Hook {
     hook: Box<dyn Fn(&ReclaimRequest) -> u64 + Send + Sync>,
 }
 
+/// Tells hooks apart as long as they are registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HookId(usize);
+
 /// Less was reclaimed than asked for. What was, was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -97,7 +102,8 @@ pub(super) struct Reclaiming(());
 impl Reclaiming {
     /// None in a thread that does already.
     pub(super) fn begin() -> Option<Self> {
-        (!RECLAIMING.with(|this| this.replace(true))).then_some(Reclaiming(()))
+        // Not `then_some`: a value that is made and dropped would end what is under way.
+        if RECLAIMING.with(|this| this.replace(true)) { None } else { Some(Reclaiming(())) }
     }
 }
 
@@ -119,14 +125,18 @@ impl Node {
         reason: Reason,
         is_enough: impl Fn() -> bool,
     ) -> u64 {
-        let hooks = self.hooks();
+        let mut hooks = self.hooks();
         if hooks.is_empty() {
             return 0;
         }
         let Some(_reclaiming) = Reclaiming::begin() else { return 0 };
-        let _one = self.hierarchy.reclaiming.lock();
+        let mut last = self.hierarchy.reclaiming.lock();
         if is_enough() {
             return 1;
+        }
+        for peers in hooks.chunk_by_mut(|(_, one), (_, next)| one.order == next.order) {
+            let had_its_turn = peers.iter().position(|(_, hook)| Some(hook.id()) == *last);
+            peers.rotate_left(had_its_turn.map_or(0, |index| index + 1));
         }
         let wanted = bytes.saturating_add(MOST_BEYOND.min(self.current() / 16));
         let (mut freed, mut low_skipped) = (0u64, false);
@@ -153,7 +163,11 @@ impl Node {
                 }
                 let spare = usage - if overrides_low { min } else { min.max(low) };
                 let bytes = spare.min(wanted - freed);
-                freed = freed.saturating_add(hook.call(node, self, bytes, reason));
+                let given = hook.call(node, self, bytes, reason);
+                if given > 0 {
+                    *last = Some(hook.id());
+                }
+                freed = freed.saturating_add(given);
             }
         }
         freed
@@ -200,6 +214,10 @@ impl Node {
 }
 
 impl Hook {
+    fn id(&self) -> HookId {
+        HookId(ptr::from_ref(self).addr())
+    }
+
     fn call(&self, node: &Arc<Node>, target: &Arc<Node>, bytes: u64, reason: Reason) -> u64 {
         let Some(tree) = self.tree.upgrade() else { return 0 };
         let memcg = |node: &Arc<Node>| Memcg::of(node, &tree);
@@ -211,7 +229,9 @@ impl Memcg {
     /// Registers a hook that gives back memory which is charged to this cgroup when it is asked to,
     /// and returns how many bytes it gave.
     ///
-    /// Hooks are asked in ascending `order`, those of the same order from the top of the tree down.
+    /// Hooks are asked in ascending `order`, those of the same order from the top of the tree down;
+    /// of these, the first is the one behind the one that gave something last, so that no cgroup
+    /// always pays for the others.
     /// A hook is called by the thread that needs the memory, which holds no lock of a cgroup that
     /// anybody else waits for without being ready to: other threads that reclaim in the same tree
     /// wait. It may charge and uncharge; its charges are never refused. It should not wait for

@@ -349,7 +349,7 @@ impl Drop for Tree {
         let mut nodes = subtree(&self.root);
         while let Some(node) = nodes.pop() {
             drop(std::mem::take(&mut *node.children.lock()));
-            // Relaxed: see `Node::is_gone`.
+            // Relaxed: see `Node::has_tree`.
             node.gone.store(true, Ordering::Relaxed);
             node.take_words();
             let inherited = std::mem::take(&mut *node.inherited.lock());
