@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     serve(&tenants);
     println!("after {} requests:\n", WORKERS * REQUESTS_PER_WORKER);
-    print_tree(&pcpu.root());
+    print!("{}", pcpu.root().snapshot().tree());
 
     // A tenant at its limit is refused; the others go on.
     let bakery = &mut tenants[0];
@@ -79,7 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let region = library.cgroup.parent().expect("a region");
     library.cgroup.remove()?;
     println!("\nremoved /us/library, its {} counters live on:\n", library.endpoints.len());
-    print_tree(&pcpu.root());
+    print!("{}", pcpu.root().snapshot().tree());
 
     let total: u64 = tenants.iter().chain([&library]).map(Tenant::requests).sum();
     assert_eq!(total, WORKERS * REQUESTS_PER_WORKER, "no request was lost");
@@ -113,11 +113,4 @@ fn serve(tenants: &[Tenant]) {
             });
         }
     });
-}
-
-fn print_tree(cgroup: &Memcg) {
-    println!("{cgroup}");
-    for child in cgroup.children() {
-        print_tree(&child);
-    }
 }

@@ -12,8 +12,12 @@
 //! | to know which of them, and what "this CPU" means | [`this_cpu`] |
 //! | untyped areas, for a data structure of your own | [`PerCpuAllocator::alloc`], [`PcpuPtr`] |
 //! | who pays, and how much at most | [`Memcg`], [`Limit`], [`Gfp::ACCOUNT`] |
-//! | its limits and figures as text, by path | [`PerCpuAllocator::files`] |
-//! | to know what is going on | [`PerCpuAllocator::stats`], [`report::Snapshot`], `Display` of [`Memcg`] |
+//! | other memory in the same tree | [`Charge`], [`Accounted`] collections |
+//! | a cgroup for one request or query | [`Memcg::create_scoped`], [`InMemcg`] futures, [`Memcg::remove_reporting`] for what leaked |
+//! | memory given back before a limit refuses | [`Memcg::on_reclaim`], [`Memcg::on_oom`], [`Memcg::throttle`] |
+//! | to be told | [`Memcg::watch_events`], [`Memcg::on_event`], [`Memcg::peak_reader`] |
+//! | limits and figures as text, by path | [`PerCpuAllocator::files`] |
+//! | to know what is going on | [`PerCpuAllocator::stats`], [`Memcg::snapshot`] and its [`tree`](MemcgSnapshot::tree), [`report::Snapshot`] |
 //! | a wide or a NUMA machine on your laptop | [`Machine::builder`] |
 //! | memory to run out when a test says so | [`FaultInjection`] |
 //! | to try placement without memory | [`placement::Simulator`] |
@@ -43,8 +47,9 @@
 //! An area of *size* bytes, rounded up to 4, costs *size* × possible CPUs, and 8 bytes for every 4
 //! of its size for the vector that remembers its owner: the kernel's formula since 5.18. The
 //! charge is for all possible CPUs, whether or not their copies were ever touched, so that it
-//! cannot grow behind a tenant's back. A cgroup's own statistics are per-CPU memory charged to
-//! its parent.
+//! cannot grow behind a tenant's back. A cgroup's own statistics and stocks, 16 bytes on each CPU,
+//! are per-CPU memory charged to its parent. Whatever else a service holds is charged by
+//! [`Memcg::charge`], to the byte.
 //!
 //! # Memory
 //!

@@ -18,10 +18,10 @@
 //! * M3: a token (`ObjCgroup`) points at a live cgroup, or at one that is being removed.
 //! * M4: a removed cgroup's counter is never read for a decision: nothing resolves to it.
 //!
-//! Locks, outermost first: the tree's topology lock > the arena's locks. A node's `children` is a
-//! leaf; of the `inherited` lists, removal takes the child's and then the parent's. The lock of
-//! drains comes after the topology lock, and those of the CPUs' stocks after that. A charge out of a
-//! stock takes no lock; see `stock` for the others.
+//! Locks, outermost first: one reclaim at a time > the tree's topology lock > the arena's locks > one
+//! drain at a time > a CPU's stock slots. A node's `children`, `threads` and callbacks are leaves; of
+//! the `inherited` lists, removal takes the child's and then the parent's. A charge out of a stock
+//! takes no lock; see `stock` for the others. Hooks and callbacks run under none but the first.
 //!
 //! Mirrors `mm/memcontrol.c` as far as per-CPU memory needs it (Linux 5.9 to 6.18): hierarchical
 //! counters, obj_cgroups and their reparenting, and statistics charged to the parent. Counters are
