@@ -13,10 +13,12 @@
 //! Group `cgroup`: creating and removing one with its statistics, on 64 CPUs.
 
 use std::hint::black_box;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use core_affinity::CoreId;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use crossbeam_utils::CachePadded;
@@ -70,9 +72,12 @@ impl Pool {
     }
 }
 
+/// The CPUs of this process, found before any thread is pinned: afterwards they would be fewer.
+static CPUS: LazyLock<Vec<CoreId>> =
+    LazyLock::new(|| core_affinity::get_core_ids().expect("the CPUs of this process"));
+
 fn pin(index: usize) {
-    let cpus = core_affinity::get_core_ids().expect("the CPUs of this process");
-    core_affinity::set_for_current(cpus[index % cpus.len()]);
+    assert!(core_affinity::set_for_current(CPUS[index]), "CPU {index} of {CPUS:?}");
 }
 
 fn time(iterations: u64, run: impl Fn(u64)) -> Duration {
@@ -128,13 +133,14 @@ fn chain(pcpu: &PerCpuAllocator, depth: usize) -> Memcg {
 }
 
 fn charge(criterion: &mut Criterion) {
+    LazyLock::force(&CPUS);
     let pcpu = PerCpuAllocator::new().expect("the machine is readable");
     let depths = [1, 8, 64].map(|depth| (depth, chain(&pcpu, depth)));
     let many = pcpu.root().create("many").expect("a new name");
     let crowd: Vec<Memcg> =
         (0..100_000).map(|nth| many.create(&format!("{nth}")).expect("room")).collect();
     let active: [&Memcg; 8] = std::array::from_fn(|nth| &crowd[nth * 12_345]);
-    for threads in [1, 2] {
+    for threads in 1..=CPUS.len().min(2) {
         let mut group = criterion.benchmark_group(format!("charge_{threads}t"));
         group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
         for (depth, memcg) in &depths {
