@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering as Order;
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering};
-use std::{fmt, process, thread};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::{fmt, thread};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
@@ -11,6 +11,7 @@ use zerocopy::FromZeros;
 
 use super::{Local, LocalRef, PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp};
+use crate::sys::forks;
 
 /// A counter that many CPUs add to and that is cheap to read approximately: the kernel's
 /// `percpu_counter`.
@@ -41,10 +42,7 @@ pub struct PerCpuCounter {
     total: CachePadded<AtomicI64>,
     local: PerCpu<Local<i64>>,
     batch: u64,
-    /// Threads that are moving something to the total.
-    moving: AtomicUsize,
-    /// The process whose threads these are.
-    process: AtomicU32,
+    moving: Moving,
     /// Held by those who report the value and take it away; and set, so that nothing is moved.
     settling: Mutex<()>,
     is_settling: AtomicBool,
@@ -71,12 +69,12 @@ impl PerCpuCounter {
         gfp: Gfp,
         batch: u64,
     ) -> Result<Self, AllocError> {
+        forks::watch();
         Ok(PerCpuCounter {
             total: CachePadded::default(),
             local: PerCpu::zeroed_in(allocator, gfp)?,
             batch,
-            moving: AtomicUsize::new(0),
-            process: AtomicU32::new(process::id()),
+            moving: Moving::default(),
             settling: Mutex::new(()),
             is_settling: AtomicBool::new(false),
         })
@@ -101,8 +99,8 @@ impl PerCpuCounter {
     #[cold]
     fn add_full(&self, amount: i64) {
         // An amount on its way to the total is nowhere. `settle` waits for those that are, and
-        // keeps others from leaving; SeqCst: either it sees this one or this one sees it.
-        self.moving.fetch_add(1, Ordering::SeqCst);
+        // keeps others from leaving: either it sees this one or this one sees it.
+        self.moving.begin();
         if self.is_settling.load(Ordering::SeqCst) {
             // Not waited for, because `settle` may be what this signal handler interrupted. Added
             // to one place, which `settle` sees or not.
@@ -112,8 +110,7 @@ impl PerCpuCounter {
             let collected = self.local.add_or_take(amount, self.batch - 1);
             self.total.fetch_add(collected.unwrap_or(0), Ordering::Relaxed);
         }
-        // Release: for the acquire in `settle`.
-        self.moving.fetch_sub(1, Ordering::Release);
+        self.moving.end();
     }
 
     /// Adds 1.
@@ -157,7 +154,11 @@ impl PerCpuCounter {
     /// Compares the value with `other`; asks every CPU only when they are close.
     pub fn compare(&self, other: i64) -> Order {
         let read = self.read();
-        if read.abs_diff(other) > self.error() { read.cmp(&other) } else { self.sum().cmp(&other) }
+        // Near the ends of `i64` the value may have wrapped, and be far from what is read.
+        let (error, bounds) = (self.error(), (i64::MIN, i64::MAX));
+        let has_wrapped = read.abs_diff(bounds.0).min(read.abs_diff(bounds.1)) < error;
+        let is_close = read.abs_diff(other) <= error;
+        if is_close || has_wrapped { self.sum().cmp(&other) } else { read.cmp(&other) }
     }
 
     /// Sets the value. What others add meanwhile is either kept or overwritten, each as a whole.
@@ -179,13 +180,8 @@ impl PerCpuCounter {
     fn settle(&self, to: impl FnOnce(i64) -> i64) -> i64 {
         let _alone = self.settling.lock();
         self.is_settling.store(true, Ordering::SeqCst);
-        if self.process.swap(process::id(), Ordering::Relaxed) != process::id() {
-            // A fork left behind the threads that were moving something, and took away what that
-            // was.
-            self.moving.store(0, Ordering::Relaxed);
-        }
-        // SeqCst: as in `add_full`. The wait is short: for a few instructions of other threads.
-        while self.moving.load(Ordering::SeqCst) > 0 {
+        // The wait is short: for a few instructions of other threads.
+        while self.moving.is_under_way() {
             thread::yield_now();
         }
         let seen = self.sum();
@@ -193,6 +189,31 @@ impl PerCpuCounter {
         // Release: what is moved from here on is moved after the sum.
         self.is_settling.store(false, Ordering::Release);
         seen
+    }
+}
+
+/// How many threads are moving something to the total: in the low half, of the process whose
+/// generation is in the high half. A fork leaves them behind, and what they moved is lost.
+#[derive(Debug, Default)]
+struct Moving(AtomicU64);
+
+impl Moving {
+    fn begin(&self) {
+        let none = u64::from(forks::generation()) << 32;
+        let one_more = |moving| Some(if moving >> 32 == none >> 32 { moving } else { none } + 1);
+        // SeqCst: before the load of `is_settling`, in one order with its store and the load below.
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::Relaxed, one_more);
+    }
+
+    fn end(&self) {
+        // Release: for the load below.
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+
+    fn is_under_way(&self) -> bool {
+        // SeqCst: as in `begin`, and acquires what those moved that have ended.
+        let moving = self.0.load(Ordering::SeqCst);
+        moving >> 32 == forks::generation().into() && moving as u32 > 0
     }
 }
 

@@ -286,6 +286,29 @@ impl<N: Int, I: Index> PerCpu<Local<N, I>> {
     }
 
     this_cpu_operations!(N);
+
+    /// Returns the sum and leaves 0 in every copy, the detached one included.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let mut hits = PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+    /// hits.add(3);
+    /// assert_eq!((hits.take(), hits.sum()), (3, 0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn take(&mut self) -> N {
+        let (_, first, tree) = self.parts();
+        // SAFETY: the object's copies, and the detached one, for which zero is a `Local`;
+        // `&mut self` excludes operations.
+        let copies = tree.arena().copies(first.as_ptr()).map(|copy| unsafe { &mut *copy });
+        copies.fold(N::default(), |sum, copy: &mut Local<N, I>| {
+            sum.wrapping_add(std::mem::take(copy.get_mut()))
+        })
+    }
 }
 
 /// What a counter is made of that collects on every CPU and now and then passes on what it has.

@@ -221,7 +221,8 @@ impl<T> PerCpu<T> {
         }
     }
 
-    /// All copies with their CPUs, ascending, exclusively.
+    /// All copies with their CPUs, ascending, exclusively. The detached copy, which words have, is
+    /// of no CPU and not among them: see [`PerCpu::take`].
     pub fn iter_mut(&mut self) -> IterMut<'_, T> {
         IterMut {
             cpus: self.tree.arena().machine().possible().iter(),

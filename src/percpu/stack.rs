@@ -55,8 +55,8 @@ impl<N: Int, const CAP: usize, I: Index> LocalStack<N, CAP, I> {
 
     /// How many items there are now: one relaxed load.
     pub fn len(&self) -> usize {
-        let len = self.len.load(Ordering::Relaxed) as usize;
-        len.min(CAP) // while an atomic twin works on it there is a lock bit
+        // While an atomic twin works on it there is a lock bit.
+        (self.len.load(Ordering::Relaxed) & !STACK_LOCKED) as usize
     }
 
     /// True when there is none.
@@ -153,6 +153,7 @@ mod tests {
             });
             stack.len.fetch_or(STACK_LOCKED, Ordering::Relaxed);
             assert_eq!(pop_twin::<u32>(&stack.len, &stack.items), (0, 0), "locked");
+            assert_eq!(stack.len(), 2);
             assert!(stacks.drain().eq([8, 7]));
             let stack = stacks.get(cpu).unwrap();
             assert_eq!(push_twin::<u32>(&stack.len, &stack.items, 9), 0, "empty, with room");

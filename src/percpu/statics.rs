@@ -51,9 +51,9 @@ macro_rules! per_cpu {
         #[unsafe(link_section = "percpu_memcg_data")]
         $visibility static $name: $crate::StaticLocal<$int> = {
             // Not inside of the unsafe block: it is the caller's.
-            const INITIAL: $int = $value;
+            let initial: $int = $value;
             // SAFETY: it is in the section.
-            unsafe { $crate::StaticLocal::in_section(INITIAL) }
+            unsafe { $crate::StaticLocal::in_section(initial) }
         };
     )+};
 }

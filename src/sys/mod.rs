@@ -19,6 +19,7 @@
 //! | `machine` | [`Machine`]: possible CPUs, NUMA nodes, distances, the CPU a thread runs on |
 //! | `sysfs` | reading a machine out of `/sys/devices/system` |
 //! | `faults` | [`FaultInjection`], [`MapOp`]: refusing mapping operations on purpose |
+//! | `forks` | telling a forked child from its parent |
 //! | `error` | [`MapError`], [`MachineError`]: what can go wrong |
 //! | `reservation` | `Reservation`: one lazily backed anonymous mapping |
 //! | `this_cpu` | operations on the copy of the CPU that runs the thread; [`ThisCpu`], [`Tier`] |
@@ -33,6 +34,7 @@
 mod cpu;
 mod error;
 mod faults;
+pub(crate) mod forks;
 mod machine;
 mod reservation;
 mod sysfs;

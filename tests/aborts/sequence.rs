@@ -1,7 +1,7 @@
 //! Where sequences are, and their instructions: read from the memory of this process, which a
 //! forked child has at the same addresses.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use crate::tracee::{Event, Memory, Tracee};
 
@@ -123,6 +123,25 @@ fn instructions(first: u64, end: u64) -> Result<Vec<Instruction>, String> {
     Ok(decoder.iter().collect())
 }
 
+/// False for what does anything in a rseq area but store `rseq_cs` or load one of the ids: nothing
+/// else may be written, and `cpu_id_start` is no id before the kernel has looked at it.
+fn leaves_area_alone(instruction: &Instruction) -> bool {
+    const ID: u64 = 4; // of the CPU, or by concurrency if the register says so
+    const RSEQ_CS: u64 = 8;
+    let has_memory =
+        (0..instruction.op_count()).any(|op| instruction.op_kind(op) == OpKind::Memory);
+    if !has_memory || instruction.memory_segment() != Register::FS {
+        return true;
+    }
+    let (mnemonic, place) = (instruction.mnemonic(), instruction.memory_displacement64());
+    let is_store = instruction.op_kind(0) == OpKind::Memory;
+    match (mnemonic, is_store) {
+        (Mnemonic::Mov, true) => place == RSEQ_CS,
+        (Mnemonic::Imul, false) => place == ID,
+        _ => false,
+    }
+}
+
 impl Sequence {
     /// Reads the instructions.
     ///
@@ -157,6 +176,11 @@ impl Sequence {
             && !instructions.iter().any(Instruction::is_invalid);
         if !are_whole {
             return Err(format!("start or end is within an instruction: {descriptor:x?}"));
+        }
+        if let Some(strange) =
+            instructions.iter().find(|instruction| !leaves_area_alone(instruction))
+        {
+            return Err(format!("{strange:?} in the area of the thread: {descriptor:x?}"));
         }
         let mut stops: Vec<Stop> = instructions.iter().map(stop).collect();
         stops.push(Stop { address: end, place: Place::Behind, branch: None });

@@ -218,3 +218,18 @@ fn debug_shows_the_sum() {
     counter.add(3);
     assert_eq!(format!("{counter:?}"), "PerCpuCounter { sum: 3, batch: 32, .. }");
 }
+
+#[test]
+fn compare_knows_that_values_wrap() {
+    for pcpu in ALLOCATORS.iter() {
+        for (to, by) in [(i64::MAX, 5), (i64::MIN, -5), (i64::MAX, -5), (i64::MIN, 5)] {
+            let counter = PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, 32).unwrap();
+            counter.add(to);
+            counter.add(by);
+            let sum = to.wrapping_add(by);
+            for other in [0, sum, i64::MIN, i64::MAX] {
+                assert_eq!(counter.compare(other), sum.cmp(&other), "{to} {by} {other}");
+            }
+        }
+    }
+}

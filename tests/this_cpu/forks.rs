@@ -1,6 +1,6 @@
 //! Forked children: they have copies of their own, and the operations work.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::thread;
 
 use percpu_memcg::{
@@ -119,6 +119,43 @@ fn a_child_forked_while_others_fill_batches_takes_a_counter() {
         }
         is_over.store(true, Relaxed);
     });
+}
+
+/// And waits for the threads that it has itself: what they move, `take` returns.
+#[test]
+fn a_forked_child_with_threads_takes_counters() {
+    const SECONDS: libc::c_uint = 60;
+    const EACH: i64 = 2_000;
+    let pcpu = real();
+    // Many, because a counter is taken for the first time after a fork only once.
+    let counters: Vec<PerCpuCounter> =
+        (0..300).map(|_| PerCpuCounter::with_batch(&pcpu, KERNEL, 2).unwrap()).collect();
+    let takes_all = |counter: &PerCpuCounter| {
+        let adding = AtomicU32::new(2);
+        let add = || {
+            (0..EACH).for_each(|_| counter.inc());
+            adding.fetch_sub(1, Relaxed);
+        };
+        let taken = thread::scope(|scope| {
+            [scope.spawn(add), scope.spawn(add)];
+            while counter.read() == 0 {
+                thread::yield_now(); // until they are at it
+            }
+            let mut taken = 0;
+            while adding.load(Relaxed) > 0 {
+                taken += counter.take();
+            }
+            taken
+        });
+        taken + counter.take() == 2 * EACH
+    };
+    let child = || {
+        // SAFETY: ends this process if it waits for ever.
+        unsafe { libc::alarm(SECONDS) };
+        counters.iter().all(takes_all)
+    };
+    // Forked by a child of one thread, which the C library lets go on like any other.
+    assert!(in_forked_child(|| in_forked_child(child)));
 }
 
 /// Whatever of its stacks the parent's threads were changing at the moment of the fork. Without

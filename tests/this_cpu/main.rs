@@ -23,6 +23,7 @@
 //! | `words`, `widths` | objects, statics and elements as one kind of thing; integers as bits |
 //! | `chains`, `operations` | books; the operations of which nothing may be lost |
 //! | `patterns`, `stacks` | what has no sum: reads and writes, pushes and pops |
+//! | `counters` | what is made of them: counters, histograms |
 //! | `moved` | one thread that is moved within operations |
 //! | `model` | one thread against plain integers |
 //! | `compact` | words that are indexed by concurrency id |
@@ -31,13 +32,16 @@
 //! | `statics`, `objects` | static variables, arrays, initial values |
 //! | `forks`, `tiers`, `processes` | forked children, and this binary in other tiers |
 //!
-//! With `PERCPU_MEMCG_FULL=1` in the environment every thread carries out 40 million operations on
-//! every width, else as many as make the whole take half a minute.
+//! With `PERCPU_MEMCG_FULL=1` in the environment every thread carries out 40 million of every
+//! operation on every width, under each condition; a tenth of that on elements of arrays, on static
+//! variables and by concurrency id, and a quarter of it in other tiers. Else as many as make the
+//! whole take half a minute.
 
 mod areas;
 mod chains;
 mod compact;
 mod conditions;
+mod counters;
 mod detached;
 mod first;
 mod forks;

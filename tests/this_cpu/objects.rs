@@ -155,6 +155,21 @@ fn exclusive_access_changes_the_copy_that_operations_use() {
 }
 
 #[test]
+fn take_empties_the_detached_copy_as_well() {
+    // None of its CPUs is one that this process may use.
+    let elsewhere = (0..).filter(|cpu| !two_cpus().contains(&(*cpu as usize))).take(2);
+    let machine = Machine::builder().node(NodeId::new(0), elsewhere.map(CpuId::new));
+    let pcpu = injected(machine.build().unwrap());
+    let mut words = PerCpu::<Local<u64>>::zeroed_in(&pcpu, KERNEL).unwrap();
+    on_cpu(two_cpus()[0], || words.add(7));
+    assert_eq!(words.take(), 7);
+    assert_eq!((words.sum(), words.detached(), words.take()), (0, 0, 0));
+    words.dec();
+    words.inc();
+    assert_eq!(words.sum(), 0);
+}
+
+#[test]
 fn a_reference_to_an_element_is_used_by_several_threads() {
     let pcpu = real();
     let array: PerCpu<[Local<u64>; 2]> = PerCpu::zeroed_in(&pcpu, KERNEL).unwrap();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use percpu_memcg::{ByCpu, CpuId, PerCpu, PerCpuAllocator};
 
-use crate::conditions::{Detached, Trial, briefly_under_every_condition, under_every_condition};
+use crate::conditions::{Detached, Trial, under_every_condition};
 use crate::widths::{Generic, Width, every_width};
 use crate::words::{ELEMENTS, Element, Object, Words};
 use crate::{Choices, KERNEL, THREADS, real};
@@ -127,7 +127,7 @@ fn read_finds_what_was_written() {
 #[test]
 fn write_replaces_the_word_and_nothing_else() {
     let pcpu = real();
-    briefly_under_every_condition("write", || {
+    under_every_condition("write", || {
         let trials = every_width(&OnElements(&pcpu, Mix::MostlyWrites));
         trials.into_iter().flatten().collect()
     });

@@ -30,7 +30,11 @@ per_cpu! {
     static COMPUTED: i32 = -(SIZE as i32);
     static ZERO: i64 = 0;
     static LAST: i16 = -2;
+    /// A name that a macro might use itself.
+    static NAMED: u64 = INITIAL;
 }
+
+const INITIAL: u64 = 77;
 
 const SIZE: usize = 12;
 
@@ -87,6 +91,7 @@ fn a_variable_begins_with_its_value_on_every_cpu() {
     assert_initial(&CONSTANT, 0x0123_4567_89AB_CDEF);
     assert_initial(&SMALL, 3);
     assert_initial(&COMPUTED, -12);
+    assert_initial(&NAMED, 77);
     assert_initial(&ZERO, 0);
     assert_initial(&LAST, -2);
     let cpus = PerCpuAllocator::global().unwrap().machine().nr_possible();

@@ -203,6 +203,14 @@ impl Area {
         result == 0
     }
 
+    /// Writes the CPU id of an area of this thread that nobody registered.
+    #[cfg(test)]
+    pub(super) fn pretend(self, cpu_id: i32) {
+        let place = self.of_this_thread().wrapping_byte_add(CPU_ID).cast::<i32>();
+        // SAFETY: part of the area, which is memory of this thread alone.
+        unsafe { place.write_volatile(cpu_id) };
+    }
+
     pub(super) fn has_concurrency_ids(self) -> bool {
         self.features as usize >= MM_CID + size_of::<u32>()
     }

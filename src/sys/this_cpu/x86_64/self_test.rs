@@ -4,13 +4,13 @@
 //! that is started for the test looks whether its area follows it from CPU to CPU, and then waits
 //! inside a sequence while the calling thread moves it. It must come out through the abort handler.
 
-use std::arch::asm;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
 
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 
-use super::area::{Area, RSEQ_CS};
+use super::area::Area;
+use super::sequences::wait_for_abort;
 use crate::sys::this_cpu::RegisteredBy;
 
 /// Turns of the waiting loop: some tenths of a second, for an event that takes microseconds.
@@ -52,39 +52,7 @@ impl Subject {
     /// Waits in a sequence, and returns whether its abort handler was reached.
     fn is_aborted(&self, area: Area) -> bool {
         self.thread.store(gettid().as_raw_nonzero().get(), Ordering::Release);
-        let aborted: u32;
-        // SAFETY: a sequence that stores nothing but its descriptor, see `sequences`. Its abort
-        // handler goes on behind it, with a different result.
-        unsafe {
-            asm!(
-                ".pushsection __rseq_cs, \"aw\", @progbits",
-                ".balign 32",
-                "9: .long 0, 0",
-                ".quad 3f, 4f - 3f, 5f",
-                ".popsection",
-                ".pushsection __rseq_failure, \"ax\", @progbits",
-                ".byte 0x0f, 0xb9, 0x3d",
-                ".long 0x53053053",
-                "5: jmp 6f",
-                ".popsection",
-                "xor {aborted:e}, {aborted:e}",
-                "lea {t}, [rip + 9b]",
-                "mov qword ptr fs:[{area} + {rseq_cs}], {t}",
-                "3: pause",
-                "dec {turns}",
-                "jnz 3b",
-                "4: jmp 7f",
-                "6: mov {aborted:e}, 1",
-                "7:",
-                area = in(reg) area.offset,
-                turns = inout(reg) PATIENCE => _,
-                t = out(reg) _,
-                aborted = out(reg) aborted,
-                rseq_cs = const RSEQ_CS,
-                options(nostack),
-            );
-        }
-        aborted == 1
+        wait_for_abort(area, PATIENCE)
     }
 
     /// Moves the thread around until it is done.
@@ -118,20 +86,44 @@ fn ids_follow_the_thread(area: Area) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn where_nothing_is_registered_nothing_is_aborted() {
+    /// Runs something on an area that nobody registered, while the thread is disturbed.
+    fn disturbed(run: impl FnOnce(&Subject) -> bool + Send) -> bool {
         let subject = Subject::default();
-        // Of a thread that has used no operation.
-        let waits = || {
-            let is_aborted = subject.is_aborted(Area::own());
+        let run = || {
+            let result = run(&subject);
             subject.is_done.store(true, Ordering::Release);
-            is_aborted
+            result
         };
-        let is_aborted = thread::scope(|scope| {
-            let waiting = scope.spawn(waits);
+        thread::scope(|scope| {
+            // Of a thread that has used no operation.
+            let waiting = scope.spawn(run);
             subject.disturb();
             waiting.join().unwrap()
-        });
-        assert!(!is_aborted);
+        })
+    }
+
+    #[test]
+    fn where_nothing_is_registered_nothing_is_aborted() {
+        assert!(!disturbed(|subject| subject.is_aborted(Area::own())));
+    }
+
+    /// A kernel that tells the right ids and restarts nothing.
+    #[test]
+    fn right_ids_are_not_enough() {
+        let pinned = || {
+            let cpu = rustix::thread::sched_getcpu();
+            let mut only = CpuSet::new();
+            only.set(cpu);
+            sched_setaffinity(None, &only).unwrap();
+            disturbed(|subject| {
+                let area = Area::own();
+                area.pretend(cpu as i32);
+                assert!(ids_follow_the_thread(area));
+                let passes = subject.run(area, RegisteredBy::Libc);
+                area.pretend(-1);
+                passes
+            })
+        };
+        assert!(!thread::scope(|scope| scope.spawn(pinned).join().unwrap()));
     }
 }

@@ -25,6 +25,10 @@
 //!  4:                                   cannot take the CPU within it, so it needs no lock prefix.
 //! ```
 //!
+//! A body of several instructions loads what it needs of this CPU's copy, which nobody else writes
+//! until the commit; decides, and leaves by a branch before the commit if there is nothing to store;
+//! and stores once. What it has computed is in registers that every attempt writes anew.
+//!
 //! `rseq_cs` is left as it is after the commit; the kernel clears it when it next looks. Code with
 //! sequences must therefore not be unloaded (`dlclose`).
 //!
@@ -37,7 +41,7 @@
 use std::arch::asm;
 use std::mem::offset_of;
 
-use super::area::{CPU_ID, RSEQ_CS};
+use super::area::{Area, CPU_ID, RSEQ_CS};
 use crate::sys::this_cpu::gate::{COUNT_ONE, Gate};
 use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
 
@@ -189,6 +193,7 @@ macro_rules! sequences {
             fn xchg<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
                 let old: Self;
                 let hit = compute!(at, I, [
+                    // A register that the next attempt loads again.
                     concat!("mov {old", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
                     // The commit.
                     concat!("mov ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
@@ -202,6 +207,7 @@ macro_rules! sequences {
                 let hit = compute!(at, I, [
                     concat!("mov {found", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
                     concat!("cmp {found", $part, "}, {old", $part, "}"),
+                    // Another value: left without a commit, and nothing is changed.
                     "jne 4f",
                     // The commit.
                     concat!("mov ", $ptr, " ptr [{first} + {t}], {new", $part, "}"),
@@ -214,6 +220,7 @@ macro_rules! sequences {
                 let sum: Self;
                 let hit = compute!(at, I, [
                     concat!("mov {sum", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
+                    // In a register: an attempt that is aborted here added to nothing.
                     concat!("add {sum", $part, "}, {value", $part, "}"),
                     // The commit.
                     concat!("mov ", $ptr, " ptr [{first} + {t}], {sum", $part, "}"),
@@ -227,6 +234,7 @@ macro_rules! sequences {
                 let hit = compute!(at, I, [
                     concat!("mov {found", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
                     concat!("cmp {found", $part, "}, {value", $part, "}"),
+                    // Less than that, as numbers of this type: left without a commit.
                     concat!("j", $less, " 4f"),
                     // The commit.
                     concat!("sub ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
@@ -240,13 +248,15 @@ macro_rules! sequences {
                 let hit = compute!(at, I, [
                     "lea {stack}, [{first} + {t}]",
                     "mov {len:e}, dword ptr [{stack}]",
+                    // Full: left without a commit. So the place below is inside.
                     "cmp {len:e}, {capacity:e}",
                     "jae 4f",
                     // Into a place that nobody reads before the commit.
                     concat!("mov ", $ptr, " ptr [{stack} + {len:r} * ", $scale, " + {header}], {item",
                         $part, "}"),
+                    // Not `inc`: the old length is the result.
                     "lea {next:e}, [{len:r} + 1]",
-                    // The commit.
+                    // The commit: from here on the item counts.
                     "mov dword ptr [{stack}], {next:e}",
                 ], item = in($class) item, capacity = in(reg) capacity, len = out(reg) len,
                    stack = out(reg) _, next = out(reg) _, header = const STACK_HEADER);
@@ -260,12 +270,13 @@ macro_rules! sequences {
                 let hit = compute!(at, I, [
                     "lea {stack}, [{first} + {t}]",
                     "mov {len:e}, dword ptr [{stack}]",
+                    // Empty: left without a commit. So there is an item below.
                     "test {len:e}, {len:e}",
                     "jz 4f",
                     concat!("mov {item", $part, "}, ", $ptr, " ptr [{stack} + {len:r} * ", $scale,
                         " + {header} - ", $scale, "]"),
                     "lea {next:e}, [{len:r} - 1]",
-                    // The commit.
+                    // The commit: from here on the item is ours, and in a register.
                     "mov dword ptr [{stack}], {next:e}",
                 ], item = out($class) item, len = out(reg) len,
                    stack = out(reg) _, next = out(reg) _, header = const STACK_HEADER);
@@ -293,8 +304,10 @@ impl Collect for i64 {
         let hit = compute!(at, I, [
             "mov {sum}, qword ptr [{first} + {t}]",
             "add {sum}, {value}",
+            // One comparison for both ends: shifted so that what is within is 0 to `span`.
             "lea {biased}, [{sum} + {bias}]",
             "cmp {biased}, {span}",
+            // Beyond: left without a commit.
             "ja 4f",
             // The commit.
             "mov qword ptr [{first} + {t}], {sum}",
@@ -309,9 +322,11 @@ impl Collect for i64 {
         let hit = compute!(at, I, [
             "mov {sum}, qword ptr [{first} + {t}]",
             "add {sum}, {value}",
+            // As in `add_within`.
             "lea {kept}, [{sum} + {bias}]",
             "cmp {kept}, {span}",
-            // `mov` leaves the flags alone.
+            // The sum if it is within, else 0; without a branch, as both commit. `mov` leaves the
+            // flags alone.
             "mov {kept:e}, 0",
             "cmovbe {kept}, {sum}",
             // The commit.
@@ -409,6 +424,7 @@ pub(in super::super) unsafe fn swap_low_on(
                 "cmp {t:e}, {expected:e}\njne 4f",
                 then
                 "mov {old}, qword ptr [{first} + {t}]",
+                // The high half of the old and the new low half, in a register of its own.
                 "mov {new}, {old}",
                 "shr {new}, 32",
                 "shl {new}, 32",
@@ -431,4 +447,43 @@ pub(in super::super) unsafe fn swap_low_on(
         );
     }
     (product == u64::from(expected)).then_some(old as u32)
+}
+
+/// Waits in a sequence without commit for so many turns; true as soon as it is aborted. For the self
+/// test.
+pub(super) fn wait_for_abort(area: Area, turns: u64) -> bool {
+    let aborted: u32;
+    // SAFETY: the frame of `section` but for its abort handler, which goes on behind the sequence
+    // instead of starting over. It stores nothing but the descriptor's address.
+    unsafe {
+        asm!(
+            ".pushsection __rseq_cs, \"aw\", @progbits",
+            ".balign 32",
+            "9: .long 0, 0",
+            ".quad 3f, 4f - 3f, 5f",
+            ".popsection",
+            ".pushsection __rseq_failure, \"ax\", @progbits",
+            ".byte 0x0f, 0xb9, 0x3d",
+            ".long 0x53053053",
+            "5: jmp 6f",
+            ".popsection",
+            "xor {aborted:e}, {aborted:e}",
+            "lea {t}, [rip + 9b]",
+            "mov qword ptr fs:[{area} + {rseq_cs}], {t}",
+            // Registers only, and a branch inside.
+            "3: pause",
+            "dec {turns}",
+            "jnz 3b",
+            "4: jmp 7f",
+            "6: mov {aborted:e}, 1",
+            "7:",
+            area = in(reg) area.offset,
+            turns = inout(reg) turns => _,
+            t = out(reg) _,
+            aborted = out(reg) aborted,
+            rseq_cs = const RSEQ_CS,
+            options(nostack),
+        );
+    }
+    aborted == 1
 }
