@@ -15,8 +15,8 @@ use percpu_memcg::{CpuId, Gfp, Limit, Machine, Memcg, NodeId, PcpuPtr, PerCpuAll
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
-/// What a stock holds of one cgroup at most: 64 pages.
-const BATCH: u64 = 64 * PAGE;
+/// What is left in a stock that was filled or emptied: half of the kernel's 64 pages.
+const HALF: u64 = 32 * PAGE;
 
 /// So many CPUs, with the first that this process may use among them.
 fn machine(cpus: usize) -> Machine {
@@ -112,11 +112,12 @@ fn examples_1_to_3_objects_of_48_bytes() {
 #[test]
 fn examples_1_to_3_with_a_batch() {
     let steps = [
-        (Alloc(1), 48, BATCH, 0),
-        (Alloc(85), 4128, BATCH - 4080, 0),
-        (Free(85), 48, BATCH, 0),
-        // It is full: all of it goes.
-        (Free(1), 0, 0, 0),
+        (Alloc(1), 48, HALF, 0),
+        (Alloc(85), 4128, HALF - 4080, 0),
+        (Free(86), 0, HALF + 48, 0),
+        (Alloc(1), 48, HALF, 0),
+        (Free(1), 0, HALF + 48, 0),
+        (Drain, 0, 0, 0),
     ];
     run(4, MIB, 8, 48, &steps);
 }
@@ -131,6 +132,23 @@ fn example_4_objects_larger_than_a_page() {
         (Alloc(4), 24576, 0, 24576),
         (Free(4), 0, 24576, 24576),
         (Drain, 0, 0, 24576),
+    ];
+    run(4, 0, 1024, 6144, &steps);
+}
+
+/// A stock never holds more than a batch, of whatever size what is freed is.
+#[test]
+fn example_4_frees_beyond_a_batch() {
+    let steps = [
+        (Alloc(80), 80 * 6144, 0, 80 * 6144),
+        (Free(42), 38 * 6144, 42 * 6144, 80 * 6144),
+        // 43 would be more than 64 pages: half of that stays.
+        (Free(1), 37 * 6144, HALF, 80 * 6144),
+        (Free(22), 15 * 6144, HALF, 80 * 6144),
+        (Alloc(21), 36 * 6144, HALF - 21 * 6144, 80 * 6144),
+        // It holds less than the object costs: half a batch is charged ahead, below the peak.
+        (Alloc(1), 37 * 6144, HALF, 80 * 6144),
+        (Free(37), 0, HALF + 15 * 6144, 80 * 6144),
     ];
     run(4, 0, 1024, 6144, &steps);
 }

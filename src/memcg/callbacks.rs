@@ -30,12 +30,14 @@ impl Callbacks {
         }
     }
 
-    /// Adds a peak that is raised from now on.
-    pub(super) fn add_peak(&self, peak: &Arc<Peak>) {
+    /// Changes the peaks that are raised: forgets those that nobody reads any more, adds `new`, and
+    /// says whether there are any, while nobody else changes them.
+    pub(super) fn change_peaks(&self, new: Option<&Arc<Peak>>, tell: impl FnOnce(bool)) {
         let peaks = self.peaks.get_or_init();
         let mut peaks = peaks.lock();
         peaks.retain(|peak| peak.strong_count() > 0);
-        peaks.push(Arc::downgrade(peak));
+        peaks.extend(new.map(Arc::downgrade));
+        tell(!peaks.is_empty());
     }
 
     /// Raises the peaks that somebody reads to `usage`.

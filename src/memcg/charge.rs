@@ -4,7 +4,7 @@ use std::fmt;
 use std::mem;
 use std::sync::Arc;
 
-use super::charging::{Charged, undo};
+use super::charging::{Charged, Pending};
 use super::objcg::ObjCgroup;
 use super::{ChargeError, Gfp, Memcg};
 use crate::arena::Owner;
@@ -174,14 +174,6 @@ impl Charge {
         gfp: Gfp,
         make: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        /// Undone when `make` fails or panics.
-        struct Pending(Option<Charged>, u64);
-        impl Drop for Pending {
-            fn drop(&mut self) {
-                self.0.take().into_iter().for_each(|charged| undo(charged.owner, self.1));
-            }
-        }
-
         let charged = match self.objcg.take(bytes) {
             Some(owner) => Some(Charged::hit(owner)),
             None => match self.objcg.memcg() {
@@ -189,13 +181,13 @@ impl Charge {
                 None => None,
             },
         };
-        let mut pending = Pending(charged, bytes);
+        let pending = charged.map(|charged| Pending::new(charged, bytes));
         make()?;
         // Both are charged to whoever pays for this one, even if one was removed meanwhile: the
         // bytes may then be of two obj_cgroups that point at the same cgroup.
         // Saturating: only where nobody counts any more can it be too much.
         self.bytes = self.bytes.saturating_add(bytes);
-        pending.0.take().into_iter().for_each(|charged| drop(charged.keep()));
+        drop(pending.map(|pending| pending.take().keep()));
         Ok(())
     }
 
@@ -205,7 +197,14 @@ impl Charge {
     ///
     /// [`NotHeld`] when so many are not charged; nothing is changed.
     pub fn shrink(&mut self, bytes: u64) -> Result<(), NotHeld> {
-        drop(self.split(bytes)?);
+        self.take_off(bytes)?;
+        self.objcg.uncharge(bytes);
+        Ok(())
+    }
+
+    fn take_off(&mut self, bytes: u64) -> Result<(), NotHeld> {
+        let held = self.bytes;
+        self.bytes = held.checked_sub(bytes).ok_or(NotHeld { held, asked: bytes })?;
         Ok(())
     }
 
@@ -215,8 +214,7 @@ impl Charge {
     ///
     /// [`NotHeld`] when so many are not charged; nothing is changed.
     pub fn split(&mut self, bytes: u64) -> Result<Charge, NotHeld> {
-        let held = self.bytes;
-        self.bytes = held.checked_sub(bytes).ok_or(NotHeld { held, asked: bytes })?;
+        self.take_off(bytes)?;
         Ok(Charge { objcg: self.objcg.get().into_static(), bytes })
     }
 
@@ -234,7 +232,8 @@ impl Charge {
     }
 
     /// Moves the charge to another cgroup, at once or not at all. Cgroups above both are not
-    /// charged twice, and cannot refuse.
+    /// charged twice, and cannot refuse. Limits hold; stocks are emptied before one refuses, but no
+    /// hook is asked. Above a `high`, events and callbacks tell.
     ///
     /// # Errors
     ///
@@ -250,9 +249,10 @@ impl Charge {
         if Arc::ptr_eq(&from, to) {
             return Ok(());
         }
-        from.transfer(to, self.bytes)?;
+        let gained = from.transfer(to, self.bytes)?;
         let old = mem::replace(&mut self.objcg, to.objcg.get().into_static());
         old.put();
+        to.after_charge(gained, self.bytes, Gfp::NOWAIT);
         Ok(())
     }
 }

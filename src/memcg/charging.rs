@@ -32,16 +32,13 @@ use super::counter::Full;
 use super::events::EventKind;
 use super::node::Node;
 use super::objcg::ObjcgRef;
-use super::reclaim::{Reason, is_reclaiming};
-use super::stock::BATCH;
+use super::reclaim::{RETRIES, Reason, is_reclaiming};
+use super::stock::{BATCH, HALF};
 use super::{ChargeError, Gfp};
 use crate::arena::Owner;
 
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
 const COSTLY: u64 = 8 * 4096;
-
-/// Attempts before an OOM, the kernel's `MAX_RECLAIM_RETRIES`.
-const RETRIES: u32 = 16;
 
 /// A charge that was made.
 #[derive(Debug)]
@@ -90,6 +87,29 @@ pub(super) fn undo(owner: ObjcgRef, bytes: u64) {
     }
 }
 
+/// A charge that is undone unless it is taken out: when what it was made for fails, or a callback
+/// panics.
+pub(super) struct Pending {
+    charged: Option<Charged>,
+    bytes: u64,
+}
+
+impl Pending {
+    pub(super) fn new(charged: Charged, bytes: u64) -> Self {
+        Pending { charged: Some(charged), bytes }
+    }
+
+    pub(super) fn take(mut self) -> Charged {
+        self.charged.take().expect("taken once")
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.charged.take().into_iter().for_each(|charged| undo(charged.owner, self.bytes));
+    }
+}
+
 /// A limit that stands against a charge.
 struct Refused<'a> {
     level: &'a Node,
@@ -118,14 +138,14 @@ impl Node {
         // What this CPU has is used first, so that usage grows by no more than is used.
         let hand = stock.take_all(objcg);
         let Some(needed) = bytes.checked_sub(hand.bytes) else {
-            let rest = (hand.bytes - bytes) as u32;
-            if !objcg.words.put(rest, BATCH as u32 - rest, 0) {
-                self.uncharge_directly(rest.into());
-            }
+            let rest = hand.bytes - bytes;
+            stock.put_back(self, hand, rest);
             return Ok(Charged::hit(objcg.get()));
         };
-        if bytes < BATCH && self.try_batch(needed + BATCH) {
-            stock.put_batch(self, hand);
+        // So that the bytes find room when they come back.
+        let rest = HALF.min(BATCH.saturating_sub(bytes));
+        if rest > 0 && self.try_batch(needed + rest) {
+            stock.put_back(self, hand, rest);
             return Ok(charged());
         }
         let is_charged = self.try_walk(needed).is_ok();
@@ -137,8 +157,9 @@ impl Node {
         if !is_charged {
             self.charge_hard(bytes, gfp)?;
         }
-        self.after_charge(bytes, gfp);
-        Ok(charged())
+        let pending = Pending::new(charged(), bytes);
+        self.after_charge(self.depth + 1, bytes, gfp);
+        Ok(pending.take())
     }
 
     /// Charges what is needed and a batch for the stock, where nobody can be bothered by that.
@@ -175,12 +196,13 @@ impl Node {
     #[cold]
     fn charge_hard(self: &Arc<Self>, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
         let (mut retries, mut had_oom, mut has_raised) = (RETRIES, false, false);
+        let mut drains = RETRIES;
         let error = loop {
             let Refused { level, full } = match self.try_walk(bytes) {
                 Ok(()) => return Ok(()),
                 Err(refused) => refused,
             };
-            if self.drain_for(level, bytes) {
+            if self.drain_for(level, bytes, &mut drains) {
                 continue;
             }
             let level = self.ancestor_at(level.depth);
@@ -213,9 +235,12 @@ impl Node {
     }
 
     /// Empties the stocks below a cgroup that refuses `bytes`. True when that may have helped, or
-    /// somebody else's drain may have, for which this one waited.
-    fn drain_for(&self, level: &Node, bytes: u64) -> bool {
-        self.stock().drain(level) > 0 || level.counter.check(bytes).is_ok()
+    /// somebody else's drain may have, for which this one waited; but not for ever, as others may
+    /// fill their stocks as fast.
+    fn drain_for(&self, level: &Node, bytes: u64, drains: &mut u32) -> bool {
+        let has_drained = self.stock().drain(level) > 0;
+        *drains = drains.saturating_sub(1);
+        has_drained && *drains > 0 || level.counter.check(bytes).is_ok()
     }
 
     /// Charges at every level, whatever the limits. False, and nothing is charged, when a counter
@@ -286,9 +311,13 @@ impl Node {
         if stock.put(self.objcg, bytes, 0) {
             return;
         }
-        // It is full, if it is there: all of it goes.
+        // It is full, if it is there: half of it goes.
         let hand = stock.take_all(self.objcg);
-        self.uncharge_directly(bytes + hand.bytes);
+        let rest = HALF.min(hand.bytes);
+        self.uncharge_directly(bytes + hand.bytes - rest);
+        if rest > 0 {
+            stock.put_back(self, hand, rest);
+        }
     }
 
     /// Takes a charge back, out of the counters.
@@ -299,24 +328,25 @@ impl Node {
     }
 
     /// Moves a charge of this cgroup to `other`: charges it there, and uncharges it here, up to
-    /// where they meet.
+    /// where they meet. Returns how many levels use more now.
     pub(super) fn transfer(
         self: &Arc<Self>,
         other: &Arc<Node>,
         bytes: u64,
-    ) -> Result<(), ChargeError> {
+    ) -> Result<usize, ChargeError> {
         let common = self.common_depth(other);
         let gained = |node: &'_ Arc<Node>| node.depth - common;
         other.charge_levels(gained(other), bytes)?;
         self.ancestry().take(gained(self)).for_each(|level| level.counter.sub(bytes));
         other.note_peaks();
-        Ok(())
+        Ok(gained(other))
     }
 
     /// Charges this cgroup and its ancestors, `levels` of them in all, or none.
     fn charge_levels(&self, levels: usize, bytes: u64) -> Result<(), ChargeError> {
+        let mut drains = RETRIES;
         while let Err(Refused { level, full }) = self.try_levels(levels, bytes) {
-            if !self.drain_for(level, bytes) {
+            if !self.drain_for(level, bytes, &mut drains) {
                 level.raise(EventKind::Max);
                 return Err(level.refusal(bytes, full));
             }

@@ -155,10 +155,10 @@ impl Counter {
         }
     }
 
-    /// Notes that usage may be above some peak that is read from now on.
-    pub(super) fn expect_peak_readers(&self) {
+    /// Notes whether usage may be above some peak that is read from now on.
+    pub(super) fn expect_peak_readers(&self, are_there: bool) {
         // SeqCst: before the reader looks at usage; see `PeakReader`.
-        self.has_peak_readers.store(true, Ordering::SeqCst);
+        self.has_peak_readers.store(are_there, Ordering::SeqCst);
     }
 
     pub(super) fn has_peak_readers(&self) -> bool {

@@ -4,11 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::counter::Bound;
 use super::events::EventKind;
-use super::reclaim::Reason;
+use super::reclaim::{RETRIES, Reason};
 use super::{EventWatch, Limit, Memcg, MemcgEvents, Registration, TreeError};
-
-/// Attempts to get below a new limit, the kernel's `MAX_RECLAIM_RETRIES`.
-const RETRIES: usize = 16;
 
 impl Memcg {
     /// The limit; [`Limit::MAX`] at first. The kernel's `memory.max`.

@@ -149,13 +149,19 @@ impl Node {
 
     /// The children that use most, the greatest first.
     pub(super) fn top_children(&self, count: usize) -> Vec<Consumer> {
-        let children: Vec<Arc<Node>> = self.children.lock().values().cloned().collect();
-        // What is in stocks counts here: it is small, and looked for once for each child otherwise.
-        let mut by_usage: Vec<(u64, &Arc<Node>)> =
-            children.iter().map(|child| (child.counter.usage(), child)).collect();
-        by_usage.sort_unstable_by_key(|(usage, _)| std::cmp::Reverse(*usage));
-        let top = by_usage.into_iter().take(count).filter(|(usage, _)| *usage > 0);
-        top.map(|(usage, child)| Consumer { cgroup: child.path(), usage }).collect()
+        let children = self.children.lock();
+        let mut top: Vec<(u64, &Arc<Node>)> = Vec::with_capacity(count);
+        for child in children.values() {
+            // What is in stocks counts here: it is small, and looked for once for each child
+            // otherwise.
+            let usage = child.counter.usage();
+            let place = top.partition_point(|(greater, _)| *greater >= usage);
+            if usage > 0 && place < count {
+                top.truncate(count - 1);
+                top.insert(place, (usage, child));
+            }
+        }
+        top.into_iter().map(|(usage, child)| Consumer { cgroup: child.path(), usage }).collect()
     }
 
     /// Counts an event of this cgroup, and tells whoever wants to know. Under no lock.

@@ -96,13 +96,18 @@ impl ObjCgroup {
 
     /// Another reference, for who has one or holds the cgroup that it belongs to.
     pub(super) fn get(&'static self) -> ObjcgRef {
-        // Relaxed: as for `Arc`, a reference comes from one that exists.
-        self.refs.fetch_add(ONE, Ordering::Relaxed);
+        if !self.words.take(0) {
+            // Relaxed: as for `Arc`, a reference comes from one that exists.
+            self.refs.fetch_add(ONE, Ordering::Relaxed);
+        }
         ObjcgRef(self)
     }
 
     /// Gives a reference back.
     pub(super) fn put(&'static self) {
+        if self.words.put(0, BATCH as u32, -1) {
+            return;
+        }
         // Release: what this user did comes before the last one's release; acquire: for that one.
         let before = self.refs.fetch_sub(ONE, Ordering::AcqRel);
         if before == ONE | COMPLETE {
@@ -120,21 +125,32 @@ impl ObjCgroup {
     /// Uncharges `bytes` and gives a reference back. Never fails, never blocks.
     #[inline]
     pub(super) fn uncharge_and_put(&'static self, bytes: u64) {
-        let is_small = bytes <= BATCH;
-        if !(is_small && self.words.put(bytes as u32, (BATCH - bytes) as u32, -1)) {
-            self.uncharge_slowly(bytes);
+        if !self.put_bytes(bytes, -1) && !self.uncharge_slowly(bytes, -1) {
+            self.put();
         }
     }
 
+    /// Uncharges `bytes`. Never fails, never blocks.
+    #[inline]
+    pub(super) fn uncharge(&'static self, bytes: u64) {
+        let _no_reference = self.put_bytes(bytes, 0) || self.uncharge_slowly(bytes, 0);
+    }
+
+    #[inline(always)]
+    fn put_bytes(&self, bytes: u64, references: i32) -> bool {
+        bytes <= BATCH && self.words.put(bytes as u32, (BATCH - bytes) as u32, references)
+    }
+
+    /// False when the references were not counted.
     #[cold]
-    fn uncharge_slowly(&'static self, bytes: u64) {
+    fn uncharge_slowly(&'static self, bytes: u64, references: i32) -> bool {
         if let Some(node) = &*self.memcg.load() {
-            if ptr::eq(node.objcg, self) && node.stock().put(self, bytes, -1) {
-                return;
+            if ptr::eq(node.objcg, self) && node.stock().put(self, bytes, references) {
+                return true;
             }
             node.take_back(bytes);
         }
-        self.put();
+        false
     }
 
     /// Adds to the statistic of whoever pays.

@@ -24,8 +24,8 @@ impl Peak {
 /// Reads the peak of a cgroup: of all time until it is [reset](PeakReader::reset), since then
 /// afterwards. Readers do not disturb each other.
 ///
-/// A cgroup whose peak was reset is charged without batches, lest the stock hide a peak; see
-/// [`Memcg::peak`] for what counts.
+/// As long as there is a reader that was reset, the cgroup and those below it are charged without
+/// batches, lest stocks hide a peak; see [`Memcg::peak`] for what counts.
 ///
 /// # Examples
 ///
@@ -61,17 +61,28 @@ impl PeakReader {
     /// Sets the peak to what is in use now.
     pub fn reset(&self) {
         let node: &Node = self.memcg.node();
-        node.counter.expect_peak_readers();
-        // From here on every charge is noted. What is in stocks could be used without a note.
-        node.stock().drain(node);
         let peak = self.since_reset.get_or_init(|| {
             let peak = Arc::new(Peak::default());
-            node.callbacks.add_peak(&peak);
+            let tell = |are_there| node.counter.expect_peak_readers(are_there);
+            node.callbacks.change_peaks(Some(&peak), tell);
             peak
         });
+        // From here on every charge is noted. What is in stocks could be used without a note.
+        node.stock().drain(node);
         // A charge that is noted between these two was there at the reset or is found in usage.
         peak.0.store(0, Ordering::Relaxed);
         peak.raise(node.current());
+    }
+}
+
+impl Drop for PeakReader {
+    fn drop(&mut self) {
+        if let Some(peak) = self.since_reset.take() {
+            drop(peak);
+            let node = self.memcg.node();
+            let tell = |are_there| node.counter.expect_peak_readers(are_there);
+            node.callbacks.change_peaks(None, tell);
+        }
     }
 }
 

@@ -63,6 +63,19 @@ pub(super) struct Hook {
     hook: Box<dyn Fn(&ReclaimRequest) -> u64 + Send + Sync>,
 }
 
+/// A hook's turn, unless it is unregistered before.
+struct Turn {
+    order: i32,
+    node: Arc<Node>,
+    hook: Weak<Hook>,
+}
+
+impl Turn {
+    fn id(&self) -> HookId {
+        HookId(self.hook.as_ptr().addr())
+    }
+}
+
 /// Tells hooks apart as long as they are registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HookId(usize);
@@ -113,6 +126,9 @@ impl Drop for Reclaiming {
     }
 }
 
+/// How often reclaim begins again as long as something comes, the kernel's `MAX_RECLAIM_RETRIES`.
+pub(super) const RETRIES: u32 = 16;
+
 /// The most that is asked for beyond what is needed: 32 pages, the kernel's `SWAP_CLUSTER_MAX`.
 const MOST_BEYOND: u64 = 32 * 4096;
 
@@ -134,20 +150,22 @@ impl Node {
         if is_enough() {
             return 1;
         }
-        for peers in hooks.chunk_by_mut(|(_, one), (_, next)| one.order == next.order) {
-            let had_its_turn = peers.iter().position(|(_, hook)| Some(hook.id()) == *last);
+        for peers in hooks.chunk_by_mut(|one, next| one.order == next.order) {
+            let had_its_turn = peers.iter().position(|turn| Some(turn.id()) == *last);
             peers.rotate_left(had_its_turn.map_or(0, |index| index + 1));
         }
         let wanted = bytes.saturating_add(MOST_BEYOND.min(self.current() / 16));
         let (mut freed, mut low_skipped) = (0u64, false);
+        let mut overridden: Vec<*const Node> = Vec::new();
         for overrides_low in [false, true] {
             if overrides_low && (freed > 0 || !low_skipped) {
                 break;
             }
-            for (node, hook) in &hooks {
+            for turn in &hooks {
                 if freed >= wanted {
                     return freed;
                 }
+                let (node, Some(hook)) = (&turn.node, turn.hook.upgrade()) else { continue };
                 let usage = node.current();
                 let (min, low) = node.effective_protection(self);
                 if usage == 0 || is_within(usage, min) {
@@ -158,14 +176,15 @@ impl Node {
                     low_skipped = true;
                     continue;
                 }
-                if is_low {
+                if is_low && !overridden.contains(&Arc::as_ptr(node)) {
                     node.raise(EventKind::Low);
+                    overridden.push(Arc::as_ptr(node));
                 }
                 let spare = usage - if overrides_low { min } else { min.max(low) };
                 let bytes = spare.min(wanted - freed);
                 let given = hook.call(node, self, bytes, reason);
                 if given > 0 {
-                    *last = Some(hook.id());
+                    *last = Some(turn.id());
                 }
                 freed = freed.saturating_add(given);
             }
@@ -174,16 +193,20 @@ impl Node {
     }
 
     /// Every hook of this cgroup and its descendants, by order.
-    fn hooks(self: &Arc<Self>) -> Vec<(Arc<Node>, Arc<Hook>)> {
+    fn hooks(self: &Arc<Self>) -> Vec<Turn> {
         if !self.hierarchy.has_hooks() {
             return Vec::new();
         }
         let mut hooks = Vec::new();
         for node in subtree(self) {
-            let of_node = node.callbacks.reclaim.live().map(|hook| (Arc::clone(&node), hook));
+            let of_node = node.callbacks.reclaim.live().map(|hook| Turn {
+                order: hook.order,
+                node: Arc::clone(&node),
+                hook: Arc::downgrade(&hook),
+            });
             hooks.extend(of_node);
         }
-        hooks.sort_by_key(|(_, hook)| hook.order);
+        hooks.sort_by_key(|turn| turn.order);
         hooks
     }
 
@@ -193,6 +216,10 @@ impl Node {
             self.ancestry().take_while(|level| !ptr::eq(*level, target)).collect();
         levels.reverse();
         let effective = |bound: Bound| {
+            // Who sets nothing gets nothing, and has nothing to hand on.
+            if levels.iter().any(|level| level.counter.get(bound).number() == 0) {
+                return 0;
+            }
             let mut protection = Protection::Literal;
             let mut effective = 0;
             for (above, level) in levels.iter().enumerate() {
@@ -214,10 +241,6 @@ impl Node {
 }
 
 impl Hook {
-    fn id(&self) -> HookId {
-        HookId(ptr::from_ref(self).addr())
-    }
-
     fn call(&self, node: &Arc<Node>, target: &Arc<Node>, bytes: u64, reason: Reason) -> u64 {
         let Some(tree) = self.tree.upgrade() else { return 0 };
         let memcg = |node: &Arc<Node>| Memcg::of(node, &tree);

@@ -46,6 +46,10 @@ use crate::sys::Machine;
 /// (`MEMCG_CHARGE_BATCH` since 6.1).
 pub(super) const BATCH: u64 = 64 * 4096;
 
+/// What is left in a stock that was filled or emptied: as much may then be charged as uncharged before
+/// counters are needed again.
+pub(super) const HALF: u64 = BATCH / 2;
+
 /// Obj_cgroups for which a CPU's stock may hold bytes. The kernel has 7 for pages (6.16) and 5 for
 /// bytes; 8 are a cache line.
 pub(super) const SLOTS: usize = 8;
@@ -169,15 +173,16 @@ impl Stock {
         is_put
     }
 
-    /// Puts bytes that were charged for the stock into it, or uncharges them.
-    pub(super) fn put_batch(&self, node: &Node, mut hand: InHand<'_>) {
+    /// Puts charged bytes, at most a batch, into the stock that was taken from, or uncharges them.
+    pub(super) fn put_back(&self, node: &Node, mut hand: InHand<'_>, bytes: u64) {
+        let sizes = (bytes as u32, (BATCH - bytes) as u32);
         let mut victim = None;
         let is_put = hand
             .here
             .as_mut()
-            .is_some_and(|here| self.put_here(here, node.objcg, (BATCH as u32, 0), 0, &mut victim));
+            .is_some_and(|here| self.put_here(here, node.objcg, sizes, 0, &mut victim));
         if !is_put {
-            node.uncharge_directly(BATCH);
+            node.uncharge_directly(bytes);
         }
         drop(hand);
     }
@@ -206,12 +211,13 @@ impl Stock {
             let Some(slot) = free.or_else(|| self.evict(cpu, slots, victim)) else {
                 return false;
             };
+            // Relaxed: whoever takes the words after they were changed here sees it, as both lock
+            // them; a drain that does not comes before this.
+            self.cpus[cpu].is_used.store(true, Ordering::Relaxed);
             if self.swap(objcg, cpu, 1).is_none() {
                 return false;
             }
             slots.holders[slot] = Some(objcg);
-            // Relaxed: who does not see it yet comes before this.
-            self.cpus[cpu].is_used.store(true, Ordering::Relaxed);
         }
         match self.is_locked {
             true => objcg.words.put_on(cpu, amount, room, references),

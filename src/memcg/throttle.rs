@@ -10,6 +10,7 @@
 //! charged to itself, and whoever throttles first serves the sentence for it. An event is raised
 //! once for a charge or a throttling, not for every attempt to reclaim.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -24,10 +25,10 @@ use super::counter::Bound;
 use super::events::EventKind;
 use super::node::Node;
 use super::overage::Overage;
-use super::reclaim::{Reason, is_reclaiming};
+use super::reclaim::{RETRIES, Reason, is_reclaiming};
 use super::registration::Registration;
 use super::tree::Tree;
-use super::{Gfp, Limit, Memcg};
+use super::{Gfp, Limit, Memcg, sync};
 
 /// A cgroup is above its `high` after a charge.
 #[derive(Clone, Debug)]
@@ -49,6 +50,27 @@ pub(super) struct HighCallback {
     callback: Box<dyn Fn(&OverHigh) + Send + Sync>,
 }
 
+sync::thread_local! {
+    // Not const: model checkers have no such form.
+    #[allow(clippy::missing_const_for_thread_local)]
+    static TELLING: Cell<bool> = Cell::new(false);
+}
+
+/// The thread is in a callback until this is dropped: what it charges is not told in turn.
+struct Telling(());
+
+impl Telling {
+    fn begin() -> Option<Self> {
+        if TELLING.with(|this| this.replace(true)) { None } else { Some(Telling(())) }
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        TELLING.with(|this| this.set(false));
+    }
+}
+
 impl Node {
     /// Usage, if it is above `high`.
     fn above_high(&self) -> Option<u64> {
@@ -57,11 +79,13 @@ impl Node {
         is_above.then(|| self.current()).filter(|usage| *usage > high)
     }
 
-    /// `bytes` were charged, which may have been too many for `high` here or above.
-    pub(super) fn after_charge(self: &Arc<Self>, bytes: u64, gfp: Gfp) {
+    /// `bytes` were charged at so many levels from this one upwards, which may have been too many
+    /// for `high`.
+    pub(super) fn after_charge(self: &Arc<Self>, levels: usize, bytes: u64, gfp: Gfp) {
         let mut level = Some(self);
         let mut is_noted = false;
-        while let Some(node) = level {
+        for _ in 0..levels {
+            let Some(node) = level else { break };
             if let Some(usage) = node.above_high()
                 && !is_reclaiming()
             {
@@ -81,6 +105,7 @@ impl Node {
         if gfp.may_block() {
             self.reclaim_above_high(usage);
         }
+        let Some(_telling) = Telling::begin() else { return };
         for callback in self.callbacks.high.live() {
             let (Some(usage), Some(tree)) = (self.above_high(), callback.tree.upgrade()) else {
                 return;
@@ -100,13 +125,12 @@ impl Node {
     /// what is left above.
     fn penalty(self: &Arc<Self>) -> Duration {
         let bytes = self.counter.take_over_high();
-        let mut is_first = true;
-        loop {
+        for attempt in 0..RETRIES {
             let (mut overage, mut freed) = (Overage::default(), 0u64);
             let mut level = Some(self);
             while let Some(node) = level {
                 if let Some(usage) = node.above_high() {
-                    if is_first {
+                    if attempt == 0 {
                         node.raise(EventKind::High);
                     }
                     freed = freed.saturating_add(node.reclaim_above_high(usage));
@@ -116,11 +140,11 @@ impl Node {
                 level = node.parent.as_ref();
             }
             let delay = overage.delay(bytes);
-            if delay.is_zero() || freed == 0 {
+            if delay.is_zero() || freed == 0 || attempt == RETRIES - 1 {
                 return delay;
             }
-            is_first = false;
         }
+        Duration::ZERO
     }
 }
 
@@ -146,7 +170,8 @@ impl Memcg {
     }
 
     /// Registers a callback for when a charge leaves this cgroup above `high`, after reclaim. It is
-    /// called by the thread that charged.
+    /// called by the thread that charged. What it charges itself is not told in turn. Its panic is
+    /// passed on to who charged; nothing is charged then.
     pub fn on_high(&self, callback: impl Fn(&OverHigh) + Send + Sync + 'static) -> Registration {
         let tree = Arc::downgrade(self.tree());
         let callback = HighCallback { tree, callback: Box::new(callback) };

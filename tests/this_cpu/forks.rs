@@ -137,7 +137,7 @@ fn a_forked_child_with_threads_takes_counters() {
             adding.fetch_sub(1, Relaxed);
         };
         let taken = thread::scope(|scope| {
-            [scope.spawn(add), scope.spawn(add)];
+            (0..2).for_each(|_| drop(scope.spawn(add)));
             while counter.read() == 0 {
                 thread::yield_now(); // until they are at it
             }
