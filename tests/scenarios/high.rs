@@ -110,3 +110,34 @@ fn ancestors_count() {
     assert!(begin.elapsed() >= Duration::from_secs(2));
     drop(held);
 }
+
+#[test]
+fn a_callback_may_charge() {
+    let (_pcpu, memcg) = cgroup("memcg");
+    memcg.set_high(Limit::bytes(1000)).unwrap();
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let callback = memcg.on_high({
+        let (kept, memcg) = (Arc::clone(&kept), memcg.clone());
+        move |_| kept.lock().push(memcg.charge(500).unwrap())
+    });
+    let charge = memcg.charge(2000).unwrap();
+    assert_eq!((kept.lock().len(), memcg.current()), (1, 2500), "it was called once");
+    assert_eq!(memcg.events().high, 2, "what it charged is an event");
+    drop((callback, charge, kept));
+    let last = memcg.charge(2000).unwrap();
+    assert_eq!(memcg.current(), 2000);
+    drop(last);
+}
+
+/// Where what is moved makes a cgroup use more; not where it was charged before.
+#[test]
+fn a_transfer_counts() {
+    let (_pcpu, parent) = cgroup("parent");
+    let [from, to] = ["from", "to"].map(|name| parent.create(name).unwrap());
+    let mut charge = from.charge(MIB).unwrap();
+    [&parent, &to].map(|memcg| memcg.set_high(Limit::bytes(1000)).unwrap());
+    let before = parent.events_local().high;
+    charge.transfer_to(&to).unwrap();
+    assert_eq!((to.events_local().high, parent.events_local().high), (1, before));
+    assert!(to.throttle() > Duration::ZERO, "who took it over waits for it");
+}

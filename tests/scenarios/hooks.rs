@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use percpu_memcg::{Gfp, Limit, Memcg, ReclaimReason, ReclaimRequest, Registration};
+use percpu_memcg::{Gfp, Limit, Memcg, PerCpu, ReclaimReason, ReclaimRequest, Registration};
 
 use crate::memory::{Cache, Job, PIECE};
 use crate::{MIB, cgroup};
@@ -278,4 +278,90 @@ fn an_allocator_may_go_before_its_hooks_and_charges() {
     drop(cache);
     assert_eq!((charge.bytes(), &*charge.cgroup()), (100, ""), "its tree is gone");
     drop((charge, hook));
+}
+
+#[test]
+fn a_panic_above_high_is_passed_on_and_nothing_is_charged() {
+    let (pcpu, memcg) = cgroup("memcg");
+    memcg.set_high(Limit::bytes(10)).unwrap();
+    let panics = |what: &str| {
+        let refused = catch_unwind(AssertUnwindSafe(|| drop(memcg.charge(1000))));
+        assert!(refused.is_err(), "{what}");
+        let area = catch_unwind(AssertUnwindSafe(|| {
+            let _in = memcg.enter();
+            PerCpu::<u64>::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT)
+        }));
+        assert!(area.is_err(), "{what}");
+        assert!(catch_unwind(AssertUnwindSafe(|| memcg.create("child"))).is_err(), "{what}");
+        let mut charge = memcg.charge(0).unwrap();
+        assert!(catch_unwind(AssertUnwindSafe(|| charge.grow(1000))).is_err(), "{what}");
+        assert_eq!((charge.bytes(), memcg.current(), memcg.cached()), (0, 0, 0), "{what}");
+    };
+    let hook = memcg.on_reclaim(0, |_| panic!("in a hook"));
+    panics("a hook");
+    drop(hook);
+    let callback = memcg.on_high(|_| panic!("in a callback"));
+    panics("a callback");
+    drop(callback);
+    let held = memcg.charge(1000).unwrap();
+    assert_eq!((memcg.current(), pcpu.stats().nr_cur_alloc), (1000, 0));
+    drop(held);
+}
+
+/// Whatever says that it has given something, and then has not.
+#[test]
+fn a_hook_that_lies_does_not_keep_throttle_forever() {
+    let (_pcpu, memcg) = cgroup("memcg");
+    let times = Arc::new(AtomicU64::new(0));
+    let held = memcg.charge(11 * MIB).unwrap();
+    memcg.set_high(Limit::bytes(10 * MIB)).unwrap();
+    let more = memcg.charge(MIB / 4).unwrap();
+    let hook = memcg.on_reclaim(0, {
+        let times = Arc::clone(&times);
+        move |request| {
+            times.fetch_add(1, Relaxed);
+            request.bytes
+        }
+    });
+    assert!(memcg.throttle() > Duration::ZERO, "nothing was given");
+    assert_eq!(times.load(Relaxed), 16);
+    drop((hook, held, more));
+}
+
+#[test]
+fn a_hook_that_is_unregistered_before_its_turn_is_not_asked() {
+    let (_pcpu, memcg) = cgroup("memcg");
+    let second: Arc<Mutex<Option<Registration>>> = Arc::default();
+    let was_asked = Arc::new(AtomicBool::new(false));
+    let first = memcg.on_reclaim(0, {
+        let second = Arc::clone(&second);
+        move |_| {
+            *second.lock() = None;
+            0
+        }
+    });
+    *second.lock() = Some(memcg.on_reclaim(1, {
+        let was_asked = Arc::clone(&was_asked);
+        move |_| {
+            was_asked.store(true, Relaxed);
+            0
+        }
+    }));
+    let held = memcg.charge(MIB).unwrap();
+    assert!(memcg.reclaim(1).is_err());
+    assert!(second.lock().is_none() && !was_asked.load(Relaxed));
+    drop((first, held));
+}
+
+/// Once for a cgroup and a reclaim, however many hooks it has.
+#[test]
+fn low_is_counted_by_cgroup() {
+    let (_pcpu, memcg) = cgroup("memcg");
+    let child = memcg.create("child").unwrap();
+    child.set_low(Limit::bytes(2 * MIB)).unwrap();
+    let held = child.charge(MIB).unwrap();
+    let hooks = [0, 0, 7].map(|order| child.on_reclaim(order, |_| 0));
+    assert!(memcg.reclaim(1).is_err());
+    assert_eq!((child.events().low, memcg.events().low), (1, 1));
+    drop((hooks, held));
 }

@@ -41,6 +41,27 @@ fn current_peak() {
     drop((three, four));
 }
 
+/// A reader that was reset costs batches, as long as it is there.
+#[test]
+fn peaks_are_read_at_the_expense_of_batches() {
+    let (_pcpu, memcg) = cgroup("memcg");
+    drop(memcg.charge(MIB).unwrap());
+    memcg.drain();
+    let cached = || {
+        memcg.drain();
+        drop(memcg.charge(48).unwrap());
+        memcg.cached()
+    };
+    let [one, two] = [memcg.peak_reader(), memcg.peak_reader()];
+    assert!(cached() > 48, "a batch");
+    [&one, &two].map(percpu_memcg::PeakReader::reset);
+    drop(one);
+    assert_eq!(cached(), 48);
+    assert_eq!(two.read(), 48);
+    drop(two);
+    assert!(cached() > 48);
+}
+
 type SetProtection = fn(&Memcg, Limit) -> Result<(), TreeError>;
 
 /// The tree of `min` and `low`: A limits, B protects 50 M of what its children C, D and E hold, F

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
@@ -55,6 +56,20 @@ impl MemcgPool {
     /// The cgroup.
     pub fn memcg(&self) -> &Memcg {
         &self.memcg
+    }
+
+    /// Lets a consumer hold more. Its lock is not held while `grow` calls hooks and callbacks, which
+    /// may shrink reservations in turn.
+    fn grow_by<E>(
+        consumer: &Consumer,
+        grow: impl FnOnce(&mut Charge) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // Of the same cgroup, and nothing at first.
+        let mut more = consumer.charge.lock().split(0).expect("it holds that");
+        grow(&mut more)?;
+        let merged = consumer.charge.lock().merge(more);
+        debug_assert!(merged.is_ok(), "{merged:?}");
+        Ok(())
     }
 
     fn consumer(&self, reservation: &MemoryReservation) -> Option<Arc<Consumer>> {
@@ -99,7 +114,9 @@ impl MemoryPool for MemcgPool {
     /// Reservations that cannot fail are for memory that exists already.
     fn grow(&self, reservation: &MemoryReservation, additional: usize) {
         if let Some(consumer) = self.consumer(reservation) {
-            consumer.charge.lock().grow_forced(additional as u64);
+            let grow =
+                |charge: &mut Charge| Ok::<_, Infallible>(charge.grow_forced(additional as u64));
+            let Ok(()) = MemcgPool::grow_by(&consumer, grow);
         }
     }
 
@@ -115,9 +132,9 @@ impl MemoryPool for MemcgPool {
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
         let consumer = self.consumer(reservation);
         let consumer = consumer.ok_or_else(|| exhausted(reservation, "it is not registered"))?;
-        let mut charge = consumer.charge.lock();
-        let grown = charge.grow_with(additional as u64, Gfp::KERNEL | Gfp::NORETRY);
-        grown.map_err(|error| exhausted(reservation, error))
+        let flags = Gfp::KERNEL | Gfp::NORETRY;
+        MemcgPool::grow_by(&consumer, |charge| charge.grow_with(additional as u64, flags))
+            .map_err(|error| exhausted(reservation, error))
     }
 
     fn reserved(&self) -> usize {
@@ -232,6 +249,27 @@ mod tests {
         });
         reservation(&one, "sort").try_grow(70 * MIB).unwrap();
         assert!(held.lock().is_none());
+    }
+
+    /// A consumer that gives back what it holds itself when it asks for more.
+    #[test]
+    fn a_hook_may_shrink_the_reservation_that_needs_it() {
+        let (_pcpu, tenant, [one, _]) = pools();
+        let sort = Arc::new(reservation(&one, "sort"));
+        sort.try_grow(70 * MIB).unwrap();
+        let _hook = tenant.find("query-1").unwrap().on_reclaim(0, {
+            let sort = Arc::downgrade(&sort);
+            move |_| {
+                sort.upgrade().map_or(0, |sort| {
+                    sort.shrink(50 * MIB);
+                    50 * MIB as u64
+                })
+            }
+        });
+        sort.try_grow(30 * MIB).unwrap();
+        assert_eq!((sort.size(), one.reserved()), (50 * MIB, 50 * MIB));
+        sort.grow(100 * MIB);
+        assert_eq!((sort.size(), one.reserved()), (150 * MIB, 150 * MIB));
     }
 
     #[test]
