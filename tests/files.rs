@@ -75,6 +75,8 @@ fn what_was_written_reads_back() {
         ("memory.low", "010", "8\n"),
         ("memory.min", "1k", "1024\n"),
         ("memory.oom.group", "1\n", "1\n"),
+        ("cgroup.max.depth", "2147483646", "2147483646\n"),
+        ("cgroup.max.depth", "2147483647", "max\n"),
         ("cgroup.max.depth", "3", "3\n"),
         ("cgroup.max.descendants", "0", "0\n"),
     ] {
@@ -99,6 +101,7 @@ fn bad_input_has_the_kernels_error_number_and_changes_nothing() {
         ("cgroup.max.depth", "-1", libc::ERANGE),
         ("cgroup.procs", "-1", libc::EINVAL),
         ("cgroup.procs", "1", libc::EOPNOTSUPP),
+        ("cgroup.procs", "2147483647", libc::ESRCH), // beyond the largest id that there can be
         ("memory.reclaim", "max", libc::EINVAL),
         ("memory.reclaim", "1M", libc::EAGAIN),
         ("memory.current", "1", libc::EACCES),
@@ -164,10 +167,13 @@ fn directories_are_cgroups() {
     assert_eq!(errno("nobody/child"), libc::ENOENT);
     assert_eq!(errno("tenant/memory.max/child"), libc::ENOTDIR);
     assert_eq!(files.remove("tenant").unwrap_err().errno(), libc::EBUSY);
-    let open = files.open("tenant/child/memory.max").unwrap();
+    let [open, depth] = ["memory.max", "cgroup.max.depth"]
+        .map(|file| files.open(&format!("tenant/child/{file}")).unwrap());
     files.remove("tenant/child").unwrap();
     files.create("tenant/child").unwrap();
     assert_eq!(open.write("1").unwrap_err().errno(), libc::ENODEV);
+    assert_eq!(depth.write("1").unwrap_err().errno(), libc::ENOENT);
+    assert_eq!(depth.read().unwrap_err().errno(), libc::ENODEV);
     assert_eq!(child.files().list("").unwrap_err().errno(), libc::ENODEV);
     assert_eq!(tenant.files().read("child/memory.max").unwrap(), "max\n");
 }

@@ -165,6 +165,7 @@ fn example_4_an_object_larger_than_a_batch() {
 const NOTHING_HELPS: &[(Gfp, u64, bool, u64, u64)] = &[
     (Gfp::KERNEL, 1, false, 1, 1),
     (Gfp::KERNEL.union(Gfp::NORETRY), 1, false, 1, 0),
+    (Gfp::KERNEL.union(Gfp::RETRY_MAYFAIL), 1, false, 1, 0),
     (Gfp::NOWAIT, 1, false, 1, 0),
     (Gfp::ATOMIC, 1, true, 1, 0),
     (Gfp::KERNEL.union(Gfp::NOFAIL), 1, true, 1, 1),
@@ -213,10 +214,19 @@ fn example_6_a_drain_rescues() {
     let (_pcpu, [a, b, c]) = chain();
     let own = a.current();
     a.set_max(Limit::bytes(own + 65 * PAGE)).unwrap();
-    drop(c.charge(64 * PAGE).unwrap()); // into the stock
-    let other = b.create("other").map(|other| other.charge(60 * PAGE).unwrap()).unwrap();
+    drop(c.charge(64 * PAGE).unwrap());
+    assert_eq!((a.current() - own, c.cached()), (0, 64 * PAGE), "in the stock");
+    let other = b.create("other").unwrap();
+    let charge = other.charge(60 * PAGE).unwrap();
     assert_eq!(a.events().max, 0, "no event when stocks are enough");
-    drop(other);
+    let words = a.current() - own - 60 * PAGE;
+    assert!(words > 0 && words < PAGE, "of the new cgroup");
+    assert_eq!((other.current(), c.cached(), a.cached()), (60 * PAGE, 0, 0), "all was drained");
+    assert_eq!((a.peak(), c.peak()), (own + 64 * PAGE, 64 * PAGE), "nobody ever had both");
+    // Five pages are left, but for the words of the new cgroup.
+    assert!(c.try_charge(5 * PAGE).is_err());
+    drop(c.try_charge(5 * PAGE - words).unwrap());
+    drop(charge);
 }
 
 #[test]

@@ -79,8 +79,9 @@ impl Memcg {
         self.charge_with(bytes, Gfp::KERNEL)
     }
 
-    /// As [`charge`](Memcg::charge), without calling anybody or waiting for hooks: empties stocks at
-    /// most.
+    /// As [`charge`](Memcg::charge), but asks nobody for memory, nor waits for those who are asked:
+    /// empties stocks at most. Callbacks that only tell ([`on_event`](Memcg::on_event),
+    /// [`on_high`](Memcg::on_high)) are called.
     ///
     /// # Errors
     ///
@@ -90,7 +91,8 @@ impl Memcg {
         self.charge_with(bytes, Gfp::NOWAIT)
     }
 
-    /// Charges `bytes` whatever the limits: for memory that exists already. Does not block.
+    /// Charges `bytes` whatever the limits: for memory that exists already. Asks and waits for nobody,
+    /// as [`try_charge`](Memcg::try_charge).
     ///
     /// # Panics
     ///

@@ -16,6 +16,7 @@
 //! |---|---|---|---|---|
 //! | `KERNEL` | yes | until nothing comes, 16 times | once | refused |
 //! | `NORETRY` | yes | once | no | refused |
+//! | `RETRY_MAYFAIL` | yes | until nothing comes, 16 times | no | refused |
 //! | `NOWAIT` | yes | no | no | refused |
 //! | `ATOMIC` | yes | no | no | charged |
 //! | `NOFAIL` | yes | until nothing comes, 16 times | once | charged |
@@ -219,7 +220,8 @@ impl Node {
                 retries = if is_over { 0 } else { retries - 1 };
                 continue;
             }
-            let may_oom = may_try && !gfp.contains(Gfp::NORETRY) && bytes <= COSTLY;
+            let avoids_oom = gfp.intersects(Gfp::NORETRY | Gfp::RETRY_MAYFAIL);
+            let may_oom = may_try && !avoids_oom && bytes <= COSTLY;
             if may_oom && !had_oom {
                 had_oom = true;
                 level.raise(EventKind::Oom);

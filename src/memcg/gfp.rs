@@ -14,6 +14,7 @@ bitflags! {
     /// | [`ATOMIC`](Gfp::ATOMIC) | no | **charged all the same** | only memory that is populated already |
     /// | `KERNEL \| NOFAIL` | yes | **charged all the same** | fails only when the system has no memory |
     /// | `KERNEL \| NORETRY` | yes | refused, without trying hard | |
+    /// | `KERNEL \| RETRY_MAYFAIL` | yes | refused, without an OOM | |
     /// | `… \| ACCOUNT` | | | charged to the current cgroup; without it nobody is charged |
     ///
     /// A request that may not block takes no lock that is held across a system call. It is served
@@ -40,6 +41,8 @@ bitflags! {
         const NOFAIL = 1 << 3;
         /// Fail rather than try hard.
         const NORETRY = 1 << 4;
+        /// Try hard, but fail rather than have anything ended.
+        const RETRY_MAYFAIL = 1 << 6;
         /// Charge the current cgroup.
         const ACCOUNT = 1 << 5;
 

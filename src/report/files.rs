@@ -9,12 +9,14 @@
 //! `/sys/fs/cgroup` can be pointed here, with these differences:
 //!
 //! * F1: amounts are in bytes and never rounded; see [`Limit`](crate::Limit) for their form.
-//! * F2: members are threads of this process, and only the calling thread can be moved.
+//! * F2: members are threads of this process, and only the calling thread can be moved. Who is in no
+//!   other cgroup is in the root, which lists nobody.
 //! * F3: `memory.stat` is exact, and has the lines that this crate keeps: `kernel` (all that is in
 //!   use), of it `percpu` and `charged` ([`Charge`](crate::Charge)s), and `cached`.
 //!
 //! A file is opened by path and works on its cgroup from then on, as a descriptor does: when the
-//! cgroup is removed, reads and writes say `ENODEV`, even if another one took the path.
+//! cgroup is removed, reads and writes say `ENODEV` (a write to `cgroup.max.*` says `ENOENT`), even
+//! if another one took the path.
 
 mod error;
 mod table;
@@ -209,9 +211,12 @@ impl CgroupFile {
     ///
     /// # Errors
     ///
-    /// As there, and `ENODEV` when the cgroup was removed.
+    /// As there, and `ENODEV` or `ENOENT` when the cgroup was removed.
     pub fn write(&self, text: &str) -> Result<usize, FileError> {
         let write = self.file.write.ok_or_else(|| FileError::NotWritable { path: self.path() })?;
+        if self.file.name.starts_with("cgroup.max.") && self.memcg.is_removed() {
+            return Err(FileError::NotFound { path: self.path() });
+        }
         self.check_lives()?;
         if !text.is_empty() {
             // As far as C would see it.

@@ -10,6 +10,7 @@
 mod shadow;
 mod threads;
 
+use core_affinity::CoreId;
 use percpu_memcg::{Charge, Gfp, Limit, Machine, Memcg, PerCpuAllocator};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -20,8 +21,15 @@ use shadow::{ROOT, Shadow};
 /// CPUs of the machine that trees are for; threads run on those that the real one has of them.
 const CPUS: u64 = 4;
 
-/// CPUs × slots × batch.
-const SLACK: u64 = CPUS * 8 * (256 << 10);
+/// What a CPU's stock holds at most: slots × batch.
+const SLACK: u64 = 8 * (256 << 10);
+
+/// The CPUs of these machines that this process may use.
+fn cpus() -> Vec<CoreId> {
+    let mut cpus = core_affinity::get_core_ids().unwrap_or_default();
+    cpus.retain(|cpu| cpu.id < CPUS as usize);
+    cpus
+}
 
 /// Which way a tree grows.
 #[derive(Clone, Copy, Debug)]
@@ -34,18 +42,46 @@ enum Shape {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Charge { to: Index, bytes: u64, how: Gfp },
+    Charge {
+        to: Index,
+        bytes: u64,
+        how: Gfp,
+    },
     Uncharge(Index),
-    Grow { charge: Index, bytes: u64 },
-    Shrink { charge: Index, bytes: u64 },
-    Split { charge: Index, bytes: u64 },
-    Merge { charge: Index, other: Index },
-    Transfer { charge: Index, to: Index },
-    Limit { cgroup: Index, slack: i64 },
+    Grow {
+        charge: Index,
+        bytes: u64,
+    },
+    Shrink {
+        charge: Index,
+        bytes: u64,
+    },
+    Split {
+        charge: Index,
+        bytes: u64,
+    },
+    Merge {
+        charge: Index,
+        other: Index,
+    },
+    Transfer {
+        charge: Index,
+        to: Index,
+    },
+    Limit {
+        cgroup: Index,
+        slack: i64,
+    },
     Unlimit(Index),
     Create(Index),
     Remove(Index),
     Drain(Index),
+    /// Charged and uncharged at once by so many cgroups, one after the other: stocks are full then.
+    Touch {
+        first: Index,
+        count: usize,
+        bytes: u64,
+    },
 }
 
 fn bytes() -> impl Strategy<Value = u64> {
@@ -78,6 +114,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => index().prop_map(Op::Create),
         2 => index().prop_map(Op::Remove),
         1 => index().prop_map(Op::Drain),
+        1 => (index(), 1_usize..30, bytes())
+            .prop_map(|(first, count, bytes)| Op::Touch { first, count, bytes }),
     ]
 }
 
@@ -251,6 +289,12 @@ impl World {
                 self.cgroups[at].drain();
                 prop_assert_eq!(self.cgroups[at].cached(), 0);
             }
+            Op::Touch { first, count, bytes } => {
+                let cgroups = self.cgroups.iter().cycle().skip(self.cgroup(first));
+                for memcg in cgroups.take(*count) {
+                    drop(memcg.try_charge(*bytes));
+                }
+            }
         }
         Ok(())
     }
@@ -288,7 +332,7 @@ impl World {
     /// What can be read without a drain.
     fn check_quickly(&self) -> TestCaseResult {
         let cached = self.cgroups[ROOT].cached();
-        prop_assert!(cached <= SLACK, "{cached} bytes in stocks");
+        prop_assert!(cached <= SLACK, "{cached} bytes in the stock of the only CPU");
         prop_assert_eq!(self.cgroups[ROOT].current(), self.shadow.usage()[ROOT]);
         Ok(())
     }
@@ -309,6 +353,9 @@ impl World {
     }
 
     fn run(mut self, ops: &[Op]) -> TestCaseResult {
+        if let Some(cpu) = cpus().first() {
+            core_affinity::set_for_current(*cpu);
+        }
         for (index, op) in ops.iter().enumerate() {
             self.step(op)
                 .map_err(|error| TestCaseError::fail(format!("{index} {op:?}: {error}")))?;

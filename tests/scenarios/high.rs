@@ -135,7 +135,9 @@ fn a_transfer_counts() {
     let (_pcpu, parent) = cgroup("parent");
     let [from, to] = ["from", "to"].map(|name| parent.create(name).unwrap());
     let mut charge = from.charge(MIB).unwrap();
-    [&parent, &to].map(|memcg| memcg.set_high(Limit::bytes(1000)).unwrap());
+    for memcg in [&parent, &to] {
+        memcg.set_high(Limit::bytes(1000)).unwrap();
+    }
     let before = parent.events_local().high;
     charge.transfer_to(&to).unwrap();
     assert_eq!((to.events_local().high, parent.events_local().high), (1, before));

@@ -54,7 +54,7 @@ fn peaks_are_read_at_the_expense_of_batches() {
     };
     let [one, two] = [memcg.peak_reader(), memcg.peak_reader()];
     assert!(cached() > 48, "a batch");
-    [&one, &two].map(percpu_memcg::PeakReader::reset);
+    [&one, &two].into_iter().for_each(percpu_memcg::PeakReader::reset);
     drop(one);
     assert_eq!(cached(), 48);
     assert_eq!(two.read(), 48);

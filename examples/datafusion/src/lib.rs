@@ -132,7 +132,7 @@ impl MemoryPool for MemcgPool {
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
         let consumer = self.consumer(reservation);
         let consumer = consumer.ok_or_else(|| exhausted(reservation, "it is not registered"))?;
-        let flags = Gfp::KERNEL | Gfp::NORETRY;
+        let flags = Gfp::KERNEL | Gfp::RETRY_MAYFAIL;
         MemcgPool::grow_by(&consumer, |charge| charge.grow_with(additional as u64, flags))
             .map_err(|error| exhausted(reservation, error))
     }

@@ -56,6 +56,12 @@ pub enum FileError {
         /// The thread's id, as it was written.
         thread: i32,
     },
+    /// There is no such thread.
+    #[error("there is no thread {thread}")]
+    NoThread {
+        /// The thread's id, as it was written.
+        thread: i32,
+    },
     /// The tree refused.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -99,6 +105,7 @@ impl FileError {
             FileError::Removed { .. } => libc::ENODEV,
             FileError::Number { source, .. } => source.errno(),
             FileError::OtherThread { .. } => libc::EOPNOTSUPP,
+            FileError::NoThread { .. } => libc::ESRCH,
             FileError::Tree(error) => error.errno(),
             FileError::Reclaim(error) => error.errno(),
         }

@@ -1,5 +1,8 @@
 //! Every file: its name, where it is, what it reads as and what a write does.
 
+use rustix::io::Errno;
+use rustix::thread::{Pid, sched_getaffinity};
+
 use super::{CgroupFile, FileError};
 use crate::memcg::{Limit, Memcg, NumberError, TreeError, integer, reclaim_bytes, strip};
 
@@ -81,7 +84,10 @@ fn bound(text: &str) -> Result<Option<u32>, NumberError> {
     match strip(text) {
         "max" => Ok(None),
         number => {
-            u32::try_from(integer(number)?).map(Some).map_err(|_| NumberError::out_of_range(number))
+            let bound = integer(number)?;
+            // The largest number is how the kernel stores `max`.
+            let bound = (bound < i32::MAX).then_some(bound).map(u32::try_from).transpose();
+            bound.map_err(|_| NumberError::out_of_range(number))
         }
     }
 }
@@ -114,7 +120,11 @@ fn attach(at: &CgroupFile, text: &str) -> Result<(), FileError> {
     }
     let this = rustix::thread::gettid().as_raw_nonzero().get();
     if thread != 0 && thread != this {
-        return Err(FileError::OtherThread { thread });
+        let is_there = |thread| sched_getaffinity(Some(thread)) != Err(Errno::SRCH);
+        return Err(match Pid::from_raw(thread).is_some_and(is_there) {
+            true => FileError::OtherThread { thread },
+            false => FileError::NoThread { thread },
+        });
     }
     Ok(at.memcg.attach_thread()?)
 }
