@@ -6,12 +6,15 @@
 //! | name | what |
 //! |---|---|
 //! | `depth_1`, `depth_8`, `depth_64` | a cgroup with so many ancestors but the root |
+//! | `below_peak_depth_8`, `below_peak_depth_64` | the same, whose usage was higher once, after a drain |
+//! | `grow_shrink_depth_8` | growing and shrinking a charge of each thread |
 //! | `groups_1`, `groups_100k` | one cgroup; eight in turn, of 100 000 |
 //! | `naive_atomic_depth_8` | one atomic counter for each level, compared with a limit |
 //! | `flat_atomic_pool` | one counter, by compare and swap, as in DataFusion's `GreedyMemoryPool` |
 //!
 //! Group `cgroup`: creating and removing one with its statistics, on 64 CPUs.
 
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +25,7 @@ use core_affinity::CoreId;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use crossbeam_utils::CachePadded;
-use percpu_memcg::{Limit, Machine, Memcg, PerCpuAllocator};
+use percpu_memcg::{Charge, Limit, Machine, Memcg, PerCpuAllocator};
 
 const BYTES: u64 = 512;
 
@@ -75,6 +78,11 @@ impl Pool {
 /// The CPUs of this process, found before any thread is pinned: afterwards they would be fewer.
 static CPUS: LazyLock<Vec<CoreId>> =
     LazyLock::new(|| core_affinity::get_core_ids().expect("the CPUs of this process"));
+
+thread_local! {
+    /// A charge that grows and shrinks.
+    static HELD: RefCell<Option<Charge>> = const { RefCell::new(None) };
+}
 
 fn pin(index: usize) {
     assert!(core_affinity::set_for_current(CPUS[index]), "CPU {index} of {CPUS:?}");
@@ -147,6 +155,21 @@ fn charge(criterion: &mut Criterion) {
             let pair = |_| drop(black_box(memcg.charge(BYTES).expect("room")));
             bench(&mut group, &format!("depth_{depth}"), threads, pair);
         }
+        for (depth, memcg) in &depths[1..] {
+            drop(memcg.charge(1 << 20).expect("room"));
+            memcg.drain();
+            let pair = |_| drop(black_box(memcg.charge(BYTES).expect("room")));
+            bench(&mut group, &format!("below_peak_depth_{depth}"), threads, pair);
+        }
+        let pair = |_| {
+            HELD.with_borrow_mut(|held| {
+                let held = held.get_or_insert_with(|| depths[1].1.charge_forced(0));
+                held.grow(black_box(BYTES)).expect("room");
+                held.shrink(black_box(BYTES)).expect("it grew by that");
+            });
+        };
+        bench(&mut group, "grow_shrink_depth_8", threads, pair);
+        HELD.take();
         let pair = |_| drop(black_box(crowd[7].charge(BYTES).expect("room")));
         bench(&mut group, "groups_1", threads, pair);
         let pair = |turn: usize| drop(black_box(active[turn % 8].charge(BYTES).expect("room")));

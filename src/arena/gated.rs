@@ -74,10 +74,10 @@ impl<O: Owner> Gated<O> {
         self.gate.is_open()
     }
 
-    /// Takes `amount` out of this CPU's stock word and counts one up, if so much is there.
+    /// Takes `amount` out of this CPU's stock word and adds `count` to the count, if so much is there.
     #[inline(always)]
-    pub(crate) fn take(&self, amount: u32) -> bool {
-        self.gate.take(amount)
+    pub(crate) fn take(&self, amount: u32, count: i32) -> bool {
+        self.gate.take(amount, count)
     }
 
     /// Adds `amount` to this CPU's stock word and `count` to the count, if the word is in use and
@@ -123,11 +123,9 @@ impl<O: Owner> Gated<O> {
     }
 
     /// As [`take`](Self::take), for callers who exclude all others.
-    pub(crate) fn take_on(&self, cpu: usize, amount: u32) -> bool {
-        self.change(cpu, |word| {
-            let is_enough = word as u32 > amount;
-            is_enough.then(|| word.wrapping_add(COUNT_ONE).wrapping_sub(amount.into()))
-        })
+    pub(crate) fn take_on(&self, cpu: usize, amount: u32, count: i32) -> bool {
+        let delta = (count as u64).wrapping_mul(COUNT_ONE).wrapping_sub(amount.into());
+        self.change(cpu, |word| (word as u32 > amount).then(|| word.wrapping_add(delta)))
     }
 
     /// As [`put`](Self::put), for callers who exclude all others.

@@ -112,6 +112,14 @@ impl Memcg {
     /// As for [`charge`](Memcg::charge), unless the flags say that limits do not hold.
     #[inline]
     pub fn charge_with(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
+        match self.node().objcg.take(bytes) {
+            Some(owner) => Ok(Charge { objcg: owner.into_static(), bytes }),
+            None => self.charge_slowly(bytes, gfp),
+        }
+    }
+
+    #[cold]
+    fn charge_slowly(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
         let objcg = self.node().charge(bytes, gfp)?.keep().into_static();
         Ok(Charge { objcg, bytes })
     }
@@ -165,6 +173,10 @@ impl Charge {
     ///
     /// [`ChargeError`]; the charge is what it was.
     pub fn grow_with(&mut self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
+        if self.objcg.take_more(bytes) {
+            self.bytes = self.bytes.saturating_add(bytes);
+            return Ok(());
+        }
         self.grow_for(bytes, gfp, || Ok(()))
     }
 

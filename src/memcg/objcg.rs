@@ -96,7 +96,7 @@ impl ObjCgroup {
 
     /// Another reference, for who has one or holds the cgroup that it belongs to.
     pub(super) fn get(&'static self) -> ObjcgRef {
-        if !self.words.take(0) {
+        if !self.words.take(0, 1) {
             // Relaxed: as for `Arc`, a reference comes from one that exists.
             self.refs.fetch_add(ONE, Ordering::Relaxed);
         }
@@ -119,7 +119,13 @@ impl ObjCgroup {
     #[inline(always)]
     pub(super) fn take(&'static self, bytes: u64) -> Option<ObjcgRef> {
         // Not `then_some`: a reference that is made and dropped would be given back.
-        if bytes <= BATCH && self.words.take(bytes as u32) { Some(ObjcgRef(self)) } else { None }
+        if bytes <= BATCH && self.words.take(bytes as u32, 1) { Some(ObjcgRef(self)) } else { None }
+    }
+
+    /// Takes `bytes` that were charged out of this CPU's stock, for who has a reference.
+    #[inline(always)]
+    pub(super) fn take_more(&self, bytes: u64) -> bool {
+        bytes <= BATCH && self.words.take(bytes as u32, 0)
     }
 
     /// Uncharges `bytes` and gives a reference back. Never fails, never blocks.

@@ -149,7 +149,7 @@ impl Stock {
         let Ok(amount) = u32::try_from(bytes) else { return false };
         match self.is_locked {
             true => self.here().is_some_and(|here| {
-                here.slots.find(objcg).is_some() && objcg.words.take_on(here.cpu, amount)
+                here.slots.find(objcg).is_some() && objcg.words.take_on(here.cpu, amount, 1)
             }),
             false => false,
         }

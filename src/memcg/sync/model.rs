@@ -159,8 +159,9 @@ struct Inner<O: Owner> {
 
 const ONE: u64 = 1 << 32;
 
-fn can_take(word: u64, amount: u32) -> Option<u64> {
-    (word as u32 > amount).then(|| word.wrapping_add(ONE) - u64::from(amount))
+fn can_take(word: u64, amount: u32, count: i32) -> Option<u64> {
+    let delta = (count as u64).wrapping_mul(ONE).wrapping_sub(amount.into());
+    (word as u32 > amount).then(|| word.wrapping_add(delta))
 }
 
 fn can_put(word: u64, amount: u32, room: u32, count: i32) -> Option<u64> {
@@ -207,8 +208,8 @@ impl<O: Owner> Gated<O> {
         copies.and_then(|copies| body(&copies[cpu])).is_some()
     }
 
-    pub(in crate::memcg) fn take(&self, amount: u32) -> bool {
-        self.sequence(|(stock, _)| change(stock, |word| can_take(word, amount)))
+    pub(in crate::memcg) fn take(&self, amount: u32, count: i32) -> bool {
+        self.sequence(|(stock, _)| change(stock, |word| can_take(word, amount, count)))
     }
 
     pub(in crate::memcg) fn put(&self, amount: u32, room: u32, count: i32) -> bool {
@@ -246,10 +247,11 @@ impl<O: Owner> Gated<O> {
         old.map(|word| word as u32)
     }
 
-    pub(in crate::memcg) fn take_on(&self, cpu: usize, amount: u32) -> bool {
+    pub(in crate::memcg) fn take_on(&self, cpu: usize, amount: u32, count: i32) -> bool {
         let inner = self.inner.read();
-        let take =
-            |words: &TwoWords<O>| change(&words.copies[cpu].0, |word| can_take(word, amount));
+        let take = |words: &TwoWords<O>| {
+            change(&words.copies[cpu].0, |word| can_take(word, amount, count))
+        };
         inner.words.as_ref().and_then(take).is_some()
     }
 

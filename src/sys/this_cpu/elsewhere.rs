@@ -23,7 +23,7 @@ pub(super) fn cpu_id(_area: isize) -> Option<usize> {
     None
 }
 
-pub(super) fn gate_take(_: &Gate, _amount: u32) -> bool {
+pub(super) fn gate_take(_: &Gate, _amount: u32, _delta: u64) -> bool {
     false
 }
 

@@ -90,10 +90,11 @@ impl Gate {
         self.limit.load(Ordering::SeqCst) != 0
     }
 
-    /// Takes `amount` from this CPU's stock word if it holds so much, and counts one up.
+    /// Takes `amount` from this CPU's stock word if it holds so much, and adds `count` to the count.
     #[inline(always)]
-    pub(crate) fn take(&self, amount: u32) -> bool {
-        platform::gate_take(self, amount)
+    pub(crate) fn take(&self, amount: u32, count: i32) -> bool {
+        let delta = (count as u64).wrapping_mul(COUNT_ONE).wrapping_sub(amount.into());
+        platform::gate_take(self, amount, delta)
     }
 
     /// Adds `amount` to this CPU's stock word if that is in use and does not hold more than

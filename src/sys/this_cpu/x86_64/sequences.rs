@@ -42,7 +42,7 @@ use std::arch::asm;
 use std::mem::offset_of;
 
 use super::area::{Area, CPU_ID, RSEQ_CS};
-use crate::sys::this_cpu::gate::{COUNT_ONE, Gate};
+use crate::sys::this_cpu::gate::Gate;
 use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
 
 /// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
@@ -366,10 +366,9 @@ macro_rules! through {
     }};
 }
 
-/// As [`Gate::take`].
+/// As [`Gate::take`], of the amount and the count in `delta`.
 #[inline(always)]
-pub(in super::super) fn gate_take(gate: &Gate, amount: u32) -> bool {
-    let delta = COUNT_ONE.wrapping_sub(amount.into());
+pub(in super::super) fn gate_take(gate: &Gate, amount: u32, delta: u64) -> bool {
     through!(gate, [
         // In use and holding the amount: above it, as it is 1 more than what the word holds.
         "mov {low:e}, dword ptr [{word} + {t}]",
