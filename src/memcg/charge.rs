@@ -143,6 +143,7 @@ impl Charge {
     /// # Errors
     ///
     /// [`ChargeError`]; the charge is what it was.
+    #[inline]
     pub fn grow(&mut self, bytes: u64) -> Result<(), ChargeError> {
         self.grow_with(bytes, Gfp::KERNEL)
     }
@@ -152,6 +153,7 @@ impl Charge {
     /// # Errors
     ///
     /// [`ChargeError`]; the charge is what it was.
+    #[inline]
     pub fn try_grow(&mut self, bytes: u64) -> Result<(), ChargeError> {
         self.grow_with(bytes, Gfp::NOWAIT)
     }
@@ -172,6 +174,7 @@ impl Charge {
     /// # Errors
     ///
     /// [`ChargeError`]; the charge is what it was.
+    #[inline]
     pub fn grow_with(&mut self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
         if self.objcg.take_more(bytes) {
             self.bytes = self.bytes.saturating_add(bytes);
@@ -210,6 +213,7 @@ impl Charge {
     /// # Errors
     ///
     /// [`NotHeld`] when so many are not charged; nothing is changed.
+    #[inline]
     pub fn shrink(&mut self, bytes: u64) -> Result<(), NotHeld> {
         self.take_off(bytes)?;
         self.objcg.uncharge(bytes);

@@ -3,7 +3,7 @@
 //! ```text
 //!   stock of this CPU holds enough ──────────────────────────────► charged
 //!        │ no
-//!   walk up: the bytes and a batch, where there is room to spare ─► charged, the rest into the stock
+//!   walk up: the bytes and half a batch, where there is room to spare ─► charged, the half into the stock
 //!        │ no
 //!   walk up: the bytes ──────────────────────────────────────────► charged; above `high`: see there
 //!        │ a limit refuses

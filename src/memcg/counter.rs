@@ -73,7 +73,7 @@ pub(super) struct Counter {
 }
 
 /// One of the amounts that are set from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Bound {
     Max,
     High,

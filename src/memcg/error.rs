@@ -11,7 +11,8 @@ use crate::sys::MapError;
 
 /// A cgroup refused a charge. Nothing was charged anywhere.
 ///
-/// The facts are in [`Refusal`], which this dereferences to.
+/// The facts are in [`Refusal`], which this dereferences to. Cost: looks at every child of the cgroup
+/// that refuses, for those that use most.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ChargeError(Box<Refusal>);

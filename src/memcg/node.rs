@@ -1,6 +1,6 @@
 //! One cgroup: counter, children, the obj_cgroup its objects are charged to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ptr;
 use std::sync::Arc;
 
@@ -145,6 +145,19 @@ impl Node {
         // The stocks first: what is taken from one meanwhile is missing there and not here.
         let held = self.stock().held_below(self);
         self.counter.usage().saturating_sub(held)
+    }
+
+    /// What is in stocks for this cgroup and everything below it, by cgroup.
+    pub(super) fn held_by_cgroup(&self) -> HashMap<*const Node, u64> {
+        let mut held = HashMap::new();
+        for (holder, bytes) in self.stock().holdings() {
+            if holder.is_below(self) {
+                for level in holder.ancestry().take(holder.depth + 1 - self.depth) {
+                    *held.entry(ptr::from_ref(level)).or_insert(0) += bytes;
+                }
+            }
+        }
+        held
     }
 
     /// The children that use most, the greatest first.

@@ -42,13 +42,6 @@ pub(super) fn claim(usage: u64, setting: u64) -> u64 {
 }
 
 impl Protection {
-    /// The protection that a cgroup with the effective value `effective` has for its children, given
-    /// the claims of all of them.
-    pub(super) fn shared(effective: u64, claims: impl IntoIterator<Item = u64>) -> Self {
-        let claimed = claims.into_iter().map(u128::from).sum();
-        Protection::Shared { effective, claimed }
-    }
-
     /// The effective protection of one child.
     pub(super) fn of_child(self, usage: u64, setting: u64) -> u64 {
         match self {

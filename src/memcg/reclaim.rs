@@ -10,7 +10,8 @@
 //!   effective `low` is asked only when nothing else was given back, and then a `low` event is
 //!   raised. The others are asked for no more than what they have above. The effective values are
 //!   those of `protection`, from the cgroup that is reclaimed from downwards; its own protection
-//!   does not count. They are computed again before every hook.
+//!   does not count. They are computed again before every hook; what siblings claim together, once
+//!   something was given back.
 //! * One thread reclaims at a time in a tree. Who had to wait looks first whether it is still
 //!   needed.
 //! * A little more is asked for than needed, so that the next charge need not ask again.
@@ -18,6 +19,7 @@
 //!   within itself.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fmt;
 use std::ptr;
 use std::sync::{Arc, Weak};
@@ -75,6 +77,9 @@ impl Turn {
         HookId(self.hook.as_ptr().addr())
     }
 }
+
+/// What the children of cgroups claim together.
+type Claims = HashMap<(*const Node, Bound), u128>;
 
 /// Tells hooks apart as long as they are registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +162,7 @@ impl Node {
         let wanted = bytes.saturating_add(MOST_BEYOND.min(self.current() / 16));
         let (mut freed, mut low_skipped) = (0u64, false);
         let mut overridden: Vec<*const Node> = Vec::new();
+        let mut claims = Claims::new();
         for overrides_low in [false, true] {
             if overrides_low && (freed > 0 || !low_skipped) {
                 break;
@@ -167,7 +173,7 @@ impl Node {
                 }
                 let (node, Some(hook)) = (&turn.node, turn.hook.upgrade()) else { continue };
                 let usage = node.current();
-                let (min, low) = node.effective_protection(self);
+                let (min, low) = node.effective_protection(self, &mut claims);
                 if usage == 0 || is_within(usage, min) {
                     continue;
                 }
@@ -184,6 +190,7 @@ impl Node {
                 let bytes = spare.min(wanted - freed);
                 let given = hook.call(node, self, bytes, reason);
                 if given > 0 {
+                    claims.clear();
                     *last = Some(turn.id());
                 }
                 freed = freed.saturating_add(given);
@@ -211,11 +218,11 @@ impl Node {
     }
 
     /// The effective `min` and `low` of this cgroup when `target` is reclaimed from.
-    fn effective_protection(&self, target: &Node) -> (u64, u64) {
+    fn effective_protection(&self, target: &Node, claims: &mut Claims) -> (u64, u64) {
         let mut levels: Vec<&Node> =
             self.ancestry().take_while(|level| !ptr::eq(*level, target)).collect();
         levels.reverse();
-        let effective = |bound: Bound| {
+        let mut effective = |bound: Bound| {
             // Who sets nothing gets nothing, and has nothing to hand on.
             if levels.iter().any(|level| level.counter.get(bound).number() == 0) {
                 return 0;
@@ -225,18 +232,26 @@ impl Node {
             for (above, level) in levels.iter().enumerate() {
                 if above > 0 {
                     let parent = levels[above - 1];
-                    let siblings: Vec<Arc<Node>> =
-                        parent.children.lock().values().cloned().collect();
-                    let claims = siblings
-                        .iter()
-                        .map(|child| claim(child.current(), child.counter.get(bound).number()));
-                    protection = Protection::shared(effective, claims);
+                    let claimed = claims.entry((ptr::from_ref(parent), bound));
+                    let claimed = *claimed.or_insert_with(|| parent.claimed(bound));
+                    protection = Protection::Shared { effective, claimed };
                 }
                 effective = protection.of_child(level.current(), level.counter.get(bound).number());
             }
             effective
         };
         (effective(Bound::Min), effective(Bound::Low))
+    }
+
+    /// What the children claim together.
+    fn claimed(&self, bound: Bound) -> u128 {
+        let held = self.held_by_cgroup();
+        let claim = |child: &Arc<Node>| {
+            let held = held.get(&Arc::as_ptr(child)).copied().unwrap_or(0);
+            let usage = child.counter.usage().saturating_sub(held);
+            u128::from(claim(usage, child.counter.get(bound).number()))
+        };
+        self.children.lock().values().map(claim).sum()
     }
 }
 

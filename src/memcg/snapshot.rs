@@ -1,6 +1,5 @@
 //! The figures of a whole subtree.
 
-use std::collections::HashMap;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
@@ -83,7 +82,7 @@ impl Memcg {
     /// cgroups waits.
     pub fn snapshot(&self) -> MemcgSnapshot {
         let cgroups = self.tree().with_subtree(self.node(), |nodes| {
-            let held = held_below(self.node());
+            let held = self.node().held_by_cgroup();
             let mut cgroups: Vec<MemcgFigures> = Vec::with_capacity(nodes.len());
             // Of the cgroups on the way to the present one.
             let mut way: Vec<usize> = Vec::new();
@@ -142,17 +141,4 @@ impl MemcgFigures {
             nr_dying_descendants: node.nr_dying.load(Ordering::Relaxed),
         }
     }
-}
-
-/// What is in stocks for `node` and everything below it, by cgroup.
-fn held_below(node: &Node) -> HashMap<*const Node, u64> {
-    let mut held = HashMap::new();
-    for (holder, bytes) in node.stock().holdings() {
-        if holder.is_below(node) {
-            for level in holder.ancestry().take(holder.depth + 1 - node.depth) {
-                *held.entry(ptr::from_ref(level)).or_insert(0) += bytes;
-            }
-        }
-    }
-    held
 }

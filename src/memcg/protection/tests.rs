@@ -6,8 +6,8 @@ const MIB: u64 = 1 << 20;
 
 /// Effective values of children given by usage and setting.
 fn distribute(effective: u64, children: &[(u64, u64)]) -> Vec<u64> {
-    let claims = children.iter().map(|&(usage, setting)| claim(usage, setting));
-    let protection = Protection::shared(effective, claims);
+    let claims = children.iter().map(|&(usage, setting)| u128::from(claim(usage, setting)));
+    let protection = Protection::Shared { effective, claimed: claims.sum() };
     children.iter().map(|&(usage, setting)| protection.of_child(usage, setting)).collect()
 }
 
