@@ -1,11 +1,12 @@
 //! The way of a charge: stock, counters, and what is tried before a limit refuses.
 //!
 //! ```text
-//!   stock of this CPU holds enough ──────────────────────────────► charged
+//!   stock of this CPU holds enough ───────────────────────► charged
 //!        │ no
-//!   walk up: the bytes and half a batch, where there is room to spare ─► charged, the half into the stock
+//!   walk up: the bytes and half a batch, where there is
+//!            room to spare ───────────────────────────────► charged, the half into the stock
 //!        │ no
-//!   walk up: the bytes ──────────────────────────────────────────► charged; above `high`: see there
+//!   walk up: the bytes ───────────────────────────────────► charged; above `high`: see there
 //!        │ a limit refuses
 //!   empty the stocks below it ─► reclaim below it ─► OOM callbacks ─► walk again
 //!        │ of no help

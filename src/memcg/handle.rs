@@ -90,7 +90,8 @@ impl Memcg {
     /// # Errors
     ///
     /// [`TreeError::InvalidName`], [`Exists`](TreeError::Exists), [`Removed`](TreeError::Removed),
-    /// [`TooDeep`](TreeError::TooDeep), [`TooMany`](TreeError::TooMany), or [`Statistics`](TreeError::Statistics) when this cgroup or an ancestor has no room for the
+    /// [`TooDeep`](TreeError::TooDeep), [`TooMany`](TreeError::TooMany), or
+    /// [`Statistics`](TreeError::Statistics) when this cgroup or an ancestor has no room for the
     /// child's statistics.
     pub fn create(&self, name: &str) -> Result<Memcg, TreeError> {
         Ok(self.with(self.tree.create(&self.node, name)?))
