@@ -259,7 +259,8 @@ impl Charge {
     ///
     /// # Panics
     ///
-    /// If `memcg` is of another tree.
+    /// If `memcg` is of another tree. A panic of an [`on_high`](Memcg::on_high) callback is passed on;
+    /// the charge was moved then.
     pub fn transfer_to(&mut self, memcg: &Memcg) -> Result<(), ChargeError> {
         let Some(from) = self.objcg.memcg() else { return Ok(()) };
         assert!(Arc::ptr_eq(&from.hierarchy, &memcg.node().hierarchy), "cgroups of one tree");

@@ -115,7 +115,8 @@ impl Counter {
     }
 
     pub(super) fn is_above_limit(&self) -> bool {
-        self.usage() > self.get(Bound::Max).0
+        // SeqCst: see `try_add`, and `Stock::admit`.
+        self.usage() > self.max.load(Ordering::SeqCst)
     }
 
     /// Adds `bytes` unless that takes usage above the limit; else tells the usage and limit that

@@ -65,6 +65,8 @@ impl Node {
     /// Asks the callbacks of this cgroup, and then of its ancestors, until one says that another
     /// try is worth it.
     pub(super) fn out_of_memory(self: &Arc<Self>, requested: u64) -> bool {
+        // Those that were unregistered meanwhile are dropped under no lock.
+        let mut called: Vec<Arc<OomCallback>> = Vec::new();
         let Some(_reclaiming) = Reclaiming::begin() else { return false };
         let _one = self.hierarchy.reclaiming.lock();
         if self.counter.check(requested).is_ok() {
@@ -73,7 +75,10 @@ impl Node {
         let callbacks = self.ancestry().flat_map(|node| node.callbacks.oom.live());
         callbacks.into_iter().any(|callback| {
             let Some(tree) = callback.tree.upgrade() else { return false };
-            (callback.callback)(&Oom { memcg: Memcg::of(self, &tree), requested })
+            let is_worth_it =
+                (callback.callback)(&Oom { memcg: Memcg::of(self, &tree), requested });
+            called.push(callback);
+            is_worth_it
         })
     }
 }

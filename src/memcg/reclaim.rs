@@ -150,6 +150,8 @@ impl Node {
         if hooks.is_empty() {
             return 0;
         }
+        // Those that were unregistered meanwhile are dropped under no lock.
+        let mut called: Vec<Arc<Hook>> = Vec::new();
         let Some(_reclaiming) = Reclaiming::begin() else { return 0 };
         let mut last = self.hierarchy.reclaiming.lock();
         if is_enough() {
@@ -189,6 +191,7 @@ impl Node {
                 let spare = usage - if overrides_low { min } else { min.max(low) };
                 let bytes = spare.min(wanted - freed);
                 let given = hook.call(node, self, bytes, reason);
+                called.push(hook);
                 if given > 0 {
                     claims.clear();
                     *last = Some(turn.id());

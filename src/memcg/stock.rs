@@ -167,62 +167,69 @@ impl Stock {
         }
         let Some(mut here) = self.here() else { return false };
         let mut victim = None;
-        let is_put = self.put_here(&mut here, objcg, (amount, room), references, &mut victim);
+        let is_put = self.admit(&mut here, objcg, &mut victim)
+            && match self.is_locked {
+                true => objcg.words.put_on(here.cpu, amount, room, references),
+                false => objcg.words.put(amount, room, references),
+            };
         // No cgroup is dropped under the lock.
         drop(here);
         is_put
     }
 
     /// Puts charged bytes, at most a batch, into the stock that was taken from, or uncharges them.
+    ///
+    /// Into the word of the CPU whose lock is held, and no other, where a drain that waits for the
+    /// lock would miss them.
     pub(super) fn put_back(&self, node: &Node, mut hand: InHand<'_>, bytes: u64) {
-        let sizes = (bytes as u32, (BATCH - bytes) as u32);
         let mut victim = None;
-        let is_put = hand
-            .here
-            .as_mut()
-            .is_some_and(|here| self.put_here(here, node.objcg, sizes, 0, &mut victim));
-        if !is_put {
+        let put = |here: &mut Here<'_>| {
+            if !self.admit(here, node.objcg, &mut victim) {
+                return false;
+            }
+            let displaced = self.swap(node.objcg, here.cpu, 1 + bytes as u32);
+            displaced.inspect(|low| node.uncharge_directly(held(*low))).is_some()
+        };
+        if !hand.here.as_mut().is_some_and(put) {
             node.uncharge_directly(bytes);
         }
         drop(hand);
     }
 
-    fn put_here(
+    /// Gives `objcg` a slot, if it has none, and has its word in use. False when there is no place.
+    fn admit(
         &self,
         here: &mut Here<'_>,
         objcg: &'static ObjCgroup,
-        (amount, room): (u32, u32),
-        references: i32,
         victim: &mut Option<Arc<Node>>,
     ) -> bool {
         let Here { cpu, ref mut slots } = *here;
-        if slots.find(objcg).is_none() {
-            if objcg.memcg().is_none_or(|node| node.is_above_a_limit()) {
-                return false;
-            }
-            if !self.is_locked && !objcg.words.is_open() {
-                // The first use; or it is being drained or removed.
-                objcg.words.open();
-                if !objcg.words.is_open() {
-                    return false;
-                }
-            }
-            let free = slots.holders.iter().position(Option::is_none);
-            let Some(slot) = free.or_else(|| self.evict(cpu, slots, victim)) else {
-                return false;
-            };
-            // Relaxed: whoever takes the words after they were changed here sees it, as both lock
-            // them; a drain that does not comes before this.
-            self.cpus[cpu].is_used.store(true, Ordering::Relaxed);
-            if self.swap(objcg, cpu, 1).is_none() {
-                return false;
-            }
-            slots.holders[slot] = Some(objcg);
+        if slots.find(objcg).is_some() {
+            return true;
         }
-        match self.is_locked {
-            true => objcg.words.put_on(cpu, amount, room, references),
-            false => objcg.words.put(amount, room, references),
+        // SeqCst, with the load in `used`: who lowered a limit and then retires stocks looks at this
+        // CPU and waits for its lock, or is seen below. Whoever takes the words after they were
+        // changed here sees it in any case, as both lock them.
+        self.cpus[cpu].is_used.store(true, Ordering::SeqCst);
+        if objcg.memcg().is_none_or(|node| node.is_above_a_limit()) {
+            return false;
         }
+        if !self.is_locked && !objcg.words.is_open() {
+            // The first use; or it is being drained or removed.
+            objcg.words.open();
+            if !objcg.words.is_open() {
+                return false;
+            }
+        }
+        let free = slots.holders.iter().position(Option::is_none);
+        let Some(slot) = free.or_else(|| self.evict(cpu, slots, victim)) else {
+            return false;
+        };
+        if self.swap(objcg, cpu, 1).is_none() {
+            return false;
+        }
+        slots.holders[slot] = Some(objcg);
+        true
     }
 
     /// Empties the word of one holder, in turn, and its slot.
@@ -244,7 +251,8 @@ impl Stock {
 
     /// The slots of the CPUs that have any.
     fn used(&self) -> impl Iterator<Item = (usize, MutexGuard<'_, Slots>)> {
-        let is_used = |cpu: &Cpu| cpu.is_used.load(Ordering::Relaxed);
+        // SeqCst: see `admit`.
+        let is_used = |cpu: &Cpu| cpu.is_used.load(Ordering::SeqCst);
         let used = self.cpus.iter().enumerate().filter(move |(_, cpu)| is_used(cpu));
         used.map(|(index, cpu)| (index, cpu.slots.lock()))
     }

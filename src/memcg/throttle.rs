@@ -171,7 +171,7 @@ impl Memcg {
 
     /// Registers a callback for when a charge leaves this cgroup above `high`, after reclaim. It is
     /// called by the thread that charged. What it charges itself is not told in turn. Its panic is
-    /// passed on to who charged; nothing is charged then.
+    /// passed on to who charged; nothing is charged then, but what was transferred stays so.
     pub fn on_high(&self, callback: impl Fn(&OverHigh) + Send + Sync + 'static) -> Registration {
         let tree = Arc::downgrade(self.tree());
         let callback = HighCallback { tree, callback: Box::new(callback) };

@@ -352,9 +352,10 @@ impl Drop for Tree {
             // Relaxed: see `Node::has_tree`.
             node.gone.store(true, Ordering::Relaxed);
             node.take_words();
-            let inherited = std::mem::take(&mut *node.inherited.lock());
+            // Under the lock, so that none of them is released and used again meanwhile (O3).
+            let mut inherited = node.inherited.lock();
             let heir = || node.parent.clone();
-            inherited.iter().chain([&node.objcg]).for_each(|objcg| objcg.orphan(heir()));
+            inherited.drain(..).chain([node.objcg]).for_each(|objcg| objcg.orphan(heir()));
         }
     }
 }

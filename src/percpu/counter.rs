@@ -180,6 +180,7 @@ impl PerCpuCounter {
     fn settle(&self, to: impl FnOnce(i64) -> i64) -> i64 {
         let _alone = self.settling.lock();
         self.is_settling.store(true, Ordering::SeqCst);
+        forks::notice();
         // The wait is short: for a few instructions of other threads.
         while self.moving.is_under_way() {
             thread::yield_now();

@@ -333,3 +333,51 @@ fn charges_that_an_ancestor_refuses_stand_in_nobodys_way() {
     });
     assert_eq!(child.peak(), full(SMALL));
 }
+
+/// What the last charges of a tree that goes release is used by another tree at once.
+#[test]
+fn a_tree_goes_while_its_last_charges_do_and_another_one_grows() {
+    let other = PerCpuAllocator::new().unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let stopping = StopOnDrop(&stop);
+        scope.spawn(|| {
+            for round in 0.. {
+                let charged: Vec<_> = (0..50)
+                    .map(|nth| {
+                        let memcg = other.root().create(&format!("{round}-{nth}")).unwrap();
+                        let charge = memcg.charge(1_000_000).unwrap();
+                        (memcg, charge)
+                    })
+                    .collect();
+                for (memcg, charge) in charged {
+                    assert_eq!(charge.cgroup(), memcg.path());
+                    drop(charge);
+                    memcg.drain();
+                    assert_eq!(memcg.current(), 0);
+                    memcg.remove().unwrap();
+                }
+                if stop.load(Ordering::Acquire) {
+                    break;
+                }
+            }
+        });
+        let (sender, receiver) = mpsc::sync_channel::<Vec<percpu_memcg::Charge>>(0);
+        scope.spawn(move || receiver.into_iter().for_each(drop));
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(4) {
+            let pcpu = PerCpuAllocator::new().unwrap();
+            let charge = |nth| {
+                let memcg = pcpu.root().create(&format!("{nth}")).unwrap();
+                let charge = memcg.charge(1000).unwrap();
+                memcg.remove().unwrap();
+                charge
+            };
+            sender.send((0..3000).map(charge).collect()).unwrap();
+            drop(pcpu);
+        }
+        drop((sender, stopping));
+    });
+    other.root().drain();
+    assert_eq!(other.root().current(), 0);
+}

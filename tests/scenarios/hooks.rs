@@ -365,3 +365,45 @@ fn low_is_counted_by_cgroup() {
     assert_eq!((child.events().low, memcg.events().low), (1, 1));
     drop((hooks, held));
 }
+
+/// What a hook owns may wait for threads that wait for reclaim.
+#[test]
+fn a_hook_that_unregisters_itself_is_dropped_under_no_lock() {
+    struct JoinOnDrop(Option<thread::JoinHandle<()>>);
+    impl Drop for JoinOnDrop {
+        fn drop(&mut self) {
+            self.0.take().into_iter().for_each(|worker| worker.join().unwrap());
+        }
+    }
+    let (_pcpu, memcg) = cgroup("memcg");
+    memcg.set_max(Limit::bytes(1000)).unwrap();
+    let full = memcg.charge(1000).unwrap();
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let worker = thread::spawn({
+        let (memcg, is_asked) = (memcg.clone(), Arc::clone(&is_asked));
+        move || {
+            while !is_asked.load(Relaxed) {
+                thread::yield_now();
+            }
+            assert!(memcg.charge(100).is_err());
+        }
+    });
+    let worker = JoinOnDrop(Some(worker));
+    let registration: Arc<Mutex<Option<Registration>>> = Arc::default();
+    *registration.lock() = Some(memcg.on_reclaim(0, {
+        let registration = Arc::clone(&registration);
+        move |_| {
+            let _owned = &worker;
+            is_asked.store(true, Relaxed);
+            let own = registration.lock().take();
+            drop(own);
+            0
+        }
+    }));
+    // Something for the worker to wait for.
+    let other = memcg.on_reclaim(1, |_| 0);
+    let (ended, end) = std::sync::mpsc::channel();
+    thread::spawn(move || ended.send(memcg.charge(100).is_err()));
+    assert_eq!(end.recv_timeout(Duration::from_secs(20)), Ok(true), "a deadlock");
+    drop((full, other));
+}

@@ -11,6 +11,8 @@ use crate::areas::give_up;
 use crate::conditions::{Detached, Trial, pin, two_cpus};
 use crate::operations::every_operation;
 use crate::processes::in_forked_child;
+#[cfg(target_arch = "x86_64")]
+use crate::processes::in_raw_child;
 use crate::stacks::every_stack;
 use crate::{KERNEL, real};
 
@@ -106,16 +108,18 @@ fn a_child_forked_while_others_fill_batches_takes_a_counter() {
             }
         };
         (0..WORKERS).for_each(|_| drop(scope.spawn(add)));
+        let takes = || {
+            // SAFETY: ends this process if it waits for somebody.
+            unsafe { libc::alarm(SECONDS) };
+            counter.take();
+            counter.add(5);
+            counter.inc();
+            counter.take() == 6
+        };
         for _ in 0..FORKS * 5 {
-            let child = in_forked_child(|| {
-                // SAFETY: ends this process if it waits for somebody.
-                unsafe { libc::alarm(SECONDS) };
-                counter.take();
-                counter.add(5);
-                counter.inc();
-                counter.take() == 6
-            });
-            assert!(child);
+            assert!(in_forked_child(takes));
+            #[cfg(target_arch = "x86_64")]
+            assert!(in_raw_child(takes));
         }
         is_over.store(true, Relaxed);
     });

@@ -123,7 +123,18 @@ pub(crate) fn filter_rseq(action: u32) -> io::Result<()> {
 /// Other threads may be anywhere: `work` must not allocate, print or panic.
 pub(crate) fn in_forked_child(work: impl FnOnce() -> bool) -> bool {
     // SAFETY: the child does what is allowed in a signal handler, and ends.
-    match unsafe { libc::fork() } {
+    in_child(unsafe { libc::fork() }, work)
+}
+
+/// As [`in_forked_child`], past the C library.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn in_raw_child(work: impl FnOnce() -> bool) -> bool {
+    // SAFETY: as above.
+    in_child(unsafe { libc::syscall(libc::SYS_fork) } as libc::pid_t, work)
+}
+
+fn in_child(forked: libc::pid_t, work: impl FnOnce() -> bool) -> bool {
+    match forked {
         -1 => panic!("no child: {}", io::Error::last_os_error()),
         0 => {
             let code = if work() { 0 } else { 1 };
