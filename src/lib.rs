@@ -13,9 +13,9 @@
 //! | untyped areas, for a data structure of your own | [`PerCpuAllocator::alloc`], [`PcpuPtr`] |
 //! | who pays, and how much at most | [`Memcg`], [`Limit`], [`Gfp::ACCOUNT`] |
 //! | other memory in the same tree | [`Charge`], [`Accounted`] collections |
-//! | a cgroup for one request or query | [`Memcg::create_scoped`], [`InMemcg`] futures, [`Memcg::remove_reporting`] for what leaked |
+//! | a cgroup for one request or query | [`Memcg::create_scoped`], [`InMemcg`] futures, [`Memcg::remove_with_report`] for what leaked |
 //! | memory given back before a limit refuses | [`Memcg::on_reclaim`], [`Memcg::on_oom`], [`Memcg::throttle`] |
-//! | to be told | [`Memcg::watch_events`], [`Memcg::on_event`], [`Memcg::peak_reader`] |
+//! | to be told | [`Memcg::watch_events`], [`Memcg::peak_reader`] |
 //! | limits and figures as text, by path | [`PerCpuAllocator::files`] |
 //! | to know what is going on | [`PerCpuAllocator::stats`], [`Memcg::snapshot`] and its [`tree`](MemcgSnapshot::tree), [`report::Snapshot`] |
 //! | a wide or a NUMA machine on your laptop | [`Machine::builder`] |
@@ -83,11 +83,11 @@ mod sys;
 
 pub use arena::{BalanceMode, Populate};
 pub use memcg::{
-    Accounted, AllocError, Charge, ChargeError, Consumer, Edit, EnterGuard, EventWatch, Footprint,
-    FreeError, Gfp, InMemcg, InMemcgFuture, LeftBehind, Limit, Memcg, MemcgEvents, MemcgFigures,
-    MemcgSnapshot, MemcgStat, MergeError, NotHeld, NumberError, Oom, OverHigh, PeakReader,
-    ReclaimError, ReclaimReason, ReclaimRequest, Refusal, Registration, ReserveError, ScopedMemcg,
-    Throttle, TreeError,
+    Accounted, AccountedMut, AllocError, Charge, ChargeError, EnterGuard, EventWatch, Footprint,
+    FreeError, Gfp, HighEvent, InMemcg, InMemcgFuture, Limit, Memcg, MemcgEvents, MemcgSnapshot,
+    MemcgStats, MemcgUsage, MergeError, NumberError, OomEvent, PeakReader, ReclaimError,
+    ReclaimReason, ReclaimRequest, Refusal, Registration, RemovalReport, ReserveError, ScopedMemcg,
+    ShrinkError, Throttle, TopConsumer, TreeError,
 };
 pub use percpu::{
     BuildError, CompactLocal, Full, HistogramError, HistogramSnapshot, Iter, IterMut, Local,

@@ -1,6 +1,6 @@
 //! The figures of a subtree, as numbers and as text.
 
-use percpu_memcg::{Gfp, Limit, Memcg, MemcgFigures, PerCpu, PerCpuAllocator};
+use percpu_memcg::{Gfp, Limit, Memcg, MemcgStats, PerCpu, PerCpuAllocator};
 
 /// Of a cgroup that is asked for one by one.
 fn figures(memcg: &Memcg) -> (String, [u64; 5], [Limit; 4], usize) {
@@ -10,8 +10,8 @@ fn figures(memcg: &Memcg) -> (String, [u64; 5], [Limit; 4], usize) {
     (memcg.path(), bytes, limits, memcg.nr_threads())
 }
 
-fn in_snapshot(cgroup: &MemcgFigures) -> (String, [u64; 5], [Limit; 4], usize) {
-    let MemcgFigures { current, peak, percpu, charged, cached, min, low, high, max, .. } = *cgroup;
+fn in_snapshot(cgroup: &MemcgStats) -> (String, [u64; 5], [Limit; 4], usize) {
+    let MemcgStats { current, peak, percpu, charged, cached, min, low, high, max, .. } = *cgroup;
     let bytes = [current, peak, percpu, charged, cached];
     (cgroup.path.clone(), bytes, [min, low, high, max], cgroup.nr_threads)
 }

@@ -24,9 +24,9 @@
 //! * A4: owner slots are set only for live areas of accounted chunks.
 
 mod balance;
-mod gated;
 mod geometry;
 mod region;
+mod revocable;
 mod state;
 mod words;
 
@@ -43,8 +43,8 @@ use crate::placement::{Area, LayoutError, Place, Placed, Placement, Profile, Reg
 use crate::sys::{CpuId, Machine, MapError, Slots, UNIT_STRIDE, detached_is_used};
 
 pub use balance::BalanceMode;
-pub(crate) use gated::{Gated, TwoWords};
 pub(crate) use geometry::Window;
+pub(crate) use revocable::{RevocableWords, TakenOut, WordPair};
 pub(crate) use words::Words;
 
 use balance::Worker;
@@ -104,6 +104,16 @@ pub(crate) struct Arena<O: Owner> {
     balance_mode: BalanceMode,
     /// Set in `BalanceMode::Background`.
     worker: OnceLock<Worker>,
+}
+
+/// A new area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Allocated {
+    /// Its copy of CPU 0.
+    pub(crate) first: NonNull<u8>,
+    /// It has the reference to the owner that was given. False without an owner, and where the
+    /// chunk keeps none.
+    pub(crate) is_owned: bool,
 }
 
 /// What a free released.
@@ -210,13 +220,13 @@ impl<O: Owner> Arena<O> {
     /// Places an area that reads as zero on every possible CPU, and returns its copy of CPU 0, be
     /// that CPU possible or not.
     ///
-    /// Blocks, unless the request is atomic. The owner is taken unless there is no area, or its
-    /// chunk keeps no owners.
+    /// Blocks, unless the request is atomic. The reference to `owner` becomes the area's where
+    /// [`Allocated::is_owned`] says so; otherwise it stays the caller's.
     pub(crate) fn alloc(
         &self,
         request: &Request,
-        owner: &mut Option<O>,
-    ) -> Result<NonNull<u8>, NoArea> {
+        owner: Option<&'static O::Target>,
+    ) -> Result<Allocated, NoArea> {
         let atomic = request.flags.atomic;
         let populating = (!atomic).then(|| self.populate_lock.lock());
         let mut state = self.state.lock();
@@ -294,14 +304,14 @@ impl<O: Owner> Arena<O> {
         state: &mut State<O>,
         request: &Request,
         area: &Area,
-        owner: &mut Option<O>,
+        owner: Option<&'static O::Target>,
     ) -> HandedOut<O> {
         state.placement.settle(area);
         let window = request.window();
-        state.register(area, window, owner);
+        let is_owned = state.register(area, window, owner);
         let dirty = state.dirty_part(area);
         let (region, unit) = state.unit_range_of(area);
-        HandedOut { region, window, start: unit.start, dirty }
+        HandedOut { region, window, start: unit.start, dirty, is_owned }
     }
 
     /// Frees the area at `address`, given by its byte in the copy of CPU 0.
@@ -363,16 +373,18 @@ struct HandedOut<O: Owner> {
     window: Window,
     start: usize,
     dirty: Option<Range<usize>>,
+    is_owned: bool,
 }
 
 impl<O: Owner> HandedOut<O> {
-    fn zeroed(self, machine: &Machine) -> NonNull<u8> {
+    fn zeroed(self, machine: &Machine) -> Allocated {
         if let Some(dirty) = self.dirty {
             // SAFETY: this thread placed the area, and nobody else knows it yet; `dirty` is a
             // part of it.
             unsafe { self.region.zero(machine, self.window, &dirty) };
         }
-        self.region.copy(self.window, CpuId::new(0), self.start)
+        let first = self.region.copy(self.window, CpuId::new(0), self.start);
+        Allocated { first, is_owned: self.is_owned }
     }
 }
 

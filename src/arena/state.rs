@@ -116,15 +116,22 @@ impl<O: Owner> State<O> {
         (Arc::clone(region), base + area.offset..base + area.offset + area.size)
     }
 
-    /// Notes the window of a new area, and takes its owner if the chunk keeps owners.
-    pub(super) fn register(&mut self, area: &Area, window: Window, owner: &mut Option<O>) {
+    /// Notes the window of a new area, and its owner if the chunk keeps owners. True when the area
+    /// has the reference to the owner from here on.
+    pub(super) fn register(
+        &mut self,
+        area: &Area,
+        window: Window,
+        owner: Option<&'static O::Target>,
+    ) -> bool {
         let backing = self.backing_mut(area.chunk);
         if window == Window::Paged {
             backing.paged.insert(area.offset / GRANULE_SIZE);
         }
-        let Some(owner) = owner.take_if(|_| backing.keeps_owners) else { return };
+        let Some(owner) = owner.filter(|_| backing.keeps_owners) else { return false };
         // SAFETY: `self` is what the area lock guards, and the area was just placed.
-        unsafe { backing.region.set_owner(backing.base + area.offset, owner) };
+        unsafe { backing.region.set_owner(backing.base + area.offset, O::from_static(owner)) };
+        true
     }
 
     /// The unit bytes of the area that may not read as zero.

@@ -89,10 +89,10 @@ fn atomic() -> RequestFlags {
 
 fn alloc(arena: &Arena<Owned>, size: usize, align: usize, owner: Option<&Owned>) -> NonNull<u8> {
     let flags = RequestFlags { account: owner.is_some(), ..plain() };
-    let mut given = owner.cloned();
-    let area = arena.alloc(&request(size, align, flags), &mut given).unwrap();
-    assert!(given.is_none(), "the owner is taken");
-    area
+    let given = owner.cloned().map(Owned::into_static);
+    let area = arena.alloc(&request(size, align, flags), given).unwrap();
+    assert_eq!(area.is_owned, given.is_some(), "the owner is taken");
+    area.first
 }
 
 fn free(arena: &Arena<Owned>, area: NonNull<u8>) -> Freed<Owned> {
@@ -248,31 +248,33 @@ fn chunks_that_keep_no_owners_leave_them_with_the_caller() {
     let regions = Regions { static_size: 0, reserved_size: 4096, dyn_size: 24 << 10 };
     for profile in PROFILES {
         let arena = Arena::<Owned>::new(Config { regions, ..config(profile) }).unwrap();
-        let mut owner = Some(Owned::new());
+        let owner = Owned::new();
         let flags = RequestFlags { account: true, reserved: true, atomic: false };
-        let reserved = arena.alloc(&request(64, 8, flags), &mut owner).unwrap();
-        assert_eq!(arena.place_of(reserved.addr().get()).unwrap().chunk, ChunkName::Reserved);
-        assert_eq!(owner.as_ref().unwrap().references(), 1);
-        assert!(free(&arena, reserved).owner.is_none());
+        let Allocated { first, is_owned } =
+            arena.alloc(&request(64, 8, flags), Some(owner.0)).unwrap();
+        assert_eq!(arena.place_of(first.addr().get()).unwrap().chunk, ChunkName::Reserved);
+        assert!(!is_owned && owner.references() == 1);
+        assert!(free(&arena, first).owner.is_none());
 
         let flags = RequestFlags { account: true, ..plain() };
-        arena.alloc(&request(64, 8, flags), &mut owner).unwrap();
-        assert_eq!(owner.is_none(), profile.split_sets, "one list starts with the first chunk");
+        let given = owner.clone().into_static();
+        let is_owned = arena.alloc(&request(64, 8, flags), Some(given)).unwrap().is_owned;
+        assert_eq!(is_owned, profile.split_sets, "one list starts with the first chunk");
     }
 }
 
 #[test]
 fn failed_allocation_leaves_the_owner_with_the_caller() {
     let arena = arena(Profile::default());
-    let mut owner = Some(Owned::new());
+    let owner = Owned::new();
     let flags = RequestFlags { account: true, atomic: true, reserved: false };
-    let refused = arena.alloc(&request(64, 8, flags), &mut owner);
+    let refused = arena.alloc(&request(64, 8, flags), Some(owner.0));
     assert_eq!(refused.unwrap_err(), NoArea::NoRoom);
     arena.machine.faults().fail_all(None);
     let flags = RequestFlags { account: true, ..plain() };
-    let refused = arena.alloc(&request(64, 8, flags), &mut owner);
+    let refused = arena.alloc(&request(64, 8, flags), Some(owner.0));
     assert!(matches!(refused, Err(NoArea::Memory(_))));
-    assert_eq!(owner.unwrap().references(), 1);
+    assert_eq!(owner.references(), 1);
 }
 
 #[test]
@@ -320,7 +322,7 @@ fn first_and_reserved_chunk_share_a_region_and_are_told_apart() {
     let regions = Regions { static_size: 100, reserved_size: 5000, dyn_size: 20_000 };
     let arena = Arena::<Owned>::new(Config { regions, ..config(Profile::default()) }).unwrap();
     let reserved = request(64, 4, RequestFlags { reserved: true, ..plain() });
-    let reserved = arena.alloc(&reserved, &mut None).unwrap();
+    let reserved = arena.alloc(&reserved, None).unwrap().first;
     let dynamic = alloc(&arena, 64, 4, None);
     let chunk = |area: NonNull<u8>| arena.place_of(area.addr().get()).unwrap().chunk;
     assert_eq!(chunk(reserved), ChunkName::Reserved);
@@ -343,9 +345,9 @@ fn requests_that_may_not_block_and_frees_do_not_wait_for_population() {
     let (done, wait) = mpsc::channel();
     let worker = Arc::clone(&arena);
     let worker = thread::spawn(move || {
-        let area = worker.alloc(&request(64, 8, atomic()), &mut None).unwrap();
+        let area = worker.alloc(&request(64, 8, atomic()), None).unwrap().first;
         let sizes =
-            (free(&worker, area).size, worker.alloc(&request(32_768, 8, atomic()), &mut None));
+            (free(&worker, area).size, worker.alloc(&request(32_768, 8, atomic()), None));
         done.send(sizes.0 == 64 && matches!(sizes.1, Err(NoArea::NoRoom))).unwrap();
     });
     assert_eq!(wait.recv_timeout(Duration::from_secs(20)), Ok(true));
@@ -359,7 +361,7 @@ fn requests_that_may_not_block_and_frees_do_not_wait_for_population() {
 fn words_start_at_zero_and_sum_what_all_threads_added() {
     let arena = arena(Profile::default());
     for _ in 0..3 {
-        let words = Words::<Owned, 3>::new(&arena, &mut None).unwrap();
+        let (words, _) = Words::<Owned, 3>::new(&arena, None).unwrap();
         assert_eq!([0, 1, 2].map(|index| words.sum(index)), [0; 3]);
         thread::scope(|scope| {
             for value in [1, 10, -3] {
@@ -384,9 +386,9 @@ fn words_start_at_zero_and_sum_what_all_threads_added() {
 fn words_return_their_owner_or_leave_it_to_the_arena() {
     let arena = arena(Profile::default());
     let owner = Owned::new();
-    let words = Words::<_, 1>::new(&arena, &mut Some(owner.clone())).unwrap();
+    let (words, _) = Words::<_, 1>::new(&arena, Some(owner.clone().into_static())).unwrap();
     assert!(words.release().owner.unwrap().is(&owner));
-    let words = Words::<_, 1>::new(&arena, &mut Some(owner.clone())).unwrap();
+    let (words, _) = Words::<_, 1>::new(&arena, Some(owner.clone().into_static())).unwrap();
     drop(words);
     assert_eq!(owner.references(), 2, "a leak until the arena goes");
     drop(arena);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use super::{Arena, Freed, NoArea, Owner};
+use super::{Allocated, Arena, Freed, NoArea, Owner};
 use crate::placement::{Request, RequestFlags};
 use crate::sys::{ByCpu, Sequences, Slots, Twins, UNIT_STRIDE, Word};
 
@@ -28,14 +28,18 @@ impl<O: Owner, const N: usize> Words<O, N> {
     /// Bytes of the area in one unit.
     pub(crate) const SIZE: usize = N * size_of::<AtomicI64>();
 
-    /// Allocates the words, with `owner` if there is one, as [`Arena::alloc`]. Blocks.
-    pub(crate) fn new(arena: &Arc<Arena<O>>, owner: &mut Option<O>) -> Result<Self, NoArea> {
+    /// Allocates the words, with `owner` if there is one, as [`Arena::alloc`]; true when they have
+    /// the reference to it. Blocks.
+    pub(crate) fn new(
+        arena: &Arc<Arena<O>>,
+        owner: Option<&'static O::Target>,
+    ) -> Result<(Self, bool), NoArea> {
         let flags = RequestFlags { account: owner.is_some(), ..RequestFlags::default() };
         let align = align_of::<AtomicI64>() as u64;
         let request =
             Request::new(Self::SIZE as u64, align, flags).expect("a few words are a legal request");
-        let first = arena.alloc(&request, owner)?.cast().as_ptr();
-        Ok(Words { arena: Arc::clone(arena), first })
+        let Allocated { first, is_owned } = arena.alloc(&request, owner)?;
+        Ok((Words { arena: Arc::clone(arena), first: first.cast().as_ptr() }, is_owned))
     }
 
     /// What sequences need to find this CPU's copy.

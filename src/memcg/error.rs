@@ -3,22 +3,41 @@
 use std::fmt;
 use std::ops::Deref;
 
-use super::Limit;
-use super::node::Node;
+use std::sync::Weak;
+
 use crate::arena::NotLive;
+use crate::memcg::counter::amount::Limit;
 use crate::placement::InvalidRequest;
 use crate::sys::MapError;
 
+/// Longest name of a cgroup, in bytes: a file name's limit.
+pub(crate) const MAX_NAME_BYTES: usize = 255;
+
 /// A cgroup refused a charge. Nothing was charged anywhere.
 ///
-/// The facts are in [`Refusal`], which this dereferences to. Cost: looks at every child of the cgroup
-/// that refuses, for those that use most.
+/// The facts are in [`Refusal`], which this dereferences to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ChargeError(Box<Refusal>);
 
 /// The facts of a refused charge, as they were then.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Limit, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(10_000))?;
+/// let _held = tenant.charge(9_000)?;
+///
+/// let refusal = tenant.charge(2_000).unwrap_err();
+/// assert_eq!((refusal.cgroup.as_str(), refusal.usage), ("/tenant", 9_000));
+/// assert_eq!(refusal.to_string(), "cgroup /tenant refuses 2000 bytes: 9000 of 10000 bytes are in use");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Refusal {
     /// Path of the cgroup whose limit refused: the one charged, or an ancestor of it.
@@ -29,30 +48,42 @@ pub struct Refusal {
     pub usage: u64,
     /// The refusing cgroup's limit.
     pub max: Limit,
-    /// Bytes that stocks of CPUs held for it. They were empty before it refused, so that this is
-    /// what other threads returned since.
+    /// Bytes that stocks of CPUs held for it and could not be given back, because the system refuses
+    /// both `membarrier` and `sched_setaffinity`. 0 everywhere else, but for what other threads
+    /// returned since.
     pub cached: u64,
-    /// Children of the refusing cgroup that use most, the greatest first: up to three.
-    pub top: Vec<Consumer>,
+    consumers: Weak<dyn Consumers>,
 }
 
 /// A cgroup and what it uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Consumer {
+pub struct TopConsumer {
     /// Path of the cgroup.
     pub cgroup: String,
     /// Bytes charged to it and its descendants.
     pub usage: u64,
 }
 
+/// A cgroup that knows which of its children use most.
+pub(crate) trait Consumers: Send + Sync {
+    /// The children that use most, the greatest first.
+    fn top(&self, count: usize) -> Vec<TopConsumer>;
+}
+
 /// Consumers named by a refusal.
 const TOP: usize = 3;
 
 impl ChargeError {
-    pub(super) fn new(level: &Node, requested: u64, usage: u64, max: Limit, cached: u64) -> Self {
-        let (cgroup, top) = (level.path(), level.top_children(TOP));
-        ChargeError(Box::new(Refusal { cgroup, requested, usage, max, cached, top }))
+    pub(crate) fn new(
+        cgroup: String,
+        requested: u64,
+        usage: u64,
+        max: Limit,
+        cached: u64,
+        consumers: Weak<dyn Consumers>,
+    ) -> Self {
+        ChargeError(Box::new(Refusal { cgroup, requested, usage, max, cached, consumers }))
     }
 
     /// The kernel's error number, `ENOMEM`.
@@ -69,20 +100,56 @@ impl Deref for ChargeError {
     }
 }
 
+impl Refusal {
+    /// Children of the refusing cgroup that use most now, the greatest first: up to three. None
+    /// when that cgroup was dropped.
+    ///
+    /// Cost: looks at every child. A refusal by itself does not.
+    pub fn top(&self) -> Vec<TopConsumer> {
+        self.consumers.upgrade().map_or_else(Vec::new, |cgroup| cgroup.top(TOP))
+    }
+}
+
+/// `Display` names the [`top`](Refusal::top) consumers as of now.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refusal { cgroup, requested, usage, max, cached, top } = self;
+        let Refusal { cgroup, requested, usage, max, cached, consumers: _ } = self;
         write!(f, "cgroup {cgroup} refuses {requested} bytes: {usage} of {max} bytes are in use")?;
         if *cached > 0 {
             write!(f, ", {cached} are cached")?;
         }
-        for (index, Consumer { cgroup, usage }) in top.iter().enumerate() {
+        for (index, TopConsumer { cgroup, usage }) in self.top().iter().enumerate() {
             let separator = if index == 0 { "; most by" } else { "," };
             write!(f, "{separator} {cgroup} {usage}")?;
         }
         Ok(())
     }
 }
+
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refusal { cgroup, requested, usage, max, cached, consumers: _ } = self;
+        f.debug_struct("Refusal")
+            .field("cgroup", cgroup)
+            .field("requested", requested)
+            .field("usage", usage)
+            .field("max", max)
+            .field("cached", cached)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Refusal {
+    fn eq(&self, other: &Self) -> bool {
+        let facts = |refusal: &Refusal| {
+            let Refusal { cgroup: _, requested, usage, max, cached, consumers: _ } = *refusal;
+            (requested, usage, max, cached)
+        };
+        self.cgroup == other.cgroup && facts(self) == facts(other)
+    }
+}
+
+impl Eq for Refusal {}
 
 /// Why an area could not be allocated. Nothing was charged and no area is lost.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,7 +161,7 @@ pub enum AllocError {
     /// A cgroup's limit stands against it.
     #[error(transparent)]
     Limit(#[from] ChargeError),
-    /// No populated memory has room and the request may not block, or it asked for the reserved
+    /// No populated memory has room and the request must not block, or it asked for the reserved
     /// region and that is full.
     #[error("no room for {size} bytes, in populated memory or in the reserved region")]
     NoRoom {
@@ -159,7 +226,7 @@ pub enum FreeError {
 
 impl FreeError {
     #[cold]
-    pub(super) fn at(address: usize, why: NotLive) -> Self {
+    pub(crate) fn at(address: usize, why: NotLive) -> Self {
         match why {
             NotLive::Foreign => FreeError::Foreign { address },
             NotLive::NoArea => FreeError::NotLive { address },
@@ -285,7 +352,7 @@ impl TreeError {
         match self {
             TreeError::NotFound { .. } => libc::ENOENT,
             TreeError::Exists { .. } => libc::EEXIST,
-            TreeError::InvalidName { name } if name.len() > super::MAX_NAME_BYTES => {
+            TreeError::InvalidName { name } if name.len() > MAX_NAME_BYTES => {
                 libc::ENAMETOOLONG
             }
             TreeError::InvalidName { .. } => libc::EINVAL,

@@ -7,7 +7,7 @@ bitflags! {
     ///
     /// The names and their meaning are the kernel's (`gfp_t`); the numbers are not.
     ///
-    /// | flags | may block | over a limit | otherwise |
+    /// | flags | waits | over a limit | otherwise |
     /// |---|---|---|---|
     /// | [`KERNEL`](Gfp::KERNEL) | yes | refused | |
     /// | [`NOWAIT`](Gfp::NOWAIT) | no | refused | only memory that is populated already |
@@ -17,7 +17,7 @@ bitflags! {
     /// | `KERNEL \| RETRY_MAYFAIL` | yes | refused, without an OOM | |
     /// | `… \| ACCOUNT` | | | charged to the current cgroup; without it nobody is charged |
     ///
-    /// A request that may not block takes no lock that is held across a system call. It is served
+    /// A request that must not block takes no lock that is held across a system call. It is served
     /// from pages that are populated, and the first such request of an allocator may find none:
     /// reserves of four pages are kept only where such requests are made.
     ///
@@ -33,8 +33,6 @@ bitflags! {
     pub struct Gfp: u32 {
         /// The caller may be made to wait.
         const DIRECT_RECLAIM = 1 << 0;
-        /// Deferred work may be started on the caller's behalf.
-        const KSWAPD_RECLAIM = 1 << 1;
         /// The caller cannot wait and has to make progress: limits do not hold it up.
         const HIGH = 1 << 2;
         /// A limit must not make the request fail.
@@ -46,18 +44,19 @@ bitflags! {
         /// Charge the current cgroup.
         const ACCOUNT = 1 << 5;
 
-        /// The usual flags of a caller that may block.
-        const KERNEL = Self::DIRECT_RECLAIM.bits() | Self::KSWAPD_RECLAIM.bits();
+        /// The usual flags of a caller that can wait.
+        const KERNEL = Self::DIRECT_RECLAIM.bits();
         /// [`KERNEL`](Gfp::KERNEL), charged to the current cgroup.
         const KERNEL_ACCOUNT = Self::KERNEL.bits() | Self::ACCOUNT.bits();
-        /// Must not block.
-        const NOWAIT = Self::KSWAPD_RECLAIM.bits();
         /// Must not block, and limits do not apply.
-        const ATOMIC = Self::HIGH.bits() | Self::KSWAPD_RECLAIM.bits();
+        const ATOMIC = Self::HIGH.bits();
     }
 }
 
 impl Gfp {
+    /// Must not block.
+    pub const NOWAIT: Gfp = Gfp::empty();
+
     /// True when the caller may be made to wait.
     pub const fn may_block(self) -> bool {
         self.contains(Gfp::DIRECT_RECLAIM)

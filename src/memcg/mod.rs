@@ -8,20 +8,30 @@
 //!            usage       usage        │
 //!            max         max          └── pointed at Node a when b is removed
 //!            peak        peak
-//!            stat ───►  per-CPU words in the arena, charged to the parent
+//!            stat ───►  per-CPU words in an arena, charged to the parent
 //! ```
 //!
-//! * M1: a cgroup's counter is the sum of the full sizes (`account`) of the live accounted areas
-//!   and of the bytes of the [`Charge`]s whose token points into its subtree, and of what stocks
-//!   hold for it. At every moment it is at least that; equal when no operation is under way.
-//! * M2: a charge is made at the cgroup and all its ancestors, or at none.
-//! * M3: a token (`ObjCgroup`) points at a live cgroup, or at one that is being removed.
-//! * M4: a removed cgroup's counter is never read for a decision: nothing resolves to it.
+//! Each folder uses only those before it in this list; `tests/layers` keeps it so.
 //!
-//! Locks, outermost first: one reclaim at a time > the tree's topology lock > the arena's locks > one
-//! drain at a time > a CPU's stock slots. A node's `children`, `threads` and callbacks are leaves; of
-//! the `inherited` lists, removal takes the child's and then the parent's. A charge out of a stock
-//! takes no lock; see `stock` for the others. Hooks and callbacks run under none but the first.
+//! | folder or file | owns |
+//! |---|---|
+//! | `sync` | cells that model checkers replace |
+//! | `gfp`, `error`, `once_arc` | flags, refusals, a pointer that is filled once |
+//! | `counter` | the numbers of one cgroup |
+//! | `stock` | tokens, and bytes that are charged ahead |
+//! | `notify` | events, watches, registered callbacks |
+//! | `node` | a cgroup: its counters upwards, its stocks below, its tokens |
+//! | `charge` | the way of a charge, and what is tried before it is refused |
+//! | `tree` | creating and removing cgroups, areas, whose cgroup a thread is in |
+//! | `handle` | what users hold |
+//!
+//! * M1: a cgroup's counter is the sum of the full sizes (`counter::cost`) of the live accounted
+//!   areas and of the bytes of the [`Charge`]s whose token points into its subtree, and of what
+//!   stocks hold for it. At every moment it is at least that; equal when no operation is under way.
+//!
+//! M2 is in `node::walk`, M3 and M4 in `node`, M5 and M6 in `counter`; O in `stock::objcg`; T in
+//! `stock`, `stock::word` and `node::stocks`; E in `notify`; C in `notify::registration`; X in
+//! `counter::protection`.
 //!
 //! Mirrors `mm/memcontrol.c` as far as per-CPU memory needs it (Linux 5.9 to 6.18): hierarchical
 //! counters, obj_cgroups and their reparenting, and statistics charged to the parent. Counters are
@@ -29,60 +39,37 @@
 
 #![forbid(unsafe_code)]
 
-mod account;
-mod accounted;
-mod amount;
-mod callbacks;
 mod charge;
-mod charging;
 mod counter;
-mod current;
 mod error;
-mod events;
 mod gfp;
 mod handle;
-mod hierarchy;
-mod in_memcg;
-mod left_behind;
-mod limits;
-#[cfg(all(test, any(percpu_loom, percpu_shuttle)))]
-mod models;
 mod node;
-mod objcg;
-mod on_demand;
-mod oom;
-mod overage;
-mod peak;
-mod protection;
-mod reclaim;
-mod registration;
-mod scoped;
-mod snapshot;
+mod notify;
+mod once_arc;
 mod stock;
 mod sync;
-mod throttle;
+#[cfg(test)]
+mod tests;
 mod tree;
 
-pub use accounted::{Accounted, Edit, Footprint, ReserveError};
-pub use amount::NumberError;
-pub(crate) use amount::{integer, reclaim_bytes, strip};
-pub use charge::{Charge, MergeError, NotHeld};
-pub use counter::Limit;
-pub use current::EnterGuard;
-pub use error::{AllocError, ChargeError, Consumer, FreeError, Refusal, TreeError};
-pub use events::{EventWatch, MemcgEvents};
+pub use counter::amount::{Limit, NumberError};
+pub(crate) use counter::amount::{integer, reclaim_bytes, strip};
+pub use error::{AllocError, ChargeError, FreeError, Refusal, TopConsumer, TreeError};
 pub use gfp::Gfp;
-pub use handle::{Memcg, MemcgStat};
-pub use in_memcg::{InMemcg, InMemcgFuture};
-pub use left_behind::LeftBehind;
-pub use oom::Oom;
-pub use peak::PeakReader;
-pub use reclaim::{Reason as ReclaimReason, ReclaimError, ReclaimRequest};
-pub use registration::Registration;
-pub use scoped::ScopedMemcg;
-pub use snapshot::{MemcgFigures, MemcgSnapshot};
-pub use throttle::{OverHigh, Throttle};
+pub use handle::accounted::{Accounted, AccountedMut, Footprint, ReserveError};
+pub use handle::charge::{Charge, MergeError, ShrinkError};
+pub use handle::hooks::{HighEvent, OomEvent, ReclaimError, ReclaimRequest};
+pub use handle::in_memcg::{InMemcg, InMemcgFuture};
+pub use handle::memcg::{Memcg, MemcgUsage};
+pub use handle::peak_reader::PeakReader;
+pub use handle::removal_report::RemovalReport;
+pub use handle::scoped::ScopedMemcg;
+pub use handle::snapshot::{MemcgSnapshot, MemcgStats};
+pub use handle::throttle::Throttle;
+pub use notify::callbacks::ReclaimReason;
+pub use notify::counts::MemcgEvents;
+pub use notify::registration::Registration;
+pub use notify::watch::EventWatch;
 pub(crate) use tree::Tree;
-
-/// Longest name of a cgroup, in bytes: a file name's limit.
-const MAX_NAME_BYTES: usize = 255;
+pub use tree::current::EnterGuard;

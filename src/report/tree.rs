@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::fmt;
 
-use crate::memcg::{Limit, MemcgFigures, MemcgSnapshot};
+use crate::memcg::{Limit, MemcgStats, MemcgSnapshot};
 
 /// A [`MemcgSnapshot`] as an indented tree: a line for each cgroup, the largest child first.
 ///
@@ -114,8 +114,8 @@ impl fmt::Display for MemcgTree<'_> {
     }
 }
 
-fn write_figures(f: &mut fmt::Formatter<'_>, cgroup: &MemcgFigures) -> fmt::Result {
-    let MemcgFigures { current, peak, percpu, charged, cached, max, .. } = cgroup;
+fn write_figures(f: &mut fmt::Formatter<'_>, cgroup: &MemcgStats) -> fmt::Result {
+    let MemcgStats { current, peak, percpu, charged, cached, max, .. } = cgroup;
     write!(f, "{}: {current}", cgroup.name())?;
     if *max != Limit::MAX {
         write!(f, " of {max}")?;

@@ -61,11 +61,11 @@ fn a_report_names_what_a_removed_cgroup_and_its_removed_descendants_held() {
         .map(|(memcg, bytes)| memcg.charge(bytes).unwrap());
     // In stocks, which nobody holds.
     drop(child.charge(1000).unwrap());
-    unchanged(&pcpu, || assert!(child.remove_reporting().unwrap_err().is_busy()));
+    unchanged(&pcpu, || assert!(child.remove_with_report().unwrap_err().is_busy()));
 
     grandchild.remove().unwrap();
-    let left = child.remove_reporting().unwrap();
-    assert_eq!((&*left.cgroup, &*left.heir), ("/parent/child", "/parent"));
+    let left = child.remove_with_report().unwrap();
+    assert_eq!((&*left.cgroup, &*left.parent), ("/parent/child", "/parent"));
     assert_eq!(left.areas.clone().into_iter().collect::<Vec<_>>(), [(8, 2), (24, 1), (100, 1)]);
     assert_eq!(left.percpu, 2 * full(8) + full(24) + full(100));
     assert_eq!(left.charged, 12);
@@ -78,15 +78,15 @@ fn a_report_names_what_a_removed_cgroup_and_its_removed_descendants_held() {
     assert_eq!(left.to_string(), text);
     assert_eq!(parent.stat().percpu, left.percpu + full(8) + CHILD, "and of its other child");
 
-    let again = child.remove_reporting().unwrap();
-    assert!(again.is_empty() && again.heir == "/parent");
-    let left = other.remove_reporting().unwrap();
+    let again = child.remove_with_report().unwrap();
+    assert!(again.is_empty() && again.parent == "/parent");
+    let left = other.remove_with_report().unwrap();
     assert_eq!((left.areas.len(), left.charged), (1, 9));
     drop(charges);
     allocs.into_iter().for_each(|ptr| free(&pcpu, ptr));
-    let left = parent.remove_reporting().unwrap();
+    let left = parent.remove_with_report().unwrap();
     assert_eq!(left.to_string(), "/parent left nothing to /");
-    assert!(pcpu.root().remove_reporting().is_err());
+    assert!(pcpu.root().remove_with_report().is_err());
     drop((parent, child, other, grandchild));
     assert_nothing_is_charged(&pcpu);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use percpu_memcg::{Gfp, Limit, Memcg, OverHigh};
+use percpu_memcg::{Gfp, Limit, Memcg, HighEvent};
 
 use crate::memory::{Cache, Job};
 use crate::{MIB, cgroup};
@@ -62,7 +62,7 @@ fn a_future_waits_without_a_thread() {
 fn a_callback_is_told_usage_and_delay() {
     let (_pcpu, memcg) = cgroup("memcg");
     memcg.set_high(Limit::bytes(10 * MIB)).unwrap();
-    let told = Arc::new(Mutex::new(Vec::<OverHigh>::new()));
+    let told = Arc::new(Mutex::new(Vec::<HighEvent>::new()));
     let callback = memcg.on_high({
         let told = Arc::clone(&told);
         move |over| told.lock().push(over.clone())

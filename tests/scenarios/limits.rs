@@ -43,7 +43,7 @@ fn lowering_the_limit_asks_the_oom_callbacks_until_it_fits() {
             let victim = jobs.iter().find(|job| job.bytes() > 0);
             victim.inspect(|job| {
                 job.end();
-                oom.kill(&job.memcg);
+                oom.record_kill(&job.memcg);
             });
             victim.is_some()
         }

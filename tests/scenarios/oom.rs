@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use percpu_memcg::{Gfp, Limit, Memcg, Oom, Registration};
+use percpu_memcg::{Gfp, Limit, Memcg, OomEvent, Registration};
 
 use crate::memory::{Cache, Job, PIECE};
 use crate::{MIB, cgroup};
@@ -18,16 +18,16 @@ fn killer(
     is_spared: impl Fn(&Job) -> bool + Send + Sync + 'static,
 ) -> Registration {
     let jobs = jobs.to_vec();
-    memcg.on_oom(move |oom: &Oom| {
+    memcg.on_oom(move |oom: &OomEvent| {
         let alive = || jobs.iter().filter(|job| job.bytes() > 0 && !is_spared(job));
         let Some(victim) = alive().max_by_key(|job| job.bytes()) else { return false };
         victim.end();
-        if let Some(group) = oom.kill(&victim.memcg) {
+        if let Some(group) = oom.record_kill(&victim.memcg) {
             let group = format!("{}/", group.path());
             let is_member = |job: &&Arc<Job>| format!("{}/", job.memcg.path()).starts_with(&group);
             for member in alive().filter(is_member) {
                 member.end();
-                oom.killed(&member.memcg);
+                oom.record_member_kill(&member.memcg);
             }
         }
         false // the one that is out of memory is ended itself

@@ -34,12 +34,12 @@ use percpu_memcg::{Charge, Gfp, Memcg};
 #[derive(Debug)]
 pub struct MemcgPool {
     memcg: Memcg,
-    consumers: RwLock<HashMap<usize, Arc<Consumer>>>,
+    consumers: RwLock<HashMap<usize, Arc<TopConsumer>>>,
 }
 
 /// A registered consumer.
 #[derive(Debug)]
-struct Consumer {
+struct TopConsumer {
     /// None when it could not be created, for example because the limit has no room for it. Then
     /// the pool's own cgroup is charged.
     memcg: Option<Memcg>,
@@ -61,7 +61,7 @@ impl MemcgPool {
     /// Lets a consumer hold more. Its lock is not held while `grow` calls hooks and callbacks, which
     /// may shrink reservations in turn.
     fn grow_by<E>(
-        consumer: &Consumer,
+        consumer: &TopConsumer,
         grow: impl FnOnce(&mut Charge) -> Result<(), E>,
     ) -> Result<(), E> {
         // Of the same cgroup, and nothing at first.
@@ -72,7 +72,7 @@ impl MemcgPool {
         Ok(())
     }
 
-    fn consumer(&self, reservation: &MemoryReservation) -> Option<Arc<Consumer>> {
+    fn consumer(&self, reservation: &MemoryReservation) -> Option<Arc<TopConsumer>> {
         self.consumers.read().get(&reservation.consumer().id()).cloned()
     }
 }
@@ -100,7 +100,7 @@ impl MemoryPool for MemcgPool {
     fn register(&self, consumer: &MemoryConsumer) {
         let memcg = self.memcg.create(&cgroup_name(consumer)).ok();
         let charge = Mutex::new(memcg.as_ref().unwrap_or(&self.memcg).charge_forced(0));
-        self.consumers.write().insert(consumer.id(), Arc::new(Consumer { memcg, charge }));
+        self.consumers.write().insert(consumer.id(), Arc::new(TopConsumer { memcg, charge }));
     }
 
     fn unregister(&self, consumer: &MemoryConsumer) {

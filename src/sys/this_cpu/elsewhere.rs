@@ -1,6 +1,6 @@
 //! No sequences: every operation is carried out by its atomic twin.
 
-use super::gate::Gate;
+use super::gate::RseqGate;
 use super::int::{Collect, Sequences};
 use super::tier::Choice;
 
@@ -23,19 +23,21 @@ pub(super) fn cpu_id(_area: isize) -> Option<usize> {
     None
 }
 
-pub(super) fn gate_take(_: &Gate, _amount: u32, _delta: u64) -> bool {
+pub(super) fn gate_add_unless<const GUARD: u32>(_: &RseqGate, _delta: u64) -> bool {
     false
 }
 
-pub(super) fn gate_put(_: &Gate, _room: u32, _delta: u64) -> bool {
+pub(super) fn gate_add_second(_: &RseqGate, _value: i64) -> bool {
     false
 }
 
-pub(super) fn gate_add(_: &Gate, _value: i64) -> bool {
-    false
-}
-
-pub(super) unsafe fn swap_low_on(_: isize, _: usize, _: *mut u64, _: u32) -> Option<u32> {
+pub(super) unsafe fn compare_exchange_on(
+    _: isize,
+    _: usize,
+    _: *mut u64,
+    _: u64,
+    _: u64,
+) -> Option<u64> {
     None
 }
 

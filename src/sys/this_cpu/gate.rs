@@ -1,42 +1,43 @@
-//! Words that can be taken away from those who use them.
+//! Words that can be revoked while other threads use them.
 //!
 //! A [`Word`](super::Word) lives as long as the reference through which it is used. The words
-//! behind a gate do not: whoever closes the gate may free them, although other threads go on
+//! behind a gate do not: a thread that closes the gate may free them, although other threads go on
 //! trying. So a sequence goes through the gate *inside*: it compares the CPU id with the gate's
 //! limit, and then loads the address of the words, and the kernel restarts it when it is disturbed
 //! before its commit.
 //!
 //! ```text
-//!   user                                     whoever closes
+//!   user                                     the thread that closes the gate
 //!   3: id × stride below the limit? ◄─────── limit := 0
 //!      words ◄─ first                        fence: every sequence that is under way anywhere
 //!      commit                                       starts over, and finds the limit 0
 //!   4:                                       the words belong to nobody else
 //! ```
 //!
-//! The fence is `membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ)`, Linux 5.10. Without it, or
-//! without sequences, gates stay closed, and whoever has locks uses the words under locks.
-//!
-//! A stock word holds two numbers, so that one commit changes both: in the low half 0 when the
-//! word is not in use, otherwise 1 more than an amount; in the high half a count that wraps.
+//! There are two fences. The first is `membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ)`, Linux
+//! 5.10. A process that had it at the start may lose it to a seccomp filter. Then the calling
+//! thread visits every CPU on which a thread of the process may run: when it runs there, the kernel
+//! has preempted any sequence of that CPU, so that the sequence starts over. This needs
+//! `sched_getaffinity`, `sched_setaffinity` and a readable `/proc/self/task`. Without sequences, or
+//! where there was no `membarrier` at the start, gates stay closed, and the words are used under
+//! locks.
 
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::{fmt, ptr};
 
-use rustix::thread::{MembarrierCommand, membarrier};
+use rustix::thread::{
+    CpuSet, MembarrierCommand, Pid, membarrier, sched_getaffinity, sched_setaffinity,
+};
 
 use super::tier::{self, Miss};
 use super::{Slots, platform};
 
-/// One in the count of a stock word.
-pub(crate) const COUNT_ONE: u64 = 1 << 32;
-
-/// The way of sequences to words of every copy.
+/// The way of sequences to two neighbouring words of every copy.
 ///
 /// * G1: while the limit is not 0, and until a [`fence`] that follows its becoming 0, the words
 ///   at `first` exist in each copy of an index below it.
 #[repr(C)]
-pub(crate) struct Gate {
+pub(crate) struct RseqGate {
     /// As in [`Slots`]: of this process, and known from the beginning, because a sequence stores
     /// into the area before it looks at the limit.
     pub(super) area: isize,
@@ -46,11 +47,11 @@ pub(crate) struct Gate {
     pub(super) first: AtomicPtr<u64>,
 }
 
-impl Gate {
+impl RseqGate {
     /// Closed.
     pub(crate) fn new() -> Self {
         let area = tier::choice().area;
-        Gate { area, limit: AtomicU32::new(0), first: AtomicPtr::new(ptr::null_mut()) }
+        RseqGate { area, limit: AtomicU32::new(0), first: AtomicPtr::new(ptr::null_mut()) }
     }
 
     /// Lets sequences through to the words at `first`; does nothing where there is no fence.
@@ -70,70 +71,48 @@ impl Gate {
         }
     }
 
-    /// Closes the gate for sequences that begin after a [`fence`]. Returns what opens it again.
-    pub(crate) fn close(&self) -> Closed {
-        // SeqCst: see `is_open`.
-        Closed { limit: self.limit.swap(0, Ordering::SeqCst) }
+    /// Closes the gate for sequences that begin after a [`fence`].
+    pub(crate) fn close(&self) {
+        // SeqCst: before the fence that has to follow, and in one order with `open` elsewhere.
+        self.limit.store(0, Ordering::SeqCst);
     }
 
-    /// Opens the gate again for the same words.
-    pub(crate) fn reopen(&self, closed: Closed) {
-        // Release: what was done to the words meanwhile comes first.
-        self.limit.store(closed.limit, Ordering::Release);
-    }
-
-    /// True when sequences are let through.
-    ///
-    /// In one total order with [`close`](Self::close), so that of two threads of which one closes
-    /// and then looks at something, and the other sets that and then looks here, one sees the other.
-    pub(crate) fn is_open(&self) -> bool {
-        self.limit.load(Ordering::SeqCst) != 0
-    }
-
-    /// Takes `amount` from this CPU's stock word if it holds so much, and adds `count` to the count.
+    /// Adds `delta` to this CPU's first word. False, having done nothing, when the gate is closed,
+    /// when the sum would have bit `GUARD` set, or when it would overflow as a signed number.
     #[inline(always)]
-    pub(crate) fn take(&self, amount: u32, count: i32) -> bool {
-        let delta = (count as u64).wrapping_mul(COUNT_ONE).wrapping_sub(amount.into());
-        platform::gate_take(self, amount, delta)
+    pub(crate) fn add_unless<const GUARD: u32>(&self, delta: u64) -> bool {
+        platform::gate_add_unless::<GUARD>(self, delta)
     }
 
-    /// Adds `amount` to this CPU's stock word if that is in use and does not hold more than
-    /// `room`, and adds `count` to the count.
+    /// Adds to this CPU's second word. False, having done nothing, when the gate is closed.
     #[inline(always)]
-    pub(crate) fn put(&self, amount: u32, room: u32, count: i32) -> bool {
-        let delta = (count as u64).wrapping_mul(COUNT_ONE).wrapping_add(amount.into());
-        platform::gate_put(self, room, delta)
-    }
-
-    /// Adds to this CPU's second word.
-    #[inline(always)]
-    pub(crate) fn add(&self, value: i64) -> bool {
-        platform::gate_add(self, value)
+    pub(crate) fn add_second(&self, value: i64) -> bool {
+        platform::gate_add_second(self, value)
     }
 }
 
-impl fmt::Debug for Gate {
+impl fmt::Debug for RseqGate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("is_open", &self.is_open()).finish_non_exhaustive()
+        // Relaxed: a snapshot.
+        let is_open = self.limit.load(Ordering::Relaxed) != 0;
+        f.debug_struct("RseqGate").field("is_open", &is_open).finish_non_exhaustive()
     }
 }
 
-/// What a gate was before it was closed.
-#[derive(Clone, Copy, Debug)]
-#[must_use]
-pub(crate) struct Closed {
-    limit: u32,
-}
-
-/// Replaces the low half of the stock word `first` in the copy of `cpu`, and returns what it was;
-/// `None`, having done nothing, unless the thread runs on that CPU.
+/// Replaces `old` by `new` in the word `first` of the copy of `cpu`, and returns what it found
+/// there; `None`, having done nothing, unless the thread runs on that CPU.
 ///
 /// # Safety
 ///
-/// As [`Gate::open`] asks of the word, which exists during the call in the copy of `cpu`.
-pub(crate) unsafe fn swap_low_on(cpu: usize, first: *mut u64, low: u32) -> Option<u32> {
+/// As [`RseqGate::open`] asks of the word, which exists during the call in the copy of `cpu`.
+pub(crate) unsafe fn compare_exchange_on(
+    cpu: usize,
+    first: *mut u64,
+    old: u64,
+    new: u64,
+) -> Option<u64> {
     // SAFETY: what the caller vouches for.
-    unsafe { platform::swap_low_on(tier::choice().area, cpu, first, low) }
+    unsafe { platform::compare_exchange_on(tier::choice().area, cpu, first, old, new) }
 }
 
 /// True when sequences can be stopped, so that gates open.
@@ -142,12 +121,12 @@ pub(crate) fn has_fence() -> bool {
 }
 
 /// Makes every sequence that is under way in another thread start over. Afterwards they see what
-/// this thread wrote before. False when the system refuses it: nothing is known then.
+/// this thread wrote before. False when the system refuses both ways: nothing is known then.
 #[must_use]
 pub(crate) fn fence() -> bool {
     let fence = || membarrier(MembarrierCommand::PrivateExpeditedRseq).is_ok();
     // A forked child may have to announce itself once more.
-    fence() || (announce() && fence())
+    fence() || (announce() && fence()) || visit_cpus().is_some()
 }
 
 /// Announces that this process will call [`fence`].
@@ -155,8 +134,45 @@ pub(super) fn announce() -> bool {
     membarrier(MembarrierCommand::RegisterPrivateExpeditedRseq).is_ok()
 }
 
+/// Runs this thread on every CPU on which a thread of the process may run, one after the other, and
+/// then again where it may run now. `None` when it could not get to one of them.
+///
+/// A thread that moves to another CPU in between is preempted for that, and a thread that is
+/// created in between starts with the CPUs of one that was looked at.
+#[cold]
+fn visit_cpus() -> Option<()> {
+    let own = sched_getaffinity(None).ok()?;
+    let usable = usable_cpus()?;
+    let mut visited = true;
+    for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| usable.is_set(*cpu)) {
+        let mut one = CpuSet::new();
+        one.set(cpu);
+        visited &= sched_setaffinity(None, &one).is_ok();
+    }
+    sched_setaffinity(None, &own).ok()?;
+    visited.then_some(())
+}
+
+/// The CPUs on which some thread of this process may run.
+fn usable_cpus() -> Option<CpuSet> {
+    let mut usable = CpuSet::new();
+    for task in std::fs::read_dir("/proc/self/task").ok()? {
+        let id = task.ok()?.file_name().to_str()?.parse().ok()?;
+        match sched_getaffinity(Some(Pid::from_raw(id)?)) {
+            Ok(cpus) => {
+                let more = (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu));
+                more.for_each(|cpu| usable.set(cpu));
+            }
+            // It has ended.
+            Err(rustix::io::Errno::SRCH) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(usable)
+}
+
 /// The CPU that runs this thread, if sequences of this thread work there: registers the thread's
-/// area if nobody did.
+/// area if that was not done.
 pub(crate) fn sequence_cpu() -> Option<usize> {
     tier::registered_cpu().or_else(|| match tier::after_miss() {
         Miss::Registered => tier::registered_cpu(),

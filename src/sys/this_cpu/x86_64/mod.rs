@@ -8,7 +8,7 @@ use super::tier::{Choice, RegisteredBy, Tier};
 use super::{REAL_CPU_IDS, UNIT_STRIDE, gate};
 use area::Area;
 
-pub(super) use sequences::{gate_add, gate_put, gate_take, swap_low_on};
+pub(super) use sequences::{compare_exchange_on, gate_add_second, gate_add_unless};
 
 /// How much farther into a rseq area the concurrency id is than the CPU id.
 pub(super) const CONCURRENCY_ID_SHIFT: isize = (area::MM_CID - area::CPU_ID) as isize;

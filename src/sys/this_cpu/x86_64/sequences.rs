@@ -42,7 +42,7 @@ use std::arch::asm;
 use std::mem::offset_of;
 
 use super::area::{Area, CPU_ID, RSEQ_CS};
-use crate::sys::this_cpu::gate::Gate;
+use crate::sys::this_cpu::gate::RseqGate;
 use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
 
 /// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
@@ -340,7 +340,7 @@ impl Collect for i64 {
 /// A sequence through a gate, without result: [`update!`] for words whose address is loaded inside.
 macro_rules! through {
     ($gate:ident, [$($body:expr),+ $(,)?], $($operand:tt)+) => {{
-        let gate: &Gate = $gate;
+        let gate: &RseqGate = $gate;
         // SAFETY: the text obeys the rules above. What it stores into is a word of the copy at an
         // index below the gate's limit, which exists until the commit (G1), and the thread's rseq
         // area.
@@ -355,8 +355,8 @@ macro_rules! through {
                 rseq_cs = const RSEQ_CS,
                 cpu_id = const CPU_ID,
                 stride = const UNIT_STRIDE,
-                limit = const offset_of!(Gate, limit),
-                first = const offset_of!(Gate, first),
+                limit = const offset_of!(RseqGate, limit),
+                first = const offset_of!(RseqGate, first),
                 miss = label { return false },
                 $($operand)+,
                 options(nostack),
@@ -366,55 +366,46 @@ macro_rules! through {
     }};
 }
 
-/// As [`Gate::take`], of the amount and the count in `delta`.
+/// As [`RseqGate::add_unless`].
 #[inline(always)]
-pub(in super::super) fn gate_take(gate: &Gate, amount: u32, delta: u64) -> bool {
+pub(in super::super) fn gate_add_unless<const GUARD: u32>(gate: &RseqGate, delta: u64) -> bool {
     through!(gate, [
-        // In use and holding the amount: above it, as it is 1 more than what the word holds.
-        "mov {low:e}, dword ptr [{word} + {t}]",
-        "cmp {low:e}, {amount:e}",
-        "jbe {miss}",
-        // The commit. The low half stays above 0, so that nothing is borrowed from the count.
-        "add qword ptr [{word} + {t}], {delta}",
-    ], amount = in(reg) amount, delta = in(reg) delta, low = out(reg) _)
-}
-
-/// As [`Gate::put`], of the amount and the count in `delta`.
-#[inline(always)]
-pub(in super::super) fn gate_put(gate: &Gate, room: u32, delta: u64) -> bool {
-    through!(gate, [
-        "mov {low:e}, dword ptr [{word} + {t}]",
-        // What it holds; the largest number when it is not in use.
-        "sub {low:e}, 1",
-        "cmp {low:e}, {room:e}",
-        "ja {miss}",
+        // The address is not needed any more once the word is read: it becomes that of the copy.
+        "add {word}, {t}",
+        "mov {t}, qword ptr [{word}]",
+        // In a register: an attempt that leaves or is aborted here added to nothing.
+        "add {t}, {delta}",
+        "jo {miss}",
+        "bt {t}, {guard}",
+        "jc {miss}",
         // The commit.
-        "add qword ptr [{word} + {t}], {delta}",
-    ], room = in(reg) room, delta = in(reg) delta, low = out(reg) _)
+        "mov qword ptr [{word}], {t}",
+    ], delta = in(reg) delta, guard = const GUARD)
 }
 
-/// As [`Gate::add`].
+/// As [`RseqGate::add_second`].
 #[inline(always)]
-pub(in super::super) fn gate_add(gate: &Gate, value: i64) -> bool {
+pub(in super::super) fn gate_add_second(gate: &RseqGate, value: i64) -> bool {
     through!(gate, [
         // The commit.
         "add qword ptr [{word} + {t} + 8], {value}",
     ], value = in(reg) value)
 }
 
-/// As [`gate::swap_low_on`](super::super::gate::swap_low_on).
+/// As [`gate::compare_exchange_on`](super::super::gate::compare_exchange_on).
 ///
 /// # Safety
 ///
 /// As there.
-pub(in super::super) unsafe fn swap_low_on(
+pub(in super::super) unsafe fn compare_exchange_on(
     area: isize,
     cpu: usize,
     first: *mut u64,
-    low: u32,
-) -> Option<u32> {
+    old: u64,
+    new: u64,
+) -> Option<u64> {
     let expected = (cpu * UNIT_STRIDE) as u32;
-    let (product, old): (u64, u64);
+    let (product, found): (u64, u64);
     // SAFETY: the text obeys the rules above. What it stores into is the word in the copy of
     // `cpu`, which exists, and the thread's rseq area.
     unsafe {
@@ -422,12 +413,10 @@ pub(in super::super) unsafe fn swap_low_on(
             section!(
                 "cmp {t:e}, {expected:e}\njne 4f",
                 then
-                "mov {old}, qword ptr [{first} + {t}]",
-                // The high half of the old and the new low half, in a register of its own.
-                "mov {new}, {old}",
-                "shr {new}, 32",
-                "shl {new}, 32",
-                "or {new}, {low:r}",
+                "mov {found}, qword ptr [{first} + {t}]",
+                "cmp {found}, {old}",
+                // Another value: left without a commit, and nothing is changed.
+                "jne 4f",
                 // The commit.
                 "mov qword ptr [{first} + {t}], {new}"
             ),
@@ -435,17 +424,17 @@ pub(in super::super) unsafe fn swap_low_on(
             id = in(reg) area,
             expected = in(reg) expected,
             first = in(reg) first,
-            low = in(reg) u64::from(low),
+            old = in(reg) old,
+            new = in(reg) new,
             t = out(reg) product,
-            old = out(reg) old,
-            new = out(reg) _,
+            found = out(reg) found,
             rseq_cs = const RSEQ_CS,
             cpu_id = const CPU_ID,
             stride = const UNIT_STRIDE,
             options(nostack),
         );
     }
-    (product == u64::from(expected)).then_some(old as u32)
+    (product == u64::from(expected)).then_some(found)
 }
 
 /// Waits in a sequence without commit for so many turns; true as soon as it is aborted. For the self

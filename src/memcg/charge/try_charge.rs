@@ -1,0 +1,271 @@
+//! The way of a charge: stock, counters, and what is tried before a limit refuses.
+//!
+//! ```text
+//!   stock of this CPU holds enough ───────────────────────► charged
+//!        │ no
+//!   walk up: the bytes and half a batch, where there is
+//!            room to spare ───────────────────────────────► charged, the half into the stock
+//!        │ no
+//!   walk up: the bytes ───────────────────────────────────► charged; above `high`: see there
+//!        │ a limit refuses
+//!   empty the stocks below it ─► reclaim below it ─► OOM callbacks ─► walk again
+//!        │ of no help
+//!   refused, or charged all the same if the flags say so
+//! ```
+//!
+//! | flags | stocks | reclaim | OOM | then |
+//! |---|---|---|---|---|
+//! | `KERNEL` | yes | until nothing comes, 16 times | once | refused |
+//! | `NORETRY` | yes | once | no | refused |
+//! | `RETRY_MAYFAIL` | yes | until nothing comes, 16 times | no | refused |
+//! | `NOWAIT` | yes | no | no | refused |
+//! | `ATOMIC` | yes | no | no | charged |
+//! | `NOFAIL` | yes | until nothing comes, 16 times | once | charged |
+//!
+//! Mirrors the kernel's `try_charge` (Linux 6.18), with differences: stocks are emptied at once and
+//! before anything else, a call raises at most one `max` and one `oom` event, and callers that may
+//! not block raise one, too. As there, amounts above 8 pages never come to an OOM, and whoever is
+//! in the middle of reclaim, or of an OOM callback, is charged without further ado.
+
+use std::ptr;
+use std::sync::Arc;
+
+use crate::memcg::charge::reclaim::{self, RETRIES};
+use crate::memcg::charge::reentrancy::Inside;
+use crate::memcg::charge::uncommitted::Uncommitted;
+use crate::memcg::charge::{high, oom};
+use crate::memcg::counter::Full;
+use crate::memcg::error::ChargeError;
+use crate::memcg::gfp::Gfp;
+use crate::memcg::node::walk::{self, Refused};
+use crate::memcg::node::{Node, Token};
+use crate::memcg::notify::callbacks::ReclaimReason;
+use crate::memcg::notify::counts::EventKind;
+use crate::memcg::stock::objcg::Payer;
+use crate::memcg::sync::gate;
+
+/// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
+const COSTLY: u64 = 8 * 4096;
+
+/// Charges `bytes` to a cgroup and all its ancestors, or to none of them; to the nearest live
+/// ancestor if it is removed. With a reference.
+#[inline]
+pub(crate) fn charge(node: &Arc<Node>, bytes: u64, gfp: Gfp) -> Result<Uncommitted, ChargeError> {
+    match node.token().take(bytes, 1) {
+        true => Ok(Uncommitted::hit(node.token(), bytes, true)),
+        false => charge_slowly(node, bytes, gfp),
+    }
+}
+
+/// As [`charge`], after this CPU's stock did not have the bytes.
+#[cold]
+pub(crate) fn charge_slowly(
+    node: &Arc<Node>,
+    bytes: u64,
+    gfp: Gfp,
+) -> Result<Uncommitted, ChargeError> {
+    let node = node.live();
+    charge_token(node, node.token(), 1, bytes, gfp)
+}
+
+/// Charges `bytes` more to the cgroup that a token points at; to none when its tree was dropped.
+/// Without a reference.
+#[cold]
+pub(crate) fn grow_slowly(
+    token: &'static Token,
+    bytes: u64,
+    gfp: Gfp,
+) -> Result<Option<Uncommitted>, ChargeError> {
+    let Some(payer) = token.payer() else { return Ok(None) };
+    charge_token(&payer, token, 0, bytes, gfp).map(Some)
+}
+
+/// Charges `bytes` to `payer`, which the token points at or has pointed at (O4).
+fn charge_token(
+    payer: &Arc<Node>,
+    token: &'static Token,
+    references: i32,
+    bytes: u64,
+    gfp: Gfp,
+) -> Result<Uncommitted, ChargeError> {
+    // What is found missing is counted once it is known that the charge succeeds.
+    let count_reference = || match references {
+        0 => {}
+        _ => std::mem::forget(token.get()),
+    };
+    let has_reference = references != 0;
+    let hit = || Uncommitted::hit(token, bytes, has_reference);
+    let walked = |payer: &Arc<Node>| {
+        Uncommitted::walked(token, bytes, has_reference, Arc::clone(payer))
+    };
+    if bytes == 0 {
+        // Needs no memory, so that no limit can refuse it.
+        count_reference();
+        return Ok(hit());
+    }
+    let owns = ptr::eq(payer.token(), token);
+    let mut here = if owns { payer.stock().lock_here() } else { None };
+    let (mut grant, mut taken) = (0, 0);
+    if let Some(here) = &mut here {
+        // With sequences, the caller has tried that.
+        if !gate::has_fence() && here.take(token, bytes, references) {
+            return Ok(hit());
+        }
+        grant = here.grant(payer, bytes);
+        // What this CPU has is used first, so that usage grows by no more than is used.
+        taken = here.take_all(token);
+        if let Some(rest) = taken.checked_sub(bytes) {
+            if !here.put(token, rest, references) {
+                token.uncharge(rest);
+                count_reference();
+            }
+            return Ok(hit());
+        }
+    }
+    let needed = bytes - taken;
+    // So that the bytes find room when they come back.
+    let ahead = (grant / 2).min(grant.saturating_sub(bytes));
+    if let Some(here) = here.as_ref().filter(|_| ahead > 0)
+        && walk::try_add_ahead(payer, needed + ahead)
+    {
+        if !here.put(token, ahead, references) {
+            payer.uncharge(ahead);
+            count_reference();
+        }
+        return Ok(walked(payer));
+    }
+    let is_charged = walk::try_add(payer, needed).is_ok();
+    if !is_charged {
+        token.uncharge(taken);
+    }
+    // What was taken is spent or uncharged (T5); hooks and callbacks are called under no lock.
+    drop(here);
+    let payer = match is_charged {
+        true => Arc::clone(payer),
+        false => charge_hard(payer, token, bytes, gfp)?,
+    };
+    count_reference();
+    let uncommitted = walked(&payer);
+    high::after_charge(&payer, payer.depth() + 1, bytes, gfp);
+    Ok(uncommitted)
+}
+
+/// A limit stood against the charge, at least a moment ago. Returns the cgroup that was charged.
+#[cold]
+fn charge_hard(
+    payer: &Arc<Node>,
+    token: &'static Token,
+    bytes: u64,
+    gfp: Gfp,
+) -> Result<Arc<Node>, ChargeError> {
+    let (mut retries, mut had_oom, mut has_raised) = (RETRIES, false, false);
+    let mut payer = Arc::clone(payer);
+    let error = loop {
+        let Err((level, full)) = try_without_stocks(&payer, payer.depth() + 1, bytes) else {
+            return Ok(payer);
+        };
+        if !has_raised && !Inside::is(Inside::RECLAIM) {
+            level.raise(EventKind::Max);
+            has_raised = true;
+        }
+        let may_try = gfp.may_block() && !Inside::is(Inside::RECLAIM) && !level.is_root();
+        let mut is_worth_another_try = false;
+        if may_try && retries > 0 {
+            let has_room = || level.counter.check(bytes).is_ok();
+            let freed = reclaim::run(&level, bytes, ReclaimReason::Max, has_room);
+            // When nothing is to be had, a second look would find the same.
+            let is_over = gfp.contains(Gfp::NORETRY) || freed == 0;
+            retries = if is_over { 0 } else { retries - 1 };
+            is_worth_another_try = true;
+        } else {
+            let avoids_oom = gfp.intersects(Gfp::NORETRY | Gfp::RETRY_MAYFAIL);
+            if may_try && !avoids_oom && bytes <= COSTLY && !had_oom {
+                had_oom = true;
+                level.raise(EventKind::Oom);
+                is_worth_another_try = oom::ask(&level, bytes);
+                retries = RETRIES;
+            }
+        }
+        if !is_worth_another_try {
+            break refusal(&level, bytes, full);
+        }
+        // The cgroup may have been removed while hooks ran.
+        payer = token.payer().unwrap_or(payer);
+    };
+    let is_forced = gfp.may_exceed() || Inside::is(Inside::RECLAIM);
+    if is_forced && force(&payer, bytes) { Ok(payer) } else { Err(error) }
+}
+
+/// No stock below a cgroup has or gets bytes while this lives: usage is what is in use.
+struct StocksBanned(Arc<Node>);
+
+impl StocksBanned {
+    fn new(level: &Arc<Node>) -> Self {
+        level.counter.ban_stocks();
+        let banned = StocksBanned(Arc::clone(level));
+        level.drain();
+        banned
+    }
+}
+
+impl Drop for StocksBanned {
+    fn drop(&mut self) {
+        self.0.counter.unban_stocks();
+    }
+}
+
+/// Charges `levels` cgroups from `payer` upwards, or none of them; refuses only where the stocks
+/// below are empty (T2). Returns the cgroup that refuses.
+fn try_without_stocks(
+    payer: &Arc<Node>,
+    levels: usize,
+    bytes: u64,
+) -> Result<(), (Arc<Node>, Full)> {
+    let mut banned: Vec<StocksBanned> = Vec::new();
+    while let Err(Refused { level, full }) = walk::try_add_levels(payer, levels, bytes) {
+        if banned.iter().any(|banned| Arc::ptr_eq(&banned.0, level)) {
+            return Err((Arc::clone(level), full));
+        }
+        banned.push(StocksBanned::new(level));
+    }
+    Ok(())
+}
+
+#[cold]
+fn refusal(level: &Arc<Node>, requested: u64, (usage, max): Full) -> ChargeError {
+    // Nothing, where sequences can be stopped.
+    let cached = level.cached();
+    let usage = usage.saturating_sub(cached);
+    let top = Arc::downgrade(level);
+    ChargeError::new(level.path(), requested, usage, max, cached, top)
+}
+
+/// Charges whatever the limits. False, and nothing is charged, when a counter cannot hold so much.
+fn force(payer: &Arc<Node>, bytes: u64) -> bool {
+    if !walk::force(payer, bytes) {
+        return false;
+    }
+    // T4.
+    payer.ancestors().filter(|level| level.counter.is_above_max()).for_each(|level| {
+        level.drain();
+    });
+    true
+}
+
+/// Moves a charge of `from` to `to`: charges it there, and uncharges it at `from`, up to where they
+/// meet. Returns how many levels use more now. No hook is asked.
+pub(crate) fn transfer(
+    from: &Arc<Node>,
+    to: &Arc<Node>,
+    bytes: u64,
+) -> Result<usize, ChargeError> {
+    let common = from.common_depth(to);
+    let gained = to.depth() - common;
+    if let Err((level, full)) = try_without_stocks(to, gained, bytes) {
+        level.raise(EventKind::Max);
+        return Err(refusal(&level, bytes, full));
+    }
+    walk::sub_levels(from, from.depth() - common, bytes);
+    walk::note_peaks(to);
+    Ok(gained)
+}

@@ -1,0 +1,328 @@
+//! One cgroup: counter, children, the token that its objects are charged to.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `shared` | what all cgroups of a tree share |
+//! | `walk` | counters upwards: adding to all levels or to none |
+//! | `stocks` | which cgroups below may have stocks |
+//! | `reparent` | what a cgroup is to its token, and what becomes of both at removal |
+//!
+//! * M3: a token points at a live cgroup, or at one that is being removed.
+//! * M4: a removed cgroup's counter is never read for a decision: no new charge begins there. It may
+//!   keep bytes that were uncharged at its parent.
+
+pub(crate) mod reparent;
+pub(crate) mod shared;
+pub(crate) mod stocks;
+pub(crate) mod walk;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ptr;
+use std::sync::Arc;
+
+use crate::memcg::counter::Counter;
+use crate::memcg::error::{Consumers, TopConsumer};
+use crate::memcg::node::shared::Shared;
+use crate::memcg::node::stocks::Listed;
+use crate::memcg::notify::callbacks::Callbacks;
+use crate::memcg::notify::counts::EventKind;
+use crate::memcg::notify::{self, Events};
+use crate::memcg::stock::Stock;
+use crate::memcg::stock::objcg::{ObjCgroup, ObjcgRef};
+use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use crate::memcg::sync::{Mutex, WordPair};
+
+/// What charges of a cgroup refer to.
+pub(crate) type Token = ObjCgroup<Node>;
+/// A counted reference to one.
+pub(crate) type TokenRef = ObjcgRef<Node>;
+
+/// Bytes of a cgroup's own per-CPU words on one CPU: its stock and its `percpu` statistic.
+pub(crate) const WORDS_SIZE: usize = WordPair::<TokenRef>::SIZE;
+
+/// A cgroup. References: a parent holds its children until they are removed, a child its parent
+/// for good, an object only its token; so a removed cgroup is dropped with its last handle,
+/// whatever objects it left behind.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) name: Box<str>,
+    parent: Option<Arc<Node>>,
+    /// How many ancestors it has.
+    depth: usize,
+    pub(crate) counter: Counter,
+    pub(crate) shared: Arc<Shared>,
+    /// The node holds a reference.
+    token: &'static Token,
+    listed: Listed,
+    /// Changed only under the tree's topology lock.
+    children: Mutex<BTreeMap<Box<str>, Arc<Node>>>,
+    /// Tokens of removed descendants (O3).
+    inherited: Mutex<Vec<&'static Token>>,
+    pub(crate) events: Events,
+    pub(crate) callbacks: Callbacks<Node>,
+    /// Threads attached. Changed only under the topology lock, or by a thread that leaves.
+    pub(crate) threads: Mutex<Vec<u32>>,
+    removed: AtomicBool,
+    /// The tree of the cgroup was dropped.
+    is_orphan: AtomicBool,
+    pub(crate) oom_group: AtomicBool,
+    pub(crate) nr_descendants: AtomicUsize,
+    /// Removed descendants that are still referenced.
+    pub(crate) nr_dying: AtomicUsize,
+    /// Bounds on what is created below; `u32::MAX` for none.
+    pub(crate) max_depth: AtomicU32,
+    pub(crate) max_descendants: AtomicU32,
+}
+
+impl Node {
+    pub(crate) fn new(name: &str, parent: Option<&Arc<Node>>, shared: &Arc<Shared>) -> Self {
+        Node {
+            name: name.into(),
+            parent: parent.cloned(),
+            depth: parent.map_or(0, |parent| parent.depth + 1),
+            counter: Counter::new(),
+            shared: Arc::clone(shared),
+            token: ObjCgroup::new(),
+            listed: Listed::new(),
+            children: Mutex::default(),
+            inherited: Mutex::default(),
+            events: Events::new(),
+            callbacks: Callbacks::new(),
+            threads: Mutex::default(),
+            removed: AtomicBool::new(false),
+            is_orphan: AtomicBool::new(false),
+            oom_group: AtomicBool::new(false),
+            nr_descendants: AtomicUsize::new(0),
+            nr_dying: AtomicUsize::new(0),
+            max_depth: AtomicU32::new(u32::MAX),
+            max_descendants: AtomicU32::new(u32::MAX),
+        }
+    }
+
+    pub(crate) fn parent(&self) -> Option<&Arc<Node>> {
+        self.parent.as_ref()
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub(crate) fn is_oom_group(&self) -> bool {
+        // Relaxed: a setting.
+        self.oom_group.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_root(&self) -> bool {
+        self.parent.is_none()
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        // SeqCst: see `mark_removed`.
+        self.removed.load(Ordering::SeqCst)
+    }
+
+    /// Marks it as removed: from here on its token gets no grant.
+    pub(crate) fn mark_removed(&self) {
+        // SeqCst: before the look for grants, see `Payer::may_stock`.
+        self.removed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn has_tree(&self) -> bool {
+        // SeqCst: as for `removed`.
+        !self.is_orphan.load(Ordering::SeqCst)
+    }
+
+    /// Marks that its tree is dropped.
+    pub(crate) fn mark_orphan(&self) {
+        // SeqCst: as for `removed`.
+        self.is_orphan.store(true, Ordering::SeqCst);
+    }
+
+    /// True when nothing will be charged here again: removed, or its tree was dropped.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is_removed() || !self.has_tree()
+    }
+
+    pub(crate) fn stock(&self) -> &Stock<Node> {
+        &self.shared.stock
+    }
+
+    /// This cgroup and its ancestors, upwards.
+    pub(crate) fn ancestors(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Node>> {
+        std::iter::successors(Some(self), |node| node.parent.as_ref())
+    }
+
+    /// Its ancestors, upwards.
+    pub(crate) fn ancestors_above(&self) -> impl Iterator<Item = &Arc<Node>> {
+        std::iter::successors(self.parent.as_ref(), |node| node.parent.as_ref())
+    }
+
+    /// True for this cgroup itself and for descendants of it.
+    pub(crate) fn is_below(self: &Arc<Self>, ancestor: &Node) -> bool {
+        let level = self.ancestors().nth(self.depth.saturating_sub(ancestor.depth));
+        level.is_some_and(|node| ptr::eq(&**node, ancestor))
+    }
+
+    /// The depth of the nearest cgroup that has both this and `other` below it.
+    pub(crate) fn common_depth(self: &Arc<Self>, other: &Arc<Node>) -> usize {
+        let depth = self.depth.min(other.depth);
+        let ours = self.ancestors().skip(self.depth - depth);
+        let theirs = other.ancestors().skip(other.depth - depth);
+        ours.zip(theirs).find(|(a, b)| Arc::ptr_eq(a, b)).map_or(0, |(common, _)| common.depth)
+    }
+
+    /// This cgroup, or its nearest ancestor that is not removed.
+    pub(crate) fn live(self: &Arc<Self>) -> &Arc<Self> {
+        let live = self.ancestors().find(|node| node.is_root() || !node.is_removed());
+        live.unwrap_or(self)
+    }
+
+    /// `/` for the root, `/a/b` below.
+    pub(crate) fn path(&self) -> String {
+        let above = self.ancestors_above().map(|node| &*node.name);
+        let mut names: Vec<&str> = std::iter::once(&*self.name).chain(above).collect();
+        names.reverse();
+        if names.len() == 1 { "/".into() } else { names.join("/") }
+    }
+
+    pub(crate) fn children(&self) -> Vec<Arc<Node>> {
+        self.children.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn child(&self, name: &str) -> Option<Arc<Node>> {
+        self.children.lock().get(name).cloned()
+    }
+
+    pub(crate) fn nr_children(&self) -> usize {
+        self.children.lock().len()
+    }
+
+    /// Links a new cgroup to its parent. Under the topology lock.
+    pub(crate) fn link(self: &Arc<Self>) {
+        if let Some(parent) = &self.parent {
+            parent.children.lock().insert(self.name.clone(), Arc::clone(self));
+        }
+        for ancestor in self.ancestors_above() {
+            // Relaxed: changed under the topology lock, read as a statistic.
+            ancestor.nr_descendants.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes a cgroup that is removed off its parent's children. Under the topology lock.
+    pub(crate) fn unlink(&self) {
+        let removed = self.parent.as_ref().and_then(|parent| parent.children.lock().remove(&self.name));
+        for ancestor in self.ancestors_above() {
+            // Relaxed: changed under the topology lock, read as a statistic.
+            ancestor.nr_descendants.fetch_sub(1, Ordering::Relaxed);
+            ancestor.nr_dying.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(removed);
+    }
+
+    /// Forgets the children. Their tree is dropped.
+    pub(crate) fn forget_children(&self) {
+        let children = std::mem::take(&mut *self.children.lock());
+        drop(children);
+    }
+
+    /// A cgroup and its descendants, each behind its parent and before its parent's next child, by
+    /// name: the kernel's pre-order.
+    pub(crate) fn subtree(self: &Arc<Self>) -> Vec<Arc<Node>> {
+        let (mut nodes, mut next) = (Vec::new(), vec![Arc::clone(self)]);
+        while let Some(node) = next.pop() {
+            next.extend(node.children.lock().values().rev().cloned());
+            nodes.push(node);
+        }
+        nodes
+    }
+
+    /// Bytes in stocks for it and its descendants; a snapshot.
+    pub(crate) fn cached(self: &Arc<Self>) -> u64 {
+        stocks::stocked(self).iter().map(|node| node.stock().amount(node.token)).sum()
+    }
+
+    /// Bytes in use by this cgroup and its descendants: charged, but for what is in stocks.
+    pub(crate) fn current(self: &Arc<Self>) -> u64 {
+        // The stocks first: what is taken from one in between is missing there and not here.
+        let cached = self.cached();
+        self.current_without(cached)
+    }
+
+    /// As [`current`](Self::current), for a caller that knows what stocks hold.
+    pub(crate) fn current_without(&self, cached: u64) -> u64 {
+        if self.is_removed() {
+            return 0;
+        }
+        let current = self.counter.usage().saturating_sub(cached);
+        // No peak is lower than what was read.
+        self.counter.note_peak(current);
+        current
+    }
+
+    /// What is in stocks for this cgroup and everything below it, by cgroup.
+    pub(crate) fn cached_by_cgroup(self: &Arc<Self>) -> HashMap<*const Node, u64> {
+        let mut cached = HashMap::new();
+        for node in stocks::stocked(self) {
+            let bytes = node.stock().amount(node.token);
+            for level in node.ancestors().take(node.depth + 1 - self.depth) {
+                *cached.entry(Arc::as_ptr(level)).or_insert(0) += bytes;
+            }
+        }
+        cached
+    }
+
+    /// Empties the stocks of this cgroup and its descendants, and returns how much they held.
+    pub(crate) fn drain(self: &Arc<Self>) -> u64 {
+        match stocks::stocked(self) {
+            nodes if nodes.is_empty() => 0,
+            nodes => self.stock().drain(&nodes),
+        }
+    }
+
+    /// Counts an event of this cgroup, and wakes the watches. Under no lock.
+    pub(crate) fn raise(&self, kind: EventKind) {
+        let own = (&self.events, self.is_root());
+        let above = self.ancestors_above().map(|node| (&node.events, node.is_root()));
+        notify::raise(kind, std::iter::once(own).chain(above));
+    }
+}
+
+impl Consumers for Node {
+    fn top(&self, count: usize) -> Vec<TopConsumer> {
+        // What is in stocks counts here: it is small.
+        let usage = |child: &Arc<Node>| (child.counter.usage(), Arc::clone(child));
+        let mut children: Vec<_> = self.children.lock().values().map(usage).collect();
+        children.retain(|(usage, _)| *usage > 0);
+        children.sort_by_key(|(usage, _)| std::cmp::Reverse(*usage));
+        children.truncate(count);
+        let consumer = |(usage, child): (u64, Arc<Node>)| TopConsumer { cgroup: child.path(), usage };
+        children.into_iter().map(consumer).collect()
+    }
+}
+
+impl Node {
+    /// A removed cgroup is dropped: its ancestors count it no more.
+    fn count_off(&self) {
+        // Relaxed: no other thread has it any more.
+        if self.removed.load(Ordering::Relaxed) {
+            for ancestor in self.ancestors_above() {
+                // Relaxed: a statistic.
+                ancestor.nr_dying.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.count_off();
+        // The parent is still held here, so that this does not drop it.
+        self.token.put();
+        // A loop in place of recursion: the parents that are dropped with this cgroup may be many.
+        let mut parent = self.parent.take();
+        while let Some(mut node) = parent.and_then(Arc::into_inner) {
+            node.count_off();
+            parent = node.parent.take();
+        }
+    }
+}

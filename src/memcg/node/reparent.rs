@@ -1,0 +1,122 @@
+//! What a cgroup is to its token, and what becomes of both when it is removed.
+
+use std::sync::Arc;
+
+use crate::arena::{Freed, Owner};
+use crate::memcg::node::shared::Shared;
+use crate::memcg::node::{Node, Token, TokenRef, stocks, walk};
+use crate::memcg::stock::objcg::{Payer, Pool};
+use crate::memcg::sync::Mutex;
+
+impl Payer for Node {
+    fn token(&self) -> &'static Token {
+        self.token
+    }
+
+    fn uncharge(&self, bytes: u64) {
+        walk::sub(self, bytes);
+    }
+
+    fn count(&self, bytes: i64) {
+        // The root has words as long as there is the tree; afterwards the statistic is not read.
+        let _is_counted = self.token.words().add(bytes)
+            || self.ancestors_above().any(|node| node.token.words().add(bytes));
+    }
+
+    fn note_stocked(this: &Arc<Node>) -> bool {
+        stocks::list(this)
+    }
+
+    fn may_stock(&self) -> bool {
+        !self.is_gone()
+            && self.counter.may_stock()
+            && self.ancestors_above().all(|level| level.counter.may_stock())
+    }
+
+    fn inherited(&self) -> &Mutex<Vec<&'static Token>> {
+        &self.inherited
+    }
+
+    fn pool() -> &'static Pool<Node> {
+        static POOL: Pool<Node> = Pool::new();
+        &POOL
+    }
+}
+
+/// Everything that is charged to a removed cgroup passes to its parent: tokens, statistics, stocks.
+/// No counter but for the stocks' bytes is changed. Under the topology lock.
+pub(crate) fn pass_to_parent(node: &Node, parent: &Arc<Node>) {
+    {
+        let mut own = node.inherited.lock();
+        let mut parents = parent.inherited.lock();
+        for token in own.drain(..).chain([node.token]) {
+            token.reparent(parent, &mut parents);
+        }
+    }
+    stocks::unlist(node);
+    take_words(node);
+}
+
+/// A cgroup's tree is dropped: its tokens point at its parent, or at none.
+pub(crate) fn detach_tokens(node: &Node) {
+    // Under the lock, so that none of them is released and used again in between (O3).
+    let mut inherited = node.inherited.lock();
+    let tokens = inherited.drain(..).chain([node.token]);
+    tokens.for_each(|token| token.detach(node.parent.clone()));
+}
+
+/// Gives the per-CPU words back. The cgroup was marked before.
+pub(crate) fn take_words(node: &Node) {
+    let Some(taken) = node.stock().take_out(node.token) else { return };
+    if let Some(parent) = &node.parent {
+        parent.count(taken.sum());
+    }
+    finish_free(&node.shared, taken.into_words().release());
+}
+
+/// Uncharges an area that was freed.
+pub(crate) fn finish_free(shared: &Shared, freed: Freed<TokenRef>) {
+    if let Some(owner) = freed.owner {
+        let bytes = shared.cost.full_size(freed.size);
+        owner.objcg().count(-(bytes as i64));
+        uncharge_and_put(owner.into_static(), bytes);
+    }
+}
+
+/// Uncharges `bytes` and gives a reference back. Never fails, never blocks.
+#[inline]
+pub(crate) fn uncharge_and_put(token: &'static Token, bytes: u64) {
+    if !token.put_bytes(bytes, -1) && !uncharge_slowly(token, bytes, -1) {
+        token.put();
+    }
+}
+
+/// Uncharges `bytes`. Never fails, never blocks.
+#[inline]
+pub(crate) fn uncharge(token: &'static Token, bytes: u64) {
+    let _no_reference = token.put_bytes(bytes, 0) || uncharge_slowly(token, bytes, 0);
+}
+
+/// This CPU's stock has no room, or no grant: what fits goes into the stock after all, and the rest
+/// out of the counters. False when the references were not counted.
+#[cold]
+fn uncharge_slowly(token: &'static Token, bytes: u64, references: i32) -> bool {
+    let payer = token.look_at_payer();
+    let Some(payer) = &*payer else { return false };
+    if std::ptr::eq(payer.token, token)
+        && let Some(mut here) = payer.stock().lock_here()
+    {
+        let grant = here.grant(payer, bytes);
+        if here.put(token, bytes, references) {
+            return true;
+        }
+        // As much may then be charged as uncharged before counters are needed again.
+        let taken = here.take_all(token);
+        let kept = (taken + bytes).min(grant / 2);
+        let is_kept = kept > 0 && here.put(token, kept, references);
+        token.uncharge(taken + bytes - if is_kept { kept } else { 0 });
+        return is_kept;
+    }
+    token.uncharge(bytes);
+    false
+}

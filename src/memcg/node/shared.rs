@@ -1,0 +1,45 @@
+//! What all cgroups of a tree share.
+
+use crate::memcg::counter::cost::AreaCost;
+use crate::memcg::node::Node;
+use crate::memcg::stock::Stock;
+use crate::memcg::sync::Mutex;
+use crate::memcg::sync::atomic::{AtomicBool, Ordering};
+use crate::sys::Machine;
+
+/// The rule of what areas cost, the stocks, and the lock of reclaim.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) cost: AreaCost,
+    pub(crate) stock: Stock<Node>,
+    /// Held by the thread that reclaims: one at a time. Which hook gave something last.
+    pub(crate) reclaiming: Mutex<Option<HookId>>,
+    /// A hook was ever registered.
+    has_hooks: AtomicBool,
+}
+
+/// Tells hooks apart as long as they are registered: where the hook is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HookId(pub(crate) usize);
+
+impl Shared {
+    pub(crate) fn new(machine: &Machine) -> Self {
+        Shared {
+            cost: AreaCost::new(machine.nr_possible()),
+            stock: Stock::new(machine),
+            reclaiming: Mutex::new(None),
+            has_hooks: AtomicBool::new(false),
+        }
+    }
+
+    /// False as long as no hook has to be looked for.
+    pub(crate) fn has_hooks(&self) -> bool {
+        // Relaxed: a hook that is registered at the same time may come too late.
+        self.has_hooks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn expect_hooks(&self) {
+        // Relaxed: as above.
+        self.has_hooks.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,129 @@
+//! The stocks of a subtree: which tokens below a cgroup may have a grant, and keeping them empty.
+//!
+//! A thread that reads `memory.current`, or is about to refuse a charge, looks for stocks below a
+//! cgroup. It must not look at every CPU or every descendant. So each cgroup lists those of its
+//! children that may have stocks, themselves or below:
+//!
+//! ```text
+//!   root ──► a ──► b          listed: a token below has, or had, a grant somewhere
+//!             └──  c          not listed: no token below has one
+//! ```
+//!
+//! A cgroup is listed when its token or one below gets a grant, and stays listed when the grant is
+//! gone, so that charges rarely change lists. A thread that looks, and finds nothing at a listed
+//! cgroup, takes it off the list. So a look costs what has had stocks since the last one.
+//!
+//! * T7: of a token with a grant, its cgroup and all ancestors but the root are in their parents'
+//!   lists. A charge sets the token's bit, and then looks whether each level is listed; a thread
+//!   that takes a level off its list marks it as not listed, and then looks again. All of it is
+//!   SeqCst, so that one of the two sees the other.
+
+use std::sync::{Arc, Weak};
+
+use crate::memcg::node::Node;
+use crate::memcg::once_arc::OnceArc;
+use crate::memcg::stock::objcg::Payer;
+use crate::memcg::sync::Mutex;
+use crate::memcg::sync::atomic::{AtomicUsize, Ordering};
+
+/// What a cgroup knows of stocks below it, and its own place in its parent's list.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// None until a child is listed. Weak, as a list must not keep a cgroup.
+    children: OnceArc<Mutex<Vec<Weak<Node>>>>,
+    /// 1 more than its index in its parent's list; 0 when it is not listed. Changed under that
+    /// list's lock.
+    place: AtomicUsize,
+}
+
+impl Listed {
+    pub(crate) fn new() -> Self {
+        Listed { children: OnceArc::new(), place: AtomicUsize::new(0) }
+    }
+
+    fn is_listed(&self) -> bool {
+        self.place.load(Ordering::SeqCst) != 0
+    }
+}
+
+/// Lists a cgroup and its ancestors. False when a list is locked by another thread, or the cgroup
+/// was removed.
+pub(crate) fn list(node: &Arc<Node>) -> bool {
+    let mut levels = node.ancestors().take_while(|level| !level.is_root());
+    levels.all(|level| level.listed.is_listed() || list_at_parent(level))
+}
+
+#[cold]
+fn list_at_parent(node: &Arc<Node>) -> bool {
+    let Some(parent) = node.parent() else { return true };
+    let children = parent.listed.children.get_or_init();
+    let Some(mut children) = children.try_lock() else { return false };
+    // Under the lock, so that `unlist`, which comes after the removal, finds it.
+    if node.is_gone() {
+        return false;
+    }
+    if !node.listed.is_listed() {
+        children.push(Arc::downgrade(node));
+        node.listed.place.store(children.len(), Ordering::SeqCst);
+    }
+    true
+}
+
+/// Takes a removed cgroup off its parent's list.
+pub(crate) fn unlist(node: &Node) {
+    let Some(children) = node.parent().and_then(|parent| parent.listed.children.get()) else {
+        return;
+    };
+    let mut children = children.lock();
+    match node.listed.place.swap(0, Ordering::SeqCst) {
+        0 => {}
+        place => remove(&mut children, place),
+    }
+}
+
+/// Takes the child that was at `place` off the list.
+fn remove(children: &mut Vec<Weak<Node>>, place: usize) {
+    children.swap_remove(place - 1);
+    if let Some(moved) = children.get(place - 1).and_then(Weak::upgrade) {
+        moved.listed.place.store(place, Ordering::SeqCst);
+    }
+}
+
+/// The cgroups at and below a cgroup whose tokens have a grant on some CPU.
+pub(crate) fn stocked(node: &Arc<Node>) -> Vec<Arc<Node>> {
+    let (mut found, mut next) = (Vec::new(), Vec::new());
+    let mut look = |node: &Arc<Node>, next: &mut Vec<Arc<Node>>| {
+        if let Some(children) = node.listed.children.get() {
+            next.extend(listed_children(&mut children.lock()));
+        }
+        if !node.token().cpus().is_empty() {
+            found.push(Arc::clone(node));
+        }
+    };
+    look(node, &mut next);
+    while let Some(node) = next.pop() {
+        look(&node, &mut next);
+    }
+    found
+}
+
+/// The children of a list that may have stocks. Takes the others off.
+fn listed_children(children: &mut Vec<Weak<Node>>) -> Vec<Arc<Node>> {
+    let listed: Vec<Arc<Node>> = children.iter().filter_map(Weak::upgrade).collect();
+    for child in listed.iter().filter(|child| !has_stocks(child)) {
+        let place = child.listed.place.swap(0, Ordering::SeqCst);
+        match (place, has_stocks(child)) {
+            (0, _) => {}
+            // For a charge that has found it listed before.
+            (place, true) => child.listed.place.store(place, Ordering::SeqCst),
+            (place, false) => remove(children, place),
+        }
+    }
+    listed
+}
+
+/// Whether a cgroup's token has a grant, or the cgroup lists a child.
+fn has_stocks(node: &Node) -> bool {
+    let lists = |children: Arc<Mutex<Vec<_>>>| children.try_lock().is_none_or(|list| !list.is_empty());
+    !node.token().cpus().is_empty() || node.listed.children.get().is_some_and(lists)
+}

@@ -1,0 +1,295 @@
+//! What an object is charged to.
+//!
+//! An [`ObjCgroup`], or *token*, stands between a charge and the cgroup that pays for it, so that a
+//! removed cgroup's charges pass to its parent with one store, whatever their number. Mirrors the
+//! kernel's `obj_cgroup` (Linux 5.9), with its reference count on every CPU.
+//!
+//! ```text
+//!   Charge, owner slot ──► ObjCgroup ── payer ──► the cgroup that pays now
+//!                             │
+//!                             └─ words ─► on every CPU: StockWord │ percpu bytes
+//! ```
+//!
+//! A token stays where it is for good: one that is not referred to any more is used again for
+//! another cgroup. So a reference is its address, and taking one costs nothing but the count.
+//!
+//! * O1: the number of references is the count in `refs` plus those in the stock words. The cgroup
+//!   holds one until it is dropped, so that the number can only become 0 when the words were
+//!   taken out and `refs` is all of it. `refs` has 63 bits, and a count that leaves the field of a
+//!   stock word moves there: safe code cannot wrap it.
+//! * O2: while a cgroup lives, its token points at it. When it is removed the token is pointed at
+//!   the parent, then its words are taken out, and what they held passes to the parent.
+//! * O3: a token whose cgroup was removed is in the `inherited` list of the cgroup it points at, at
+//!   `place`. Both are changed under the lock of that list.
+//! * O4: a token only ever moves to an ancestor. So what was charged at a cgroup that the token
+//!   pointed at is uncharged there or above, and no counter goes below 0 (M6): the amount is charged
+//!   first, at a payer that was loaded from the token, and is uncharged later, at the one that is
+//!   loaded then.
+
+use std::fmt;
+use std::ptr;
+use std::sync::Arc;
+
+use crate::arena::Owner;
+use crate::memcg::stock::cpu_set::CpuSet;
+use crate::memcg::stock::word::{BATCH, StockWord};
+use crate::memcg::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::memcg::sync::{ArcSwapOption, Loaded, Mutex, RevocableWords, WordPair};
+
+/// Who pays for charges: a cgroup, or the toy of a test.
+pub(crate) trait Payer: Send + Sync + Sized + 'static {
+    /// The token that was created with it.
+    fn token(&self) -> &'static ObjCgroup<Self>;
+
+    /// Uncharges `bytes` of it and of all that pay with it.
+    fn uncharge(&self, bytes: u64);
+
+    /// Adds to its `percpu` statistic.
+    fn count(&self, bytes: i64);
+
+    /// Notes that a CPU's stock may hold bytes for it from now on, so that a thread which looks for
+    /// stocks finds it. False when that is not possible at the moment.
+    fn note_stocked(this: &Arc<Self>) -> bool;
+
+    /// Whether stocks may hold bytes for it (T4). Asked after its token's bit was set and
+    /// [`note_stocked`](Payer::note_stocked) was called, all of it SeqCst.
+    fn may_stock(&self) -> bool;
+
+    /// Tokens that passed to it (O3).
+    fn inherited(&self) -> &Mutex<Vec<&'static ObjCgroup<Self>>>;
+
+    /// Where tokens come from.
+    fn pool() -> &'static Pool<Self>;
+}
+
+/// One reference in `refs`.
+const ONE: u64 = 1 << 1;
+/// Set when the words were taken out: the count is complete.
+const COMPLETE: u64 = 1;
+
+/// See the module's documentation. What every charge reads is in the first cache line, and what
+/// only some of them write in the second.
+#[repr(C, align(64))]
+pub(crate) struct ObjCgroup<P: Payer> {
+    words: RevocableWords<ObjcgRef<P>>,
+    /// None when the token is not in use, or the tree was dropped.
+    payer: ArcSwapOption<P>,
+    /// References beyond those in the words, which wrap, above the lowest bit.
+    refs: AtomicU64,
+    place: AtomicUsize,
+    /// Where it has a grant (T1).
+    cpus: CpuSet,
+}
+
+/// A reference to a token.
+#[derive(Debug)]
+pub(crate) struct ObjcgRef<P: Payer>(&'static ObjCgroup<P>);
+
+/// Tokens are allocated so many at a time. Model checkers want everything to be created by the
+/// execution that uses it.
+const BLOCK: usize = if IS_MODEL { 1 } else { 32 };
+const IS_MODEL: bool = cfg!(all(test, any(percpu_loom, percpu_shuttle)));
+
+/// Tokens that are not referred to.
+///
+/// Not a cell of `sync`: a thread that takes one or gives one back has it for itself.
+pub(crate) struct Pool<P: Payer>(parking_lot::Mutex<Vec<&'static ObjCgroup<P>>>);
+
+impl<P: Payer> Pool<P> {
+    pub(crate) const fn new() -> Self {
+        Pool(parking_lot::Mutex::new(Vec::new()))
+    }
+}
+
+impl<P: Payer> ObjCgroup<P> {
+    /// A token without payer, with one reference.
+    pub(crate) fn new() -> &'static Self {
+        let mut free = P::pool().0.lock();
+        if free.is_empty() {
+            let unused = || ObjCgroup {
+                words: RevocableWords::new(),
+                payer: ArcSwapOption::empty(),
+                refs: AtomicU64::new(0),
+                place: AtomicUsize::new(0),
+                cpus: CpuSet::new(),
+            };
+            let block: Vec<ObjCgroup<P>> = std::iter::repeat_with(unused).take(BLOCK).collect();
+            free.extend(&*block.leak());
+        }
+        let objcg = free.pop().expect("a block is not empty");
+        drop(free);
+        // Relaxed: no other thread knows it yet.
+        objcg.refs.store(ONE | COMPLETE, Ordering::Relaxed);
+        objcg
+    }
+
+    /// Gives it to a cgroup, with the words that belong to it.
+    pub(crate) fn belong_to(&'static self, payer: &Arc<P>, words: WordPair<ObjcgRef<P>>) {
+        self.payer.store(Some(Arc::clone(payer)));
+        // Relaxed: no other thread knows it yet.
+        self.refs.store(ONE, Ordering::Relaxed);
+        self.words.install(words);
+    }
+
+    /// The cgroup that pays.
+    pub(crate) fn payer(&self) -> Option<Arc<P>> {
+        self.payer.load_full()
+    }
+
+    /// As [`payer`](Self::payer), for a short look.
+    pub(crate) fn look_at_payer(&self) -> Loaded<P> {
+        self.payer.load()
+    }
+
+    pub(crate) fn words(&self) -> &RevocableWords<ObjcgRef<P>> {
+        &self.words
+    }
+
+    pub(crate) fn cpus(&self) -> &CpuSet {
+        &self.cpus
+    }
+
+    /// Another reference, for a caller that has one or holds the cgroup that it belongs to.
+    pub(crate) fn get(&'static self) -> ObjcgRef<P> {
+        if !self.take(0, 1) {
+            self.add_references(1);
+        }
+        ObjcgRef(self)
+    }
+
+    /// Counts references beside the words: some that the caller has counted, or has taken out of
+    /// a word.
+    pub(crate) fn add_references(&self, references: i64) {
+        // Relaxed: as for `Arc`, a reference comes from one that exists.
+        self.refs.fetch_add((references as u64).wrapping_mul(ONE), Ordering::Relaxed);
+    }
+
+    /// Gives a reference back.
+    pub(crate) fn put(&'static self) {
+        if self.words.add_unless::<{ StockWord::PUT_GUARD }>(StockWord::putting(0, -1)) {
+            return;
+        }
+        // Release: what this user did comes before the last one's release; acquire: for that one.
+        let before = self.refs.fetch_sub(ONE, Ordering::AcqRel);
+        if before == ONE | COMPLETE {
+            self.release();
+        }
+    }
+
+    /// Takes `bytes` that were charged out of this CPU's stock, and so many references. False, and
+    /// nothing is taken, when it does not hold so much.
+    #[inline(always)]
+    pub(crate) fn take(&self, bytes: u64, references: i32) -> bool {
+        let taking = StockWord::taking(bytes, references);
+        bytes <= BATCH && self.words.add_unless::<{ StockWord::TAKE_GUARD }>(taking)
+    }
+
+    /// Puts `bytes` that are charged into this CPU's stock, and so many references. False, and
+    /// nothing is put, when it has no room.
+    #[inline(always)]
+    pub(crate) fn put_bytes(&self, bytes: u64, references: i32) -> bool {
+        let putting = StockWord::putting(bytes, references);
+        bytes <= BATCH && self.words.add_unless::<{ StockWord::PUT_GUARD }>(putting)
+    }
+
+    /// Uncharges `bytes` of the cgroup that pays now (O4).
+    pub(crate) fn uncharge(&self, bytes: u64) {
+        if bytes > 0
+            && let Some(payer) = &*self.payer.load()
+        {
+            payer.uncharge(bytes);
+        }
+    }
+
+    /// Adds to the `percpu` statistic of the cgroup that pays.
+    pub(crate) fn count(&self, bytes: i64) {
+        if !self.words.add(bytes)
+            && let Some(payer) = &*self.payer.load()
+        {
+            payer.count(bytes);
+        }
+    }
+
+    /// Points it at `parent`, whose cgroup is being removed. `inherited` is the parent's list, which
+    /// is locked.
+    pub(crate) fn reparent(
+        &'static self,
+        parent: &Arc<P>,
+        inherited: &mut Vec<&'static ObjCgroup<P>>,
+    ) {
+        // Relaxed: read under the lock that is held.
+        self.place.store(inherited.len(), Ordering::Relaxed);
+        inherited.push(self);
+        self.payer.store(Some(Arc::clone(parent)));
+    }
+
+    /// Points it at the parent of a cgroup whose tree is dropped, or at none.
+    pub(crate) fn detach(&self, parent: Option<Arc<P>>) {
+        self.payer.store(parent);
+    }
+
+    /// Notes that the words were taken out, and what count they had.
+    pub(crate) fn complete(&self, count: i64) {
+        // AcqRel: as in `put`. The cgroup still holds a reference.
+        self.refs.fetch_add((count as u64).wrapping_mul(ONE) | COMPLETE, Ordering::AcqRel);
+    }
+
+    /// The last reference was given back.
+    #[cold]
+    fn release(&'static self) {
+        while let Some(payer) = self.payer.load_full() {
+            let mut inherited = payer.inherited().lock();
+            // The payer may have been removed, and the list be its parent's.
+            let is_here = self.payer.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &payer));
+            // Relaxed: changed under the lock that is held.
+            let place = self.place.load(Ordering::Relaxed);
+            if is_here {
+                if inherited.get(place).is_some_and(|objcg| ptr::eq(*objcg, self)) {
+                    inherited.swap_remove(place);
+                    if let Some(moved) = inherited.get(place) {
+                        moved.place.store(place, Ordering::Relaxed);
+                    }
+                }
+                drop(inherited);
+                break;
+            }
+        }
+        drop(self.payer.swap(None));
+        if !IS_MODEL {
+            P::pool().0.lock().push(self);
+        }
+    }
+}
+
+impl<P: Payer> ObjcgRef<P> {
+    /// What it refers to.
+    pub(crate) fn objcg(&self) -> &'static ObjCgroup<P> {
+        self.0
+    }
+}
+
+impl<P: Payer> Drop for ObjcgRef<P> {
+    fn drop(&mut self) {
+        self.0.put();
+    }
+}
+
+impl<P: Payer> Owner for ObjcgRef<P> {
+    type Target = ObjCgroup<P>;
+
+    fn into_static(self) -> &'static ObjCgroup<P> {
+        let objcg = self.0;
+        std::mem::forget(self);
+        objcg
+    }
+
+    fn from_static(target: &'static ObjCgroup<P>) -> Self {
+        ObjcgRef(target)
+    }
+}
+
+impl<P: Payer> fmt::Debug for ObjCgroup<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjCgroup").field("cpus", &self.cpus).finish_non_exhaustive()
+    }
+}

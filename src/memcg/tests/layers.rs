@@ -1,0 +1,116 @@
+//! Each folder of `memcg` uses only those before it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Folders and files, each of which may use those before it. Those of one row do not use each
+/// other, but for files of one folder.
+const ORDER: &[&[&str]] = &[
+    &["sync", "gfp", "once_arc"],
+    &["counter"],
+    &["error"],
+    &["stock"],
+    &["notify"],
+    &["node"],
+    &["charge"],
+    &["tree"],
+    &["handle"],
+    &["tests"],
+];
+
+/// The order within each folder, of files that are used before their neighbours.
+const FILES: &[(&str, &[&str])] = &[
+    ("stock", &["word", "cpu_set", "objcg", "grants", "mod"]),
+    ("counter", &["amount", "cost", "protection", "peak", "delay", "mod"]),
+    ("notify", &["registration", "callbacks", "counts", "watch", "mod"]),
+    ("charge", &["reentrancy", "uncommitted", "reclaim", "oom", "high", "try_charge", "mod"]),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/memcg")
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => sources(&path, found),
+            false => found.extend(path.extension().is_some_and(|it| it == "rs").then_some(path)),
+        }
+    }
+}
+
+fn rank(part: &str) -> usize {
+    let rank = ORDER.iter().position(|row| row.contains(&part));
+    rank.unwrap_or_else(|| panic!("{part} is in no row of the order"))
+}
+
+/// The paths below `crate::memcg` that a source names.
+fn used(source: &str) -> Vec<String> {
+    let word = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
+    let mut used = Vec::new();
+    for (at, prefix) in source.match_indices("crate::memcg::") {
+        let rest = &source[at + prefix.len()..];
+        let path: String = rest.chars().take_while(word).collect();
+        match rest[path.len()..].strip_prefix('{') {
+            None => used.push(path),
+            Some(list) => {
+                let list = list.split('}').next().unwrap();
+                used.extend(list.split(',').map(|name| format!("{path}{}", name.trim())));
+            }
+        }
+    }
+    used
+}
+
+#[test]
+fn folders_use_only_those_before_them() {
+    let (mut files, mut faults) = (Vec::new(), Vec::new());
+    sources(&root(), &mut files);
+    assert!(files.len() > 30);
+    for file in files {
+        let within = file.strip_prefix(root()).unwrap().to_str().unwrap().replace(".rs", "");
+        if matches!(&*within, "mod" | "tests/layers") {
+            continue;
+        }
+        let source = fs::read_to_string(&file).unwrap();
+        if source.contains("super::") && !is_test(&within) {
+            let line = source.lines().find(|line| line.contains("super::")).unwrap();
+            if !line.contains("use super::*") && !line.contains("//") {
+                faults.push(format!("{within} uses `super`: {line}"));
+            }
+        }
+        let own = within.split('/').next().unwrap();
+        for path in used(&source) {
+            let mut parts = path.split("::");
+            let (part, file) = (parts.next().unwrap(), parts.next().unwrap_or_default());
+            if part != own && rank(part) >= rank(own) {
+                faults.push(format!("{within} uses {path}"));
+            }
+            if part == own {
+                faults.extend(upward(&within, own, file));
+            }
+        }
+        if source.lines().any(|line| line.starts_with("impl Node")) && own != "node" {
+            faults.push(format!("{within} has methods of Node"));
+        }
+        if source.lines().any(|line| line.starts_with("impl Memcg")) && own != "handle" {
+            faults.push(format!("{within} has methods of Memcg"));
+        }
+    }
+    assert_eq!(faults, Vec::<String>::new());
+}
+
+fn is_test(file: &str) -> bool {
+    file.starts_with("tests/") || file.ends_with("_tests") || file.starts_with("sync/")
+}
+
+/// Within a folder whose files have an order.
+fn upward(file: &str, folder: &str, used: &str) -> Option<String> {
+    let (_, order) = FILES.iter().find(|(name, _)| *name == folder)?;
+    let own = file.split('/').nth(1)?;
+    let position = |name: &str| order.iter().position(|it| *it == name);
+    let used = position(used).unwrap_or(order.len() - 1);
+    let own = position(own)?;
+    (used >= own).then(|| format!("{file} uses {}, which comes after it", order[used]))
+}

@@ -1,0 +1,93 @@
+//! Areas that are allocated on behalf of a cgroup.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::arena::{Arena, NoArea};
+use crate::memcg::charge::try_charge::charge_slowly;
+use crate::memcg::charge::uncommitted::Uncommitted;
+use crate::memcg::error::{AllocError, ChargeError, FreeError};
+use crate::memcg::gfp::Gfp;
+use crate::memcg::node::{Node, TokenRef, reparent};
+use crate::memcg::stock::objcg::Payer;
+use crate::memcg::tree::{Tree, current};
+use crate::placement::{Place, Request, RequestFlags};
+
+impl Tree {
+    pub(crate) fn arena(&self) -> &Arc<Arena<TokenRef>> {
+        &self.arena
+    }
+
+    /// Allocates an area that reads as zero on every possible CPU, for the calling thread's
+    /// current cgroup if `gfp` asks for that. Returns the copy of CPU 0.
+    pub(crate) fn alloc(
+        &self,
+        size: u64,
+        align: u64,
+        gfp: Gfp,
+        reserved: bool,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let flags = RequestFlags { atomic: !gfp.may_block(), account: false, reserved };
+        let mut request = Request::new(size, align, flags)?;
+        let charged = match gfp.contains(Gfp::ACCOUNT) {
+            true => self.charge_current(request.size(), gfp)?,
+            false => None,
+        };
+        request.flags.account = charged.is_some();
+        let size = request.size();
+        let owner = charged.as_ref().map(Uncommitted::token);
+        let allocated = self.arena.alloc(&request, owner).map_err(|error| no_area(error, size))?;
+        if let Some(charged) = charged.filter(|_| allocated.is_owned) {
+            // The area has the reference, and no other thread knows the area yet.
+            charged.commit().count(self.shared.cost.full_size(size) as i64);
+        }
+        Ok(allocated.first)
+    }
+
+    /// Charges an area of `size` bytes to the thread's current cgroup; to none when that is the root.
+    #[inline]
+    fn charge_current(&self, size: usize, gfp: Gfp) -> Result<Option<Uncommitted>, ChargeError> {
+        let bytes = self.shared.cost.full_size(size);
+        // What may call hooks comes after the look at the thread's memberships.
+        // The root is not charged for areas, although it has a stock for what it inherits.
+        let stocked = |node: &Arc<Node>| match node.is_root() {
+            true => None,
+            false if node.token().take(bytes, 1) => {
+                Some(Ok(Uncommitted::hit(node.token(), bytes, true)))
+            }
+            false => Some(Err(Arc::clone(node))),
+        };
+        match current::with(self.id, stocked).flatten() {
+            None => Ok(None),
+            Some(Ok(charged)) => Ok(Some(charged)),
+            Some(Err(node)) if node.live().is_root() => Ok(None),
+            Some(Err(node)) => charge_slowly(&node, bytes, gfp).map(Some),
+        }
+    }
+
+    /// Frees the area at `address`, given by its copy of CPU 0, and uncharges its owner.
+    pub(crate) fn free(&self, address: usize) -> Result<(), FreeError> {
+        let freed = self.arena.free(address).map_err(|why| FreeError::at(address, why))?;
+        reparent::finish_free(&self.shared, freed);
+        Ok(())
+    }
+
+    /// The chunk, offset and size of the live area at `address`, given as for `free`.
+    pub(crate) fn place_of(&self, address: usize) -> Result<Place, FreeError> {
+        self.arena.place_of(address).map_err(|why| FreeError::at(address, why))
+    }
+
+    /// Checks the invariants of both arenas.
+    pub(crate) fn verify(&self) -> Result<(), String> {
+        self.arena.verify()?;
+        self.words_arena.verify().map_err(|broken| format!("statistics: {broken}"))
+    }
+}
+
+#[cold]
+pub(crate) fn no_area(error: NoArea, size: usize) -> AllocError {
+    match error {
+        NoArea::NoRoom => AllocError::NoRoom { size },
+        NoArea::Memory(error) => AllocError::Memory(error),
+    }
+}

@@ -1,0 +1,259 @@
+//! The tree: creating, finding and removing cgroups.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `current` | whose cgroup a thread is in |
+//! | `area` | areas that are allocated on behalf of a cgroup |
+
+pub(crate) mod area;
+pub(crate) mod current;
+
+use std::sync::Arc;
+
+use crate::arena::{Arena, NoArea};
+use crate::memcg::charge::try_charge::charge;
+use crate::memcg::charge::uncommitted::Uncommitted;
+use crate::memcg::counter::Bound;
+use crate::memcg::counter::amount::Limit;
+use crate::memcg::error::{MAX_NAME_BYTES, TreeError};
+use crate::memcg::gfp::Gfp;
+use crate::memcg::node::shared::Shared;
+use crate::memcg::node::{Node, TokenRef, WORDS_SIZE, reparent};
+use crate::memcg::stock::objcg::Payer;
+use crate::memcg::sync::atomic::Ordering;
+use crate::memcg::sync::{RwLock, WordPair};
+use crate::memcg::tree::area::no_area;
+use crate::memcg::tree::current::TreeId;
+
+/// A tree of cgroups and the arena that their objects and statistics live in.
+///
+/// A handle of any kind holds the tree. Reference cycles (parent and child, cgroup and token, arena
+/// and the owners it stores) are cut when the last handle is dropped.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    arena: Arc<Arena<TokenRef>>,
+    /// Where the cgroups' own words live, so that they neither lie between the users' areas nor
+    /// count among them.
+    words_arena: Arc<Arena<TokenRef>>,
+    shared: Arc<Shared>,
+    root: Arc<Node>,
+    /// Guards parent-child links and removal; read to walk a subtree.
+    topology: RwLock<()>,
+    id: TreeId,
+}
+
+impl Tree {
+    /// A tree with nothing but its root, whose statistics nobody pays for.
+    pub(crate) fn new(
+        arena: Arc<Arena<TokenRef>>,
+        words_arena: Arc<Arena<TokenRef>>,
+    ) -> Result<Arc<Self>, NoArea> {
+        let shared = Arc::new(Shared::new(arena.machine()));
+        let root = Arc::new(Node::new("", None, &shared));
+        let (words, _) = WordPair::new(&words_arena, None)?;
+        root.token().belong_to(&root, words);
+        Ok(Arc::new(Tree {
+            arena,
+            words_arena,
+            shared,
+            root,
+            topology: RwLock::new(()),
+            id: TreeId::new(),
+        }))
+    }
+
+    pub(crate) fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
+    pub(crate) fn id(&self) -> TreeId {
+        self.id
+    }
+
+    /// Creates the child `name` of `parent`; its per-CPU words are charged to `parent`.
+    pub(crate) fn create(&self, parent: &Arc<Node>, name: &str) -> Result<Arc<Node>, TreeError> {
+        check_name(name)?;
+        {
+            let _topology = self.topology.read();
+            check_new(parent, name)?;
+        }
+        // While the topology is not locked: hooks may create and remove cgroups.
+        let charged = self.charge_child(parent, name)?;
+        let node = self.create_for(parent, name, charged);
+        self.words_arena.balance_if_pending();
+        node
+    }
+
+    /// Charges the words of a child to `parent`; the root pays for none.
+    fn charge_child(
+        &self,
+        parent: &Arc<Node>,
+        name: &str,
+    ) -> Result<Option<Uncommitted>, TreeError> {
+        if parent.live().is_root() {
+            return Ok(None);
+        }
+        let charged = charge(parent, self.shared.cost.full_size(WORDS_SIZE), Gfp::KERNEL);
+        charged.map(Some).map_err(|error| TreeError::Statistics {
+            path: child_path(parent, name),
+            source: error.into(),
+        })
+    }
+
+    /// Creates the child; the charge stays if its words have an owner.
+    fn create_for(
+        &self,
+        parent: &Arc<Node>,
+        name: &str,
+        charged: Option<Uncommitted>,
+    ) -> Result<Arc<Node>, TreeError> {
+        let _topology = self.topology.write();
+        check_new(parent, name)?;
+        let owner = charged.as_ref().map(Uncommitted::token);
+        let (words, is_owned) =
+            WordPair::new(&self.words_arena, owner).map_err(|error| TreeError::Statistics {
+                path: child_path(parent, name),
+                source: no_area(error, WORDS_SIZE),
+            })?;
+        if let Some(charged) = charged.filter(|_| is_owned) {
+            charged.commit().count(self.shared.cost.full_size(WORDS_SIZE) as i64);
+        }
+        let node = Arc::new(Node::new(name, Some(parent), &self.shared));
+        node.token().belong_to(&node, words);
+        node.link();
+        Ok(node)
+    }
+
+    /// Finds a cgroup by its path from `from`.
+    pub(crate) fn find(&self, from: &Arc<Node>, path: &str) -> Result<Arc<Node>, TreeError> {
+        let _topology = self.topology.read();
+        let mut node = Arc::clone(from);
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            node = node.child(name).ok_or_else(|| TreeError::NotFound { path: path.into() })?;
+        }
+        Ok(node)
+    }
+
+    /// Removes a cgroup: its objects pass to the parent, its statistics are folded into the
+    /// parent's and freed. Removing a removed cgroup does nothing.
+    pub(crate) fn remove(&self, node: &Arc<Node>) -> Result<(), TreeError> {
+        self.remove_after(node, |_| ()).map(|_| ())
+    }
+
+    /// As [`remove`](Tree::remove). Returns what `look` found before anything passed to the parent;
+    /// `None` when the cgroup was removed before.
+    pub(crate) fn remove_after<R>(
+        &self,
+        node: &Arc<Node>,
+        look: impl FnOnce(&Arc<Node>) -> R,
+    ) -> Result<Option<R>, TreeError> {
+        let parent = node.parent().ok_or(TreeError::IsRoot)?;
+        let _topology = self.topology.write();
+        if node.is_removed() {
+            return Ok(None);
+        }
+        let children = node.nr_children();
+        let threads = node.threads.lock().len();
+        if children > 0 || threads > 0 {
+            return Err(TreeError::Busy { path: node.path(), children, threads });
+        }
+        let found = look(parent);
+        node.unlink();
+        node.mark_removed();
+        node.counter.set(Bound::Min, Limit::bytes(0));
+        node.counter.set(Bound::Low, Limit::bytes(0));
+        reparent::pass_to_parent(node, parent);
+        self.words_arena.balance_if_pending();
+        Ok(Some(found))
+    }
+
+    /// Attaches a thread to `node` unless it is removed.
+    pub(crate) fn attach(&self, node: &Arc<Node>, thread: u32) -> Result<(), TreeError> {
+        let _topology = self.topology.read();
+        if node.is_removed() {
+            return Err(TreeError::Removed { path: node.path() });
+        }
+        // Under the lock, so that `remove` either sees the thread or is seen by it.
+        node.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Looks at a cgroup and its descendants, as [`Node::subtree`] has them, while none come or go.
+    pub(crate) fn with_subtree<R>(
+        &self,
+        node: &Arc<Node>,
+        look: impl FnOnce(&[Arc<Node>]) -> R,
+    ) -> R {
+        let _topology = self.topology.read();
+        look(&node.subtree())
+    }
+
+    /// Bytes of live accounted areas of a cgroup and its descendants.
+    pub(crate) fn percpu(&self, node: &Arc<Node>) -> u64 {
+        let own = |node: &Arc<Node>| node.token().words().sum();
+        let sum = self.with_subtree(node, |nodes| nodes.iter().map(own).sum::<i64>());
+        sum.max(0) as u64
+    }
+}
+
+fn check_name(name: &str) -> Result<(), TreeError> {
+    let forbidden = |byte| matches!(byte, b'/' | b'\n' | 0);
+    if name.is_empty()
+        || name.len() > MAX_NAME_BYTES
+        || name == "."
+        || name == ".."
+        || name.bytes().any(forbidden)
+    {
+        return Err(TreeError::InvalidName { name: name.into() });
+    }
+    Ok(())
+}
+
+/// The path that a child would have.
+fn child_path(parent: &Node, name: &str) -> String {
+    format!("{}/{name}", parent.path().trim_end_matches('/'))
+}
+
+/// Whether `parent` may have a new child of that name. Under the topology lock.
+fn check_new(parent: &Arc<Node>, name: &str) -> Result<(), TreeError> {
+    if parent.is_removed() {
+        return Err(TreeError::Removed { path: parent.path() });
+    }
+    if parent.child(name).is_some() {
+        return Err(TreeError::Exists { path: child_path(parent, name) });
+    }
+    check_bounds(parent, name)
+}
+
+/// `cgroup.max.depth` and `cgroup.max.descendants` of every ancestor.
+fn check_bounds(parent: &Arc<Node>, name: &str) -> Result<(), TreeError> {
+    for (level, ancestor) in (0..).zip(parent.ancestors()) {
+        // Relaxed: settings, and a number that is changed under the topology lock.
+        let depth: u32 = ancestor.max_depth.load(Ordering::Relaxed);
+        let descendants = ancestor.max_descendants.load(Ordering::Relaxed);
+        let present = ancestor.nr_descendants.load(Ordering::Relaxed);
+        let bounded_by = || ancestor.path();
+        if descendants != u32::MAX && present >= descendants as usize {
+            let path = child_path(parent, name);
+            return Err(TreeError::TooMany { path, ancestor: bounded_by(), max: descendants });
+        }
+        if depth != u32::MAX && level >= depth {
+            let path = child_path(parent, name);
+            return Err(TreeError::TooDeep { path, ancestor: bounded_by(), max: depth });
+        }
+    }
+    Ok(())
+}
+
+impl Drop for Tree {
+    /// Cuts the reference cycles, children first: their words are charged to their parents.
+    fn drop(&mut self) {
+        let mut nodes = self.root.subtree();
+        while let Some(node) = nodes.pop() {
+            node.forget_children();
+            node.mark_orphan();
+            reparent::take_words(&node);
+            reparent::detach_tokens(&node);
+        }
+    }
+}
