@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::{Arena, Freed, NoArea, Owner};
 use crate::placement::{Request, RequestFlags};
-use crate::sys::{ByCpu, Sequences, Slots, Twins, UNIT_STRIDE, Word};
+use crate::sys::{AtomicOps, ByCpu, Sequences, Slots, UNIT_STRIDE, Word};
 
 /// `N` signed 64-bit words on every possible CPU, zero at first.
 ///
@@ -62,7 +62,7 @@ impl<O: Owner, const N: usize> Words<O, N> {
         let copy = |word: *mut i64| unsafe { &*word.cast::<AtomicI64>() };
         word.run(
             |at| i64::add(at, value),
-            |word| i64::add_twin(copy(word), value),
+            |word| i64::add_fallback(copy(word), value),
             || self.arena.machine(),
         );
     }

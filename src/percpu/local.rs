@@ -10,8 +10,8 @@ use zerocopy::FromZeros;
 use super::PerCpu;
 use crate::memcg::Tree;
 use crate::sys::{
-    At, Bound, ByConcurrency, ByCpu, Collect, Index, Int, Slots, Word, add_or_take_twin,
-    add_within_twin,
+    At, Bound, ByConcurrency, ByCpu, Collect, Index, Int, Slots, Word, add_or_take_fallback,
+    add_within_fallback,
 };
 
 /// An integer that [`PerCpu`] operations update without atomic instructions.
@@ -57,7 +57,7 @@ impl<N: Int, I: Index> Local<N, I> {
     /// The value now: one relaxed load.
     #[inline]
     pub fn get(&self) -> N {
-        N::read_twin(&self.word)
+        N::read_fallback(&self.word)
     }
 
     /// The value, exclusively.
@@ -122,14 +122,14 @@ impl<'a, N: Int, I: Index> LocalRef<'a, N, I> {
     pub(super) fn run<R>(
         self,
         sequence: impl Fn(At<'a, N, I>) -> Option<R>,
-        twin: impl Fn(&'a N::Atomic) -> R,
+        fallback: impl Fn(&'a N::Atomic) -> R,
     ) -> R {
         // SAFETY: what `new` asks for. `Local` gives out no way to write, and is transparent.
         let word = unsafe { Word::new(self.slots, self.first.as_ptr().cast::<N>()) };
         // SAFETY: `run` gives a valid copy, for atomic instructions; an atomic integer is laid out
         // like the integer.
-        let twin = move |copy: *mut N| twin(unsafe { &*copy.cast::<N::Atomic>() });
-        word.run(sequence, twin, move || self.tree.arena().machine())
+        let fallback = move |copy: *mut N| fallback(unsafe { &*copy.cast::<N::Atomic>() });
+        word.run(sequence, fallback, move || self.tree.arena().machine())
     }
 
     pub(super) fn copies(self) -> impl Iterator<Item = &'a Local<N, I>> {
@@ -150,57 +150,60 @@ macro_rules! this_cpu_operations {
         /// Of the CPU that ran the thread at one moment of the call.
         #[inline]
         pub fn read(&self) -> $N {
-            self.local().run(move |at| $N::read(at), move |word| $N::read_twin(word))
+            self.local().run(move |at| $N::read(at), move |word| $N::read_fallback(word))
         }
 
         /// Sets this CPU's copy.
         #[inline]
         pub fn write(&self, value: $N) {
             self.local()
-                .run(move |at| $N::write(at, value), move |word| $N::write_twin(word, value));
+                .run(move |at| $N::write(at, value), move |word| $N::write_fallback(word, value));
         }
 
         /// Adds to this CPU's copy. Wraps.
         #[inline]
         pub fn add(&self, value: $N) {
-            self.local().run(move |at| $N::add(at, value), move |word| $N::add_twin(word, value));
+            self.local()
+                .run(move |at| $N::add(at, value), move |word| $N::add_fallback(word, value));
         }
 
         /// Subtracts from this CPU's copy. Wraps: what was added on one CPU may be subtracted on
         /// another, and the [sum](Self::sum) is right.
         #[inline]
         pub fn sub(&self, value: $N) {
-            self.local().run(move |at| $N::sub(at, value), move |word| $N::sub_twin(word, value));
+            self.local()
+                .run(move |at| $N::sub(at, value), move |word| $N::sub_fallback(word, value));
         }
 
         /// Adds 1 to this CPU's copy. Wraps.
         #[inline]
         pub fn inc(&self) {
-            self.local().run(move |at| $N::inc(at), move |word| $N::add_twin(word, $N::ONE));
+            self.local().run(move |at| $N::inc(at), move |word| $N::add_fallback(word, $N::ONE));
         }
 
         /// Subtracts 1 from this CPU's copy. Wraps.
         #[inline]
         pub fn dec(&self) {
-            self.local().run(move |at| $N::dec(at), move |word| $N::sub_twin(word, $N::ONE));
+            self.local().run(move |at| $N::dec(at), move |word| $N::sub_fallback(word, $N::ONE));
         }
 
         /// Clears the bits of this CPU's copy that are not in `mask`.
         #[inline]
         pub fn and(&self, mask: $N) {
-            self.local().run(move |at| $N::and(at, mask), move |word| $N::and_twin(word, mask));
+            self.local().run(move |at| $N::and(at, mask), move |word| $N::and_fallback(word, mask));
         }
 
         /// Sets bits of this CPU's copy.
         #[inline]
         pub fn or(&self, bits: $N) {
-            self.local().run(move |at| $N::or(at, bits), move |word| $N::or_twin(word, bits));
+            self.local().run(move |at| $N::or(at, bits), move |word| $N::or_fallback(word, bits));
         }
 
         /// Sets this CPU's copy and returns its old value.
         #[inline]
         pub fn xchg(&self, value: $N) -> $N {
-            self.local().run(move |at| $N::xchg(at, value), move |word| $N::xchg_twin(word, value))
+            self.local()
+                .run(move |at| $N::xchg(at, value), move |word| $N::xchg_fallback(word, value))
         }
 
         /// Sets this CPU's copy to `new` if it is `old`.
@@ -213,7 +216,7 @@ macro_rules! this_cpu_operations {
         pub fn cmpxchg(&self, old: $N, new: $N) -> Result<(), $N> {
             let found = self.local().run(
                 move |at| $N::cmpxchg(at, old, new),
-                move |word| $N::cmpxchg_twin(word, old, new),
+                move |word| $N::cmpxchg_fallback(word, old, new),
             );
             if found == old { Ok(()) } else { Err(found) }
         }
@@ -223,7 +226,7 @@ macro_rules! this_cpu_operations {
         pub fn add_return(&self, value: $N) -> $N {
             self.local().run(
                 move |at| $N::add_return(at, value),
-                move |word| $N::add_return_twin(word, value),
+                move |word| $N::add_return_fallback(word, value),
             )
         }
 
@@ -236,7 +239,7 @@ macro_rules! this_cpu_operations {
         pub fn sub_if_at_least(&self, value: $N) -> Result<(), $N> {
             let found = self.local().run(
                 move |at| $N::sub_if_at_least(at, value),
-                move |word| $N::sub_if_at_least_twin(word, value),
+                move |word| $N::sub_if_at_least_fallback(word, value),
             );
             if found >= value { Ok(()) } else { Err(found) }
         }
@@ -323,7 +326,7 @@ impl<I: Index> PerCpu<Local<i64, I>> {
         let bound = Bound::new(most);
         let sum = self.local().run(
             move |at| i64::add_within(at, amount, bound),
-            move |word| add_within_twin(word, amount, bound),
+            move |word| add_within_fallback(word, amount, bound),
         );
         if bound.contains(sum) { Ok(sum) } else { Err(sum) }
     }
@@ -335,7 +338,7 @@ impl<I: Index> PerCpu<Local<i64, I>> {
         let bound = Bound::new(most);
         let sum = self.local().run(
             move |at| i64::add_or_take(at, amount, bound),
-            move |word| add_or_take_twin(word, amount, bound),
+            move |word| add_or_take_fallback(word, amount, bound),
         );
         (!bound.contains(sum)).then_some(sum)
     }

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use zerocopy::FromZeros;
 
 use super::PerCpu;
-use crate::sys::{ByCpu, Index, Int, STACK_HEADER, STACK_LOCKED, Word, pop_twin, push_twin};
+use crate::sys::{
+    ByCpu, Index, Int, STACK_HEADER, STACK_LOCKED, Word, pop_fallback, push_fallback,
+};
 
 /// A stack of up to `CAP` integers, for caches: indices or offsets of free things that the next
 /// user on the same CPU takes.
@@ -55,7 +57,7 @@ impl<N: Int, const CAP: usize, I: Index> LocalStack<N, CAP, I> {
 
     /// How many items there are now: one relaxed load.
     pub fn len(&self) -> usize {
-        // While an atomic twin works on it there is a lock bit.
+        // While an atomic fallback works on it there is a lock bit.
         (self.len.load(Ordering::Relaxed) & !STACK_LOCKED) as usize
     }
 
@@ -93,7 +95,7 @@ impl<N: Int, const CAP: usize, I: Index> PerCpu<LocalStack<N, CAP, I>> {
             move |stack| {
                 // SAFETY: `run` gives a valid copy, for atomic instructions.
                 let stack = unsafe { &*stack.cast::<LocalStack<N, CAP, I>>() };
-                push_twin(&stack.len, &stack.items, item)
+                push_fallback(&stack.len, &stack.items, item)
             },
             || self.parts().2.arena().machine(),
         );
@@ -108,7 +110,7 @@ impl<N: Int, const CAP: usize, I: Index> PerCpu<LocalStack<N, CAP, I>> {
             |stack| {
                 // SAFETY: `run` gives a valid copy, for atomic instructions.
                 let stack = unsafe { &*stack.cast::<LocalStack<N, CAP, I>>() };
-                pop_twin::<N>(&stack.len, &stack.items)
+                pop_fallback::<N>(&stack.len, &stack.items)
             },
             || self.parts().2.arena().machine(),
         );
@@ -127,7 +129,7 @@ impl<N: Int, const CAP: usize, I: Index> PerCpu<LocalStack<N, CAP, I>> {
             iter::from_fn(|| {
                 let top = len.checked_sub(1)?;
                 *len = top;
-                Some(N::read_twin(&stack.items[top as usize]))
+                Some(N::read_fallback(&stack.items[top as usize]))
             })
         })
     }
@@ -149,14 +151,14 @@ mod tests {
         for cpu in cpus {
             let stack = stacks.get(cpu).unwrap();
             [7, 8].iter().for_each(|item| {
-                push_twin::<u32>(&stack.len, &stack.items, *item);
+                push_fallback::<u32>(&stack.len, &stack.items, *item);
             });
             stack.len.fetch_or(STACK_LOCKED, Ordering::Relaxed);
-            assert_eq!(pop_twin::<u32>(&stack.len, &stack.items), (0, 0), "locked");
+            assert_eq!(pop_fallback::<u32>(&stack.len, &stack.items), (0, 0), "locked");
             assert_eq!(stack.len(), 2);
             assert!(stacks.drain().eq([8, 7]));
             let stack = stacks.get(cpu).unwrap();
-            assert_eq!(push_twin::<u32>(&stack.len, &stack.items, 9), 0, "empty, with room");
+            assert_eq!(push_fallback::<u32>(&stack.len, &stack.items, 9), 0, "empty, with room");
         }
     }
 }

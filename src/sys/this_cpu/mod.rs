@@ -22,7 +22,7 @@
 //! | `x86_64/self_test` | refuses a kernel whose restartable sequences do not restart |
 //! | `elsewhere` | the same interface for other architectures: no sequences |
 //! | `gate` | words that can be taken away while others use them |
-//! | `int` | [`Int`], the widths, and the atomic twin of every sequence |
+//! | `int` | [`Int`], the widths, and the atomic fallback of every sequence |
 //! | `tier` | [`Tier`], [`ThisCpu`]: the choice made once per process |
 //!
 //! # Invariants
@@ -56,8 +56,8 @@ use tier::Miss;
 
 pub use int::Int;
 pub(crate) use int::{
-    Bound, Collect, STACK_HEADER, STACK_LOCKED, Sequences, Twins, add_or_take_twin,
-    add_within_twin, pop_twin, push_twin,
+    AtomicOps, Bound, Collect, STACK_HEADER, STACK_LOCKED, Sequences, add_or_take_fallback,
+    add_within_fallback, pop_fallback, push_fallback,
 };
 pub use tier::{RegisteredBy, ThisCpu, Tier};
 
@@ -234,7 +234,7 @@ impl<'a, N, I: Index> Word<'a, N, I> {
         Word { at: At { slots, first, index: PhantomData } }
     }
 
-    /// Runs a sequence and, where that cannot work, its twin on the right copy: one that is
+    /// Runs a sequence and, where that cannot work, its fallback on the right copy: one that is
     /// valid for `'a`, and that nobody accesses but with atomic instructions (S2).
     ///
     /// A sequence returns `None` when it found no index below the limit; it did nothing then.
@@ -242,13 +242,13 @@ impl<'a, N, I: Index> Word<'a, N, I> {
     pub(crate) fn run<R>(
         self,
         sequence: impl Fn(At<'a, N, I>) -> Option<R>,
-        twin: impl Fn(*mut N) -> R,
+        fallback: impl Fn(*mut N) -> R,
         machine: impl Fn() -> &'a Machine,
     ) -> R {
         let result = if I::is_valid(self.at.slots) { sequence(self.at) } else { None };
         match result {
             Some(result) => result,
-            None => Self::miss(self.at.slots, sequence, twin, self.at.first, machine),
+            None => Self::miss(self.at.slots, sequence, fallback, self.at.first, machine),
         }
     }
 
@@ -259,7 +259,7 @@ impl<'a, N, I: Index> Word<'a, N, I> {
     fn miss<R>(
         slots: &'a Slots,
         sequence: impl Fn(At<'a, N, I>) -> Option<R>,
-        twin: impl Fn(*mut N) -> R,
+        fallback: impl Fn(*mut N) -> R,
         first: *mut N,
         machine: impl Fn() -> &'a Machine,
     ) -> R {
@@ -280,7 +280,7 @@ impl<'a, N, I: Index> Word<'a, N, I> {
                 Slots::detached(machine)
             }
         };
-        twin(first.wrapping_byte_add(index * UNIT_STRIDE))
+        fallback(first.wrapping_byte_add(index * UNIT_STRIDE))
     }
 }
 
