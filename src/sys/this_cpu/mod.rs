@@ -20,7 +20,7 @@
 //! | `x86_64/sequences` | every sequence, line by line |
 //! | `x86_64/area` | where a thread's rseq area is, and registering our own |
 //! | `x86_64/self_test` | refuses a kernel whose restartable sequences do not restart |
-//! | `elsewhere` | the same interface for other architectures: no sequences |
+//! | `generic` | the same interface for other architectures: no sequences |
 //! | `gate` | words that can be taken away while others use them |
 //! | `int` | [`Int`], the widths, and the atomic fallback of every sequence |
 //! | `tier` | [`Tier`], [`ThisCpu`]: the choice made once per process |
@@ -43,7 +43,7 @@ mod tier;
 #[path = "x86_64/mod.rs"]
 mod platform;
 #[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", not(miri))))]
-#[path = "elsewhere.rs"]
+#[path = "generic.rs"]
 mod platform;
 #[cfg(test)]
 mod tests;
