@@ -40,7 +40,7 @@ use std::{io, ptr::NonNull};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::placement::{Area, LayoutError, Place, Placed, Placement, Profile, Regions, Request};
-use crate::sys::{CpuId, Machine, MapError, Slots, UNIT_STRIDE, detached_is_used};
+use crate::sys::{CopyLocator, CpuId, Machine, MapError, UNIT_STRIDE, detached_is_used};
 
 pub use balance::BalanceMode;
 pub(crate) use gated::{Gated, TwoWords};
@@ -97,7 +97,7 @@ pub(crate) trait Owner: Send + Sync + Sized + 'static {
 pub(crate) struct Arena<O: Owner> {
     machine: Machine,
     geometry: Geometry,
-    slots: Slots,
+    locator: CopyLocator,
     populate: Populate,
     populate_lock: Mutex<()>,
     state: Mutex<State<O>>,
@@ -156,7 +156,7 @@ impl<O: Owner> Arena<O> {
             first.prefault(&machine, Window::Coloured, &(0..end)).map_err(NoArena::Memory)?;
         }
         let arena = Arc::new(Arena {
-            slots: Slots::of(&machine),
+            locator: CopyLocator::of(&machine),
             machine,
             geometry,
             populate,
@@ -177,8 +177,8 @@ impl<O: Owner> Arena<O> {
     }
 
     /// What sequences need to find this CPU's copy of an area aligned to at most 128 bytes.
-    pub(crate) fn slots(&self) -> Slots {
-        self.slots
+    pub(crate) fn locator(&self) -> CopyLocator {
+        self.locator
     }
 
     /// Distance in bytes between the copies of neighbouring CPU ids, for areas aligned to
@@ -202,7 +202,7 @@ impl<O: Owner> Arena<O> {
     /// The copies of the byte `first` of an area in the coloured window that may not be zero:
     /// those of all possible CPUs, and the detached one.
     pub(crate) fn copies<T>(&self, first: *mut T) -> impl Iterator<Item = *mut T> {
-        let detached = detached_is_used().then(|| Slots::detached(&self.machine));
+        let detached = detached_is_used().then(|| CopyLocator::detached(&self.machine));
         let cpus = self.machine.possible().iter().map(|cpu| cpu.index());
         cpus.chain(detached).map(move |index| first.wrapping_byte_add(index * UNIT_STRIDE))
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::{Arena, Freed, NoArea, Owner};
 use crate::placement::{Request, RequestFlags};
-use crate::sys::{AtomicOps, ByCpu, Sequences, Slots, UNIT_STRIDE, Word};
+use crate::sys::{AtomicOps, ByCpu, CopyLocator, Sequences, UNIT_STRIDE, Word};
 
 /// `N` signed 64-bit words on every possible CPU, zero at first.
 ///
@@ -39,8 +39,8 @@ impl<O: Owner, const N: usize> Words<O, N> {
     }
 
     /// What sequences need to find this CPU's copy.
-    pub(super) fn slots(&self) -> &Slots {
-        &self.arena.slots
+    pub(super) fn slots(&self) -> &CopyLocator {
+        &self.arena.locator
     }
 
     /// The first word in the copy of CPU 0.
@@ -57,7 +57,8 @@ impl<O: Owner, const N: usize> Words<O, N> {
     pub(crate) fn add(&self, index: usize, value: i64) {
         // SAFETY: the words are in this value's live area, aligned to them, whose copies were
         // zero at first. They are only touched by sequences and atomic operations.
-        let word: Word<'_, i64, ByCpu> = unsafe { Word::new(&self.arena.slots, self.word(index)) };
+        let word: Word<'_, i64, ByCpu> =
+            unsafe { Word::new(&self.arena.locator, self.word(index)) };
         // SAFETY: `run` gives a valid copy, for atomic instructions.
         let copy = |word: *mut i64| unsafe { &*word.cast::<AtomicI64>() };
         word.run(

@@ -10,7 +10,7 @@ use zerocopy::FromZeros;
 use super::PerCpu;
 use crate::memcg::Tree;
 use crate::sys::{
-    At, Bound, ByConcurrency, ByCpu, Collect, Index, Int, Slots, Word, add_or_take_fallback,
+    At, Bound, ByConcurrency, ByCpu, Collect, CopyLocator, Index, Int, Word, add_or_take_fallback,
     add_within_fallback,
 };
 
@@ -82,7 +82,7 @@ impl<N: Int, I: Index> fmt::Debug for Local<N, I> {
 ///
 /// [`PerCpu<[Local<N>; K]>::at`](PerCpu::at) gives one for an element. Cheap to copy.
 pub struct LocalRef<'a, N: Int, I: Index = ByCpu> {
-    slots: &'a Slots,
+    locator: &'a CopyLocator,
     /// In the copy of CPU 0.
     first: NonNull<Local<N, I>>,
     tree: &'a Arc<Tree>,
@@ -107,15 +107,15 @@ impl<'a, N: Int, I: Index> LocalRef<'a, N, I> {
     ///
     /// `first` is in the copy of CPU 0 of a live area of `tree`'s arena that nobody frees during
     /// `'a`, with a `Local<N, I>` at that place of every possible CPU's copy; and all zero, or
-    /// written by these operations, at that place of the detached copy. `slots` are the arena's.
+    /// written by these operations, at that place of the detached copy. `locator` is the arena's.
     #[inline(always)]
     pub(super) unsafe fn new(
-        slots: &'a Slots,
+        locator: &'a CopyLocator,
         first: NonNull<Local<N, I>>,
         tree: &'a Arc<Tree>,
     ) -> Self {
         const { assert!(align_of::<N>() <= align_of::<u64>(), "in the coloured window") };
-        LocalRef { slots, first, tree }
+        LocalRef { locator, first, tree }
     }
 
     #[inline(always)]
@@ -125,7 +125,7 @@ impl<'a, N: Int, I: Index> LocalRef<'a, N, I> {
         fallback: impl Fn(&'a N::Atomic) -> R,
     ) -> R {
         // SAFETY: what `new` asks for. `Local` gives out no way to write, and is transparent.
-        let word = unsafe { Word::new(self.slots, self.first.as_ptr().cast::<N>()) };
+        let word = unsafe { Word::new(self.locator, self.first.as_ptr().cast::<N>()) };
         // SAFETY: `run` gives a valid copy, for atomic instructions; an atomic integer is laid out
         // like the integer.
         let fallback = move |copy: *mut N| fallback(unsafe { &*copy.cast::<N::Atomic>() });
@@ -282,10 +282,10 @@ impl<N: Int, I: Index> fmt::Debug for LocalRef<'_, N, I> {
 impl<N: Int, I: Index> PerCpu<Local<N, I>> {
     #[inline(always)]
     fn local(&self) -> LocalRef<'_, N, I> {
-        let (slots, first, tree) = self.parts();
+        let (locator, first, tree) = self.parts();
         // SAFETY: the object's area and its values (O1, O2). Its detached copy was zero when it
         // was allocated.
-        unsafe { LocalRef::new(slots, first, tree) }
+        unsafe { LocalRef::new(locator, first, tree) }
     }
 
     this_cpu_operations!(N);
@@ -365,10 +365,10 @@ impl<N: Int, I: Index, const K: usize> PerCpu<[Local<N, I>; K]> {
     #[inline(always)]
     pub fn at(&self, index: usize) -> LocalRef<'_, N, I> {
         assert!(index < K, "element {index} of {K}");
-        let (slots, first, tree) = self.parts();
+        let (locator, first, tree) = self.parts();
         // SAFETY: inside the object's copy of CPU 0.
         let element = unsafe { first.cast::<Local<N, I>>().add(index) };
         // SAFETY: as in `PerCpu<Local>::local`, for one element.
-        unsafe { LocalRef::new(slots, element, tree) }
+        unsafe { LocalRef::new(locator, element, tree) }
     }
 }

@@ -11,7 +11,7 @@ use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
 use crate::memcg::{AllocError, Gfp, Tree};
-use crate::sys::{CpuId, Slots};
+use crate::sys::{CopyLocator, CpuId};
 
 /// One `T` for each possible CPU.
 ///
@@ -40,10 +40,10 @@ use crate::sys::{CpuId, Slots};
 /// assert_eq!(queued, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-// The slots come first, so that `this_cpu` operations need one address for object and slots.
+// The locator comes first, so that `this_cpu` operations need one address for it and the object.
 #[repr(C)]
 pub struct PerCpu<T> {
-    slots: Slots,
+    locator: CopyLocator,
     first: NonNull<T>,
     tree: Arc<Tree>,
     owns: PhantomData<T>,
@@ -75,7 +75,7 @@ impl<'a, T> Area<'a, T> {
     fn into_object(self) -> PerCpu<T> {
         let (first, tree) = (self.first, Arc::clone(self.tree));
         std::mem::forget(self);
-        PerCpu { slots: tree.arena().slots(), first, tree, owns: PhantomData }
+        PerCpu { locator: tree.arena().locator(), first, tree, owns: PhantomData }
     }
 }
 
@@ -180,10 +180,10 @@ impl<T> PerCpu<T> {
         copy_of(self.first, self.stride(), cpu)
     }
 
-    /// What operations on this CPU's copy need: slots, the copy of CPU 0, the tree.
+    /// What operations on this CPU's copy need: the locator, the copy of CPU 0, the tree.
     #[inline(always)]
-    pub(super) fn parts(&self) -> (&Slots, NonNull<T>, &Arc<Tree>) {
-        (&self.slots, self.first, &self.tree)
+    pub(super) fn parts(&self) -> (&CopyLocator, NonNull<T>, &Arc<Tree>) {
+        (&self.locator, self.first, &self.tree)
     }
 
     /// The copy of `cpu`; `None` when that CPU is not possible.

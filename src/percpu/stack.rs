@@ -77,10 +77,10 @@ impl<N: Int, const CAP: usize, I: Index> PerCpu<LocalStack<N, CAP, I>> {
     #[inline(always)]
     fn word(&self) -> Word<'_, N, I> {
         const { LocalStack::<N, CAP, I>::LAYOUT };
-        let (slots, first, _) = self.parts();
+        let (locator, first, _) = self.parts();
         // SAFETY: the object's area and its values (O1, O2); zero, as in the detached copy, is an
         // empty stack. Only `push` and `pop` write to the copies, and `drain`, exclusively.
-        unsafe { Word::new(slots, first.as_ptr().cast()) }
+        unsafe { Word::new(locator, first.as_ptr().cast()) }
     }
 
     /// Pushes onto this CPU's stack.

@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 use super::local::this_cpu_operations;
 use super::{BuildError, LocalRef, PerCpuAllocator};
 use crate::placement::Regions;
-use crate::sys::{ByCpu, CpuId, Index, Int, Slots};
+use crate::sys::{ByCpu, CopyLocator, CpuId, Index, Int};
 
 /// Declares static per-CPU variables with an initial value.
 ///
@@ -105,7 +105,7 @@ impl<N: Int, I: Index> StaticLocal<N, I> {
         let first = unsafe { global.region.byte_add(offset) }.cast();
         // SAFETY: the static region is never freed, and no allocation is in it. The initial value
         // was copied there for every possible CPU; the detached copy is zero.
-        unsafe { LocalRef::new(&global.slots, first, global.allocator.tree()) }
+        unsafe { LocalRef::new(&global.locator, first, global.allocator.tree()) }
     }
 
     this_cpu_operations!(N);
@@ -121,7 +121,7 @@ impl<N: Int, I: Index> fmt::Debug for StaticLocal<N, I> {
 /// The global allocator and where the variables are in it.
 pub(super) struct Global {
     pub(super) allocator: PerCpuAllocator,
-    slots: Slots,
+    locator: CopyLocator,
     /// The start of the section.
     section: usize,
     /// The length of the section in bytes.
@@ -199,7 +199,7 @@ impl Global {
                 unsafe { copy.wrapping_add(offset).write(*byte) };
             }
         }
-        let slots = allocator.tree().arena().slots();
-        Ok(Global { allocator, slots, section: start.addr(), len, region })
+        let locator = allocator.tree().arena().locator();
+        Ok(Global { allocator, locator, section: start.addr(), len, region })
     }
 }

@@ -26,7 +26,7 @@ use std::{fmt, ptr};
 use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::tier::{self, Miss};
-use super::{Slots, platform};
+use super::{CopyLocator, platform};
 
 /// One in the count of a stock word.
 pub(crate) const COUNT_ONE: u64 = 1 << 32;
@@ -37,8 +37,8 @@ pub(crate) const COUNT_ONE: u64 = 1 << 32;
 ///   at `first` exist in each copy of an index below it.
 #[repr(C)]
 pub(crate) struct Gate {
-    /// As in [`Slots`]: of this process, and known from the beginning, because a sequence stores
-    /// into the area before it looks at the limit.
+    /// As in [`CopyLocator`]: of this process, and known from the beginning, because a sequence
+    /// stores into the area before it looks at the limit.
     pub(super) area: isize,
     /// CPU ids × stride below this pass.
     pub(super) limit: AtomicU32,
@@ -62,7 +62,7 @@ impl Gate {
     ///   alone.
     /// * They exist until the gate was closed and [`fence`] returned true.
     /// * Nobody opens the gate for other words before that.
-    pub(crate) unsafe fn open(&self, slots: &Slots, first: *mut u64) {
+    pub(crate) unsafe fn open(&self, slots: &CopyLocator, first: *mut u64) {
         self.first.store(first, Ordering::Relaxed);
         if has_fence() {
             // Release: for the sequences, which load the address after the limit.

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Random operations are carried out on each side; results and words are compared after every one,
-//! for all ten integers. Then the limits of [`Slots`] and the arithmetic they rely on, and that
-//! the tier is chosen once.
+//! for all ten integers. Then the limits of [`CopyLocator`] and the arithmetic they rely on, and
+//! that the tier is chosen once.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -167,8 +167,8 @@ fn sequences_agree_with_fallbacks_and_change_nothing_else<N: Plain>() {
             assert_eq!(result, (fallback(atomic, a, b), is_found), "{name}({a}, {b})");
             assert_eq!(N::read_fallback(word), N::read_fallback(atomic), "{name}({a}, {b})");
         };
-        let at_limit = Slots { cpu_limit: (cpu * UNIT_STRIDE) as u32, ..copies.slots };
-        let nowhere = At { slots: &at_limit, first: copies.first().cast(), index: PhantomData };
+        let at_limit = CopyLocator { cpu_limit: (cpu * UNIT_STRIDE) as u32, ..copies.locator };
+        let nowhere = At { locator: &at_limit, first: copies.first().cast(), index: PhantomData };
         proptest!(cases(), |((start, steps) in story::<N>())| {
             let atomic = N::atomic(start);
             is_same(&ops[0], &atomic, start, start); // writes
@@ -179,7 +179,7 @@ fn sequences_agree_with_fallbacks_and_change_nothing_else<N: Plain>() {
             }
             assert!(neighbours.iter().all(|cell| N::read_fallback(cell) == !N::default()));
         });
-        let others = (0..=Slots::detached(&copies.machine)).filter(|other| *other != index);
+        let others = (0..=CopyLocator::detached(&copies.machine)).filter(|other| *other != index);
         let mut cells = others.flat_map(|other| copies.get(other));
         assert!(cells.all(|cell| N::read_fallback(cell) == N::default()), "another copy");
     });
@@ -269,16 +269,17 @@ fn stack_sequences_agree_with_fallbacks<N: Plain>() {
 /// Zeroed memory with a `T`, a word or a stack, for every index and for the detached one.
 struct Copies<T> {
     machine: Machine,
-    slots: Slots,
+    locator: CopyLocator,
     memory: Reservation,
     of: PhantomData<T>,
 }
 
 impl<T: FromZeros + Sync> Copies<T> {
     fn new(machine: Machine) -> Self {
-        let bytes = ((Slots::detached(&machine) + 1) * UNIT_STRIDE).next_multiple_of(page_size());
+        let bytes =
+            ((CopyLocator::detached(&machine) + 1) * UNIT_STRIDE).next_multiple_of(page_size());
         let memory = Reservation::new(&machine, bytes, page_size()).unwrap();
-        Copies { slots: Slots::of(&machine), machine, memory, of: PhantomData }
+        Copies { locator: CopyLocator::of(&machine), machine, memory, of: PhantomData }
     }
 
     fn first(&self) -> *mut T {
@@ -286,7 +287,7 @@ impl<T: FromZeros + Sync> Copies<T> {
     }
 
     fn get(&self, index: usize) -> &T {
-        assert!(index <= Slots::detached(&self.machine));
+        assert!(index <= CopyLocator::detached(&self.machine));
         let copy = self.first().wrapping_byte_add(index * UNIT_STRIDE);
         // SAFETY: inside of the mapping and aligned; zeros are a `T`, which consists of atomics.
         unsafe { &*copy }
@@ -296,8 +297,8 @@ impl<T: FromZeros + Sync> Copies<T> {
     fn expected(&self, cpu: usize) -> (usize, bool) {
         match ThisCpu::tier() {
             Tier::GetCpu => (self.machine.this_cpu().index(), false),
-            _ if cpu * UNIT_STRIDE < self.slots.cpu_limit as usize => (cpu, true),
-            _ => (Slots::detached(&self.machine), false),
+            _ if cpu * UNIT_STRIDE < self.locator.cpu_limit as usize => (cpu, true),
+            _ => (CopyLocator::detached(&self.machine), false),
         }
     }
 
@@ -310,7 +311,7 @@ impl<T: FromZeros + Sync> Copies<T> {
         let is_found = Cell::new(false);
         let sequence = |at: At<'_, N, ByCpu>| sequence(at).inspect(|_| is_found.set(true));
         // SAFETY: there is a copy for every index; tests change its word in no other way.
-        let word = unsafe { Word::new(&self.slots, self.first().cast()) };
+        let word = unsafe { Word::new(&self.locator, self.first().cast()) };
         // SAFETY: `run` gives a valid copy, for atomic instructions.
         let fallback = |copy: *mut N| fallback(unsafe { &*copy.cast::<T>() });
         (word.run(sequence, fallback, || &self.machine), is_found.get())
@@ -359,12 +360,12 @@ fn limits_are_those_of_the_copies_that_are_summed() {
         (injected(&[1, 2]), 0, 0, 3),
         (Machine::uniform(MAX_CPUS).unwrap(), MAX_CPUS, MAX_CPUS, MAX_CPUS),
     ] {
-        let slots = Slots::of(&machine);
+        let locator = CopyLocator::of(&machine);
         let concurrent = if ThisCpu::has_concurrency_ids() { dense } else { cpus };
-        let limits = [slots.cpu_limit, slots.concurrency_limit].map(|limit| limit as usize);
+        let limits = [locator.cpu_limit, locator.concurrency_limit].map(|limit| limit as usize);
         assert_eq!(limits, [cpus * UNIT_STRIDE, concurrent * UNIT_STRIDE], "{machine:?}");
-        assert_eq!(Slots::detached(&machine), detached);
-        assert_eq!(slots.concurrency == slots.area, !ThisCpu::has_concurrency_ids());
+        assert_eq!(CopyLocator::detached(&machine), detached);
+        assert_eq!(locator.concurrency == locator.area, !ThisCpu::has_concurrency_ids());
     }
 }
 

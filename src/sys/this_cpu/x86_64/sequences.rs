@@ -86,9 +86,9 @@ macro_rules! update {
         unsafe {
             asm!(
                 section!("{miss}", $commit),
-                area = in(reg) $at.slots.area,
-                id = in(reg) $index::id($at.slots),
-                slots = in(reg) $at.slots,
+                area = in(reg) $at.locator.area,
+                id = in(reg) $index::id($at.locator),
+                slots = in(reg) $at.locator,
                 first = in(reg) $at.first,
                 t = out(reg) _,
                 rseq_cs = const RSEQ_CS,
@@ -113,9 +113,9 @@ macro_rules! compute {
         unsafe {
             asm!(
                 section!("4f", $($body),+),
-                area = in(reg) $at.slots.area,
-                id = in(reg) $index::id($at.slots),
-                slots = in(reg) $at.slots,
+                area = in(reg) $at.locator.area,
+                id = in(reg) $index::id($at.locator),
+                slots = in(reg) $at.locator,
                 first = in(reg) $at.first,
                 t = out(reg) product,
                 rseq_cs = const RSEQ_CS,
@@ -126,7 +126,7 @@ macro_rules! compute {
                 options(nostack),
             );
         }
-        product < u64::from($index::limit($at.slots))
+        product < u64::from($index::limit($at.locator))
     }};
 }
 
