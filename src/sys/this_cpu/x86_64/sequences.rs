@@ -41,7 +41,7 @@
 use std::arch::asm;
 use std::mem::offset_of;
 
-use super::area::{Area, CPU_ID, RSEQ_CS};
+use super::area::{CPU_ID, RSEQ_CS, RseqArea};
 use crate::sys::this_cpu::gate::Gate;
 use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
 
@@ -450,7 +450,7 @@ pub(in super::super) unsafe fn swap_low_on(
 
 /// Waits in a sequence without commit for so many turns; true as soon as it is aborted. For the self
 /// test.
-pub(super) fn wait_for_abort(area: Area, turns: u64) -> bool {
+pub(super) fn wait_for_abort(area: RseqArea, turns: u64) -> bool {
     let aborted: u32;
     // SAFETY: the frame of `section` but for its abort handler, which goes on behind the sequence
     // instead of starting over. It stores nothing but the descriptor's address.
