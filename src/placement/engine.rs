@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::chunk::{Chunk, ChunkHintUpdate};
-use super::lists::{Lists, Slots};
+use super::lists::{SlotIndex, SlotLists};
 use super::profile::LowCheck;
 use super::{
     ChunkId, ChunkName, GRANULE_SIZE, LayoutError, MIN_UNIT_SIZE, PAGE_SIZE, Profile, Regions,
@@ -25,9 +25,9 @@ const SLOT_FAIL_THRESHOLD: usize = 3;
 pub struct Placement {
     pub(super) profile: Profile,
     pub(super) unit_size: usize,
-    pub(super) slots: Slots,
+    pub(super) slots: SlotIndex,
     /// Lists of set `s` are `s * slots.count ..`.
-    pub(super) lists: Lists,
+    pub(super) lists: SlotLists,
     pub(super) chunks: Vec<Option<Chunk>>,
     pub(super) reserved: Option<ChunkId>,
     next_name: u64,
@@ -91,12 +91,12 @@ impl Placement {
     ) -> Result<Self, LayoutError> {
         regions.check(unit_size)?;
         let dynamic = regions.dynamic().ok_or(LayoutError::NoDynamicRegion)?;
-        let slots = Slots::new(unit_size, profile.depopulation);
+        let slots = SlotIndex::new(unit_size, profile.depopulation);
         let mut placement = Placement {
             profile,
             unit_size,
             slots,
-            lists: Lists::new(2 * slots.count),
+            lists: SlotLists::new(2 * slots.count),
             chunks: Vec::new(),
             reserved: None,
             next_name: 0,
