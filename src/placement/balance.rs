@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::reserve::EMPTY_PAGES_HIGH;
+use super::empty_pages::EMPTY_PAGES_HIGH;
 use super::{ChunkId, PAGE_SIZE, Placement, Set};
 
 /// Something that the owner of the memory has to do.

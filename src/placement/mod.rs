@@ -31,6 +31,7 @@
 mod balance;
 mod bitmap;
 mod chunk;
+mod empty_pages;
 mod engine;
 mod hints;
 mod layout;
@@ -38,7 +39,6 @@ mod lists;
 mod order;
 mod profile;
 mod request;
-mod reserve;
 mod simulator;
 mod stats;
 mod verify;
