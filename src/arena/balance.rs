@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::region::Region;
 use super::{Arena, Owner, Populate, Window};
-use crate::placement::{Balance, ChunkId, Set, Step};
+use crate::placement::{Balance, ChunkId, ChunkType, Step};
 use crate::sys::MapError;
 
 /// Who runs balance work: destroying spare chunks, giving pages back, populating reserves.
@@ -62,7 +62,7 @@ impl<O: Owner> Arena<O> {
             let Some(step) = step else { return };
             // Lack of memory is not an error here: whoever needs the pages will meet it.
             let success = match &step {
-                Step::Create(set) => self.create_chunk(*set).is_ok(),
+                Step::Create(chunk_type) => self.create_chunk(*chunk_type).is_ok(),
                 Step::Populate(chunk, pages) => self.populate_pages(*chunk, pages).is_ok(),
                 Step::Depopulate(chunk, pages) => {
                     self.depopulate_pages(*chunk, pages);
@@ -82,8 +82,8 @@ impl<O: Owner> Arena<O> {
         }
     }
 
-    /// Adds a chunk to `set`. The populate lock is held.
-    pub(super) fn create_chunk(&self, set: Set) -> Result<(), MapError> {
+    /// Adds a chunk of the type. The populate lock is held.
+    pub(super) fn create_chunk(&self, chunk_type: ChunkType) -> Result<(), MapError> {
         let region = Region::new(&self.machine, self.geometry)?;
         let whole = self.populate == Populate::Whole;
         if whole {
@@ -91,7 +91,7 @@ impl<O: Owner> Arena<O> {
             region.prefault(&self.machine, Window::Coloured, &unit)?;
         }
         let mut state = self.state.lock();
-        let id = state.add_chunk(set, region);
+        let id = state.add_chunk(chunk_type, region);
         if whole {
             let pages = 0..state.placement.pages_per_unit();
             state.placement.populated(id, pages);

@@ -253,8 +253,9 @@ impl<O: Owner> Arena<O> {
         let area = loop {
             match state.placement.place(request) {
                 Placed::At(area) => break area,
-                Placed::NeedsChunk(set) => {
-                    Guard::unlocked(state, || self.create_chunk(set)).map_err(NoArea::Memory)?;
+                Placed::NeedsChunk(chunk_type) => {
+                    Guard::unlocked(state, || self.create_chunk(chunk_type))
+                        .map_err(NoArea::Memory)?;
                 }
                 Placed::Refused => return Err(NoArea::NoRoom),
             }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::geometry::{Geometry, Window};
 use super::region::Region;
 use super::{Freed, NotLive, Owner};
-use crate::placement::{Area, Bitmap, ChunkId, GRANULE_SIZE, PAGE_SIZE, Placement, Regions, Set};
+use crate::placement::{
+    Area, Bitmap, ChunkId, ChunkType, GRANULE_SIZE, PAGE_SIZE, Placement, Regions,
+};
 
 /// The memory behind one chunk of the placement.
 #[derive(Debug)]
@@ -53,10 +55,10 @@ impl<O: Owner> State<O> {
         state
     }
 
-    /// Adds a created chunk of `set`; its region is new.
-    pub(super) fn add_chunk(&mut self, set: Set, region: Region<O>) -> ChunkId {
-        let id = self.placement.add_chunk(set);
-        let keeps_owners = set == Set::Accounted || !self.placement.splits_sets();
+    /// Adds a created chunk of the type; its region is new.
+    pub(super) fn add_chunk(&mut self, chunk_type: ChunkType, region: Region<O>) -> ChunkId {
+        let id = self.placement.add_chunk(chunk_type);
+        let keeps_owners = chunk_type == ChunkType::Accounted || !self.placement.splits_types();
         let unit_size = self.placement.unit_size();
         self.by_span.insert(region.span(), id);
         self.insert(id, Arc::new(region), 0, 0..unit_size, keeps_owners);

@@ -257,7 +257,7 @@ fn chunks_that_keep_no_owners_leave_them_with_the_caller() {
 
         let flags = RequestFlags { account: true, ..plain() };
         arena.alloc(&request(64, 8, flags), &mut owner).unwrap();
-        assert_eq!(owner.is_none(), profile.split_sets, "one list starts with the first chunk");
+        assert_eq!(owner.is_none(), profile.split_types, "one list starts with the first chunk");
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) struct SlotIndex {
 }
 
 impl SlotIndex {
-    /// The lists of a set whose chunks have `unit_size` bytes.
+    /// The lists of a type whose chunks have `unit_size` bytes.
     pub(crate) fn new(unit_size: usize, depopulation: bool) -> Self {
         let top = raw_slot(unit_size);
         if depopulation {

@@ -75,10 +75,10 @@ const fn up(value: usize, align: usize) -> usize {
     }
 }
 
-/// The lists that serve a request: accounted areas live in chunks of their own.
+/// The type of a chunk: accounted areas live in chunks of their own, on lists of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Set {
-    /// Not charged to anybody; also the only set of profiles that do not split.
+pub enum ChunkType {
+    /// Not charged to anybody; also the only type of profiles that do not split.
     Plain,
     /// Charged to a cgroup: the chunks carry a vector of owners.
     Accounted,

@@ -43,7 +43,7 @@ fn a_reserved_request_is_an_ordinary_one_where_nothing_is_reserved() {
     for profile in [Profile::LINUX_5_10, Profile::PERCPU_MEMCG] {
         Run::new(UNIT, SEVEN_PAGES, profile).play(
             "account reserved 8@8 -> 1:0
-             c1 set=Some(Accounted)",
+             c1 chunk_type=Some(Accounted)",
         );
     }
     Run::new(UNIT, SEVEN_PAGES, Profile::LINUX_6_13).play("account reserved 8@8 -> 0:0");

@@ -32,7 +32,7 @@ use std::ops::Range;
 
 use super::bitmap::Bitmap;
 use super::hints::Hints;
-use super::{BLOCK_GRANULES, ChunkName, GRANULE_SIZE, PAGE_SIZE, Set, up};
+use super::{BLOCK_GRANULES, ChunkName, ChunkType, GRANULE_SIZE, PAGE_SIZE, up};
 
 /// Whether a free within one block updates the chunk's hints (see [`super::Profile`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +47,8 @@ pub(crate) enum ChunkHintUpdate {
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) name: ChunkName,
-    /// The set whose lists the chunk is on; the reserved chunk counts as plain and is on no list.
-    pub(crate) set: Set,
+    /// The type whose lists the chunk is on; the reserved chunk counts as plain and is on no list.
+    pub(crate) chunk_type: ChunkType,
     /// First or reserved chunk: never destroyed, never depopulated.
     pub(crate) immutable: bool,
     /// Taken out of the normal search order: sidelined, or waiting for depopulation.
@@ -82,14 +82,14 @@ impl Chunk {
     /// A chunk of `nr_pages` pages, nothing allocated and nothing populated.
     pub(crate) fn new(
         name: ChunkName,
-        set: Set,
+        chunk_type: ChunkType,
         nr_pages: usize,
         hint_update: ChunkHintUpdate,
     ) -> Self {
         let granules = nr_pages * BLOCK_GRANULES;
         Chunk {
             name,
-            set,
+            chunk_type,
             immutable: false,
             isolated: false,
             hint_update,
@@ -120,7 +120,7 @@ impl Chunk {
     ) -> Self {
         let base = region.start / PAGE_SIZE * PAGE_SIZE;
         let nr_pages = up(region.end - base, PAGE_SIZE) / PAGE_SIZE;
-        let mut chunk = Chunk::new(name, Set::Plain, nr_pages, hint_update);
+        let mut chunk = Chunk::new(name, ChunkType::Plain, nr_pages, hint_update);
         chunk.immutable = true;
         chunk.start_offset = region.start - base;
         chunk.end_offset = nr_pages * PAGE_SIZE - (region.end - base);
@@ -233,8 +233,12 @@ mod tests {
     use super::*;
 
     fn chunk(populated: &[usize]) -> Chunk {
-        let mut chunk =
-            Chunk::new(ChunkName::Numbered(1), Set::Plain, 8, ChunkHintUpdate::FirstBlockOnly);
+        let mut chunk = Chunk::new(
+            ChunkName::Numbered(1),
+            ChunkType::Plain,
+            8,
+            ChunkHintUpdate::FirstBlockOnly,
+        );
         for &page in populated {
             chunk.mark_populated(page..page + 1);
         }
