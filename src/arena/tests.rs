@@ -53,7 +53,7 @@ impl Owner for Owned {
     }
 }
 
-const PROFILES: [Profile; 3] = [Profile::PERCPU_MEMCG, Profile::LINUX_6_13, Profile::LINUX_5_10];
+const PROFILES: [Profile; 3] = [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10];
 const UNIT_SIZE: usize = 64 << 10;
 
 fn config(profile: Profile) -> Config {
@@ -160,7 +160,7 @@ fn dirty_and_depopulate(arena: &Arena<Owned>) -> Vec<NonNull<u8>> {
 
 #[test]
 fn what_is_clean_reads_as_zero_after_depopulation() {
-    for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_6_13] {
+    for profile in [Profile::DEFAULT, Profile::LINUX_6_13] {
         let arena = arena(profile);
         let before = arena.with_placement(|placement| placement.stats().nr_populated);
         for round in 0..3 {
@@ -182,7 +182,7 @@ fn what_is_clean_reads_as_zero_after_depopulation() {
 
 #[test]
 fn what_could_not_be_discarded_stays_dirty() {
-    for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_6_13] {
+    for profile in [Profile::DEFAULT, Profile::LINUX_6_13] {
         for nth in [1, 2, 3, 4, 5, 6, 7, 13] {
             let arena = arena(profile);
             arena.machine.faults().fail_nth(Some(MapOp::Discard), nth);

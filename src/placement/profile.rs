@@ -63,8 +63,8 @@ impl Profile {
         thrifty: false,
     };
 
-    /// This crate's own habits; what [`Profile::default`] returns.
-    pub const PERCPU_MEMCG: Profile = Profile {
+    /// This crate's own habits, which [`Profile::default`] returns.
+    pub const DEFAULT: Profile = Profile {
         split_types: true,
         count_per_type: true,
         depopulation: true,
@@ -83,6 +83,6 @@ impl Profile {
 
 impl Default for Profile {
     fn default() -> Self {
-        Profile::PERCPU_MEMCG
+        Profile::DEFAULT
     }
 }
