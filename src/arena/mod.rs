@@ -297,7 +297,7 @@ impl<O: Owner> Arena<O> {
         area: &Area,
         owner: &mut Option<O>,
     ) -> HandedOut<O> {
-        state.placement.settle(area);
+        state.placement.finish_alloc(area);
         let window = request.window();
         state.register(area, window, owner);
         let dirty = state.dirty_part(area);

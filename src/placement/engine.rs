@@ -249,7 +249,7 @@ impl Placement {
     }
 
     /// The area has all its pages.
-    pub(crate) fn settle(&mut self, area: &Area) {
+    pub(crate) fn finish_alloc(&mut self, area: &Area) {
         if self.profile.low_check == LowCheck::AfterPopulation {
             self.check_low(area.chunk);
         }

@@ -103,7 +103,7 @@ impl Simulator {
             }
             self.watch(|placement| placement.populated(area.chunk, pages));
         }
-        self.watch(|placement| placement.settle(&area));
+        self.watch(|placement| placement.finish_alloc(&area));
         Some(self.place_of(area))
     }
 
