@@ -9,14 +9,15 @@
 //!
 //! *populate lock* > *area lock*. The populate lock is held by callers that may block, from
 //! placing to the end of population, and by balance work: at most one of them changes what is
-//! populated. The area lock guards the placement, the table of regions and the owners; it is
-//! short and never held across a system call. Callers that may not block take only the area lock.
+//! populated. The area lock guards the placement, the table of the chunks' memory and the owners;
+//! it is short and never held across a system call. Callers that must not block take only the area
+//! lock.
 //! A cache of freed areas per CPU would sit in front of both, in `Arena::alloc` and
 //! `Arena::free`.
 //!
 //! # Invariants
 //!
-//! * A1: every chunk of the placement has a region, and regions of one arena have one geometry.
+//! * A1: every chunk of the placement has a `ChunkMemory`; those of one arena have one geometry.
 //! * A2: a live area lies on populated pages whenever the populate lock is free; so pages that
 //!   are not populated hold no area, and only holders of the populate lock place areas on them.
 //! * A3: bytes of a chunk that are clear in its `dirty` map read as zero on every CPU unless a
@@ -24,9 +25,9 @@
 //! * A4: owner slots are set only for live areas of accounted chunks.
 
 mod balance;
+mod chunk_memory;
 mod gated;
 mod geometry;
-mod region;
 mod state;
 mod words;
 
@@ -48,8 +49,8 @@ pub(crate) use geometry::Window;
 pub(crate) use words::Words;
 
 use balance::Worker;
+use chunk_memory::ChunkMemory;
 use geometry::Geometry;
-use region::Region;
 use state::State;
 
 /// When pages get their memory.
@@ -150,7 +151,7 @@ impl<O: Owner> Arena<O> {
             if populate == Populate::Whole { profile.without_depopulation() } else { profile };
         let placement = Placement::new(unit_size, regions, profile).map_err(NoArena::Layout)?;
         let geometry = Geometry::new(unit_size, machine.cpu_id_limit()).ok_or(NoArena::TooLarge)?;
-        let first = Region::new(&machine, geometry).map_err(NoArena::Memory)?;
+        let first = ChunkMemory::new(&machine, geometry).map_err(NoArena::Memory)?;
         if populate != Populate::Lazy {
             let end = regions.static_size + regions.reserved_size + regions.dyn_size;
             first.prefault(&machine, Window::Coloured, &(0..end)).map_err(NoArena::Memory)?;
@@ -196,7 +197,7 @@ impl<O: Owner> Arena<O> {
 
     /// The start of the static region, in the copy of CPU 0. It is never handed out.
     pub(crate) fn static_region(&self) -> NonNull<u8> {
-        self.state.lock().first_region().copy(Window::Coloured, CpuId::new(0), 0)
+        self.state.lock().first_memory().copy(Window::Coloured, CpuId::new(0), 0)
     }
 
     /// The copies of the byte `first` of an area in the coloured window that may not be zero:
@@ -282,8 +283,8 @@ impl<O: Owner> Arena<O> {
             state.placement.populated(area.chunk, pages);
         }
         if self.populate != Populate::Lazy && request.window() == Window::Paged {
-            let (region, unit) = state.unit_range_of(area);
-            let prefault = || region.prefault(&self.machine, Window::Paged, &unit);
+            let (memory, unit) = state.unit_range_of(area);
+            let prefault = || memory.prefault(&self.machine, Window::Paged, &unit);
             Guard::unlocked(state, prefault)?;
         }
         Ok(())
@@ -301,8 +302,8 @@ impl<O: Owner> Arena<O> {
         let window = request.window();
         state.register(area, window, owner);
         let dirty = state.dirty_part(area);
-        let (region, unit) = state.unit_range_of(area);
-        HandedOut { region, window, start: unit.start, dirty }
+        let (memory, unit) = state.unit_range_of(area);
+        HandedOut { memory, window, start: unit.start, dirty }
     }
 
     /// Frees the area at `address`, given by its byte in the copy of CPU 0.
@@ -360,7 +361,7 @@ type Guard<'a, O> = MutexGuard<'a, State<O>>;
 
 /// A placed area whose old content may still be there.
 struct HandedOut<O: Owner> {
-    region: Arc<Region<O>>,
+    memory: Arc<ChunkMemory<O>>,
     window: Window,
     start: usize,
     dirty: Option<Range<usize>>,
@@ -371,9 +372,9 @@ impl<O: Owner> HandedOut<O> {
         if let Some(dirty) = self.dirty {
             // SAFETY: this thread placed the area, and nobody else knows it yet; `dirty` is a
             // part of it.
-            unsafe { self.region.zero(machine, self.window, &dirty) };
+            unsafe { self.memory.zero(machine, self.window, &dirty) };
         }
-        self.region.copy(self.window, CpuId::new(0), self.start)
+        self.memory.copy(self.window, CpuId::new(0), self.start)
     }
 }
 

@@ -126,10 +126,10 @@ fn check_clean_granules(arena: &Arena<Owned>, live: &[NonNull<u8>]) -> usize {
                 continue;
             }
             clean += 1;
-            let (region, unit) = state.unit_range_of(&granule);
+            let (memory, unit) = state.unit_range_of(&granule);
             for window in [Window::Coloured, Window::Paged] {
                 for &cpu in arena.machine().possible() {
-                    let word = region.copy(window, cpu, unit.start).cast::<u32>();
+                    let word = memory.copy(window, cpu, unit.start).cast::<u32>();
                     // SAFETY: a mapped, aligned granule that no area covers.
                     let word = unsafe { word.read() };
                     assert_eq!(word, 0, "{granule:?}, {window:?}, {cpu:?}");
@@ -303,7 +303,7 @@ fn dropping_the_arena_drops_the_owners_of_live_areas_once() {
 // Addresses.
 
 #[test]
-fn address_behind_a_region_is_foreign_although_it_is_in_its_span() {
+fn address_behind_a_chunk_is_foreign_although_it_is_in_its_span() {
     let arena = arena(Profile::default());
     let area = alloc(&arena, 64, 8, None).addr().get();
     let base = area & !(arena.geometry.span() - 1);
@@ -316,7 +316,7 @@ fn address_behind_a_region_is_foreign_although_it_is_in_its_span() {
 }
 
 #[test]
-fn first_and_reserved_chunk_share_a_region_and_are_told_apart() {
+fn first_and_reserved_chunk_share_memory_and_are_told_apart() {
     let regions = Regions { static_size: 100, reserved_size: 5000, dyn_size: 20_000 };
     let arena = Arena::<Owned>::new(Config { regions, ..config(Profile::default()) }).unwrap();
     let reserved = request(64, 4, RequestFlags { reserved: true, ..plain() });
