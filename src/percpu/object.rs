@@ -56,7 +56,7 @@ unsafe impl<T: Send> Send for PerCpu<T> {}
 unsafe impl<T: Sync> Sync for PerCpu<T> {}
 
 /// An area that is freed on drop unless it became an object.
-struct Area<'a, T> {
+struct AreaGuard<'a, T> {
     first: NonNull<T>,
     tree: &'a Arc<Tree>,
     /// Possible CPUs, from the first one, whose copy was initialised.
@@ -64,12 +64,12 @@ struct Area<'a, T> {
     stride: usize,
 }
 
-impl<'a, T> Area<'a, T> {
+impl<'a, T> AreaGuard<'a, T> {
     fn new(allocator: &'a PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
         let tree = allocator.tree();
         let first = tree.alloc(size_of::<T>() as u64, align_of::<T>() as u64, gfp, false)?;
         let stride = tree.arena().stride(align_of::<T>());
-        Ok(Area { first: first.cast(), tree, initialised: 0, stride })
+        Ok(AreaGuard { first: first.cast(), tree, initialised: 0, stride })
     }
 
     fn into_object(self) -> PerCpu<T> {
@@ -79,7 +79,7 @@ impl<'a, T> Area<'a, T> {
     }
 }
 
-impl<T> Drop for Area<'_, T> {
+impl<T> Drop for AreaGuard<'_, T> {
     fn drop(&mut self) {
         // Frees the area also when a value's drop panics, after dropping the rest.
         struct Free<'a>(&'a Tree, usize);
@@ -97,8 +97,8 @@ impl<T> Drop for Area<'_, T> {
 }
 
 /// Drops the values of the initialised copies; a panic of one does not spare the others.
-fn drop_copies<T>(area: &mut Area<'_, T>) {
-    struct Rest<'a, 'b, T>(&'b mut Area<'a, T>);
+fn drop_copies<T>(area: &mut AreaGuard<'_, T>) {
+    struct Rest<'a, 'b, T>(&'b mut AreaGuard<'a, T>);
     impl<T> Drop for Rest<'_, '_, T> {
         fn drop(&mut self) {
             if self.0.initialised > 0 {
@@ -141,7 +141,7 @@ impl<T> PerCpu<T> {
         gfp: Gfp,
         mut init: impl FnMut(CpuId) -> T,
     ) -> Result<Self, AllocError> {
-        let mut area = Area::new(allocator, gfp)?;
+        let mut area = AreaGuard::new(allocator, gfp)?;
         for &cpu in allocator.machine().possible() {
             let value = init(cpu);
             let copy: *mut T = copy_of(area.first, area.stride, cpu);
@@ -163,7 +163,7 @@ impl<T> PerCpu<T> {
         T: FromZeros,
     {
         // A new area reads as zero, and zero bytes are a valid `T`.
-        Ok(Area::new(allocator, gfp)?.into_object())
+        Ok(AreaGuard::new(allocator, gfp)?.into_object())
     }
 
     /// The possible CPUs, ascending: those that have a copy.
@@ -236,7 +236,7 @@ impl<T> PerCpu<T> {
 impl<T> Drop for PerCpu<T> {
     fn drop(&mut self) {
         let initialised = self.cpus().len();
-        drop(Area { first: self.first, tree: &self.tree, initialised, stride: self.stride() });
+        drop(AreaGuard { first: self.first, tree: &self.tree, initialised, stride: self.stride() });
     }
 }
 
