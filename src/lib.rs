@@ -97,7 +97,7 @@ pub use percpu::{
 pub use placement::Profile;
 pub use report::{CgroupFile, CgroupFiles, FileError};
 pub use sys::{
-    ByConcurrency, ByCpu, CpuId, FaultInjection, Index, Int, MAX_CPUS, Machine, MachineBuilder,
+    ByConcurrency, ByCpu, CopyIndex, CpuId, FaultInjection, Int, MAX_CPUS, Machine, MachineBuilder,
     MachineError, MapError, MapOp, NodeId, RegisteredBy, ThisCpu, Tier,
 };
 

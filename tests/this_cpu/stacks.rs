@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use percpu_memcg::{
-    ByConcurrency, ByCpu, CpuId, Full, Index, LocalStack, PerCpu, PerCpuAllocator, ThisCpu, Tier,
+    ByConcurrency, ByCpu, CopyIndex, CpuId, Full, LocalStack, PerCpu, PerCpuAllocator, ThisCpu,
+    Tier,
 };
 
 use crate::conditions::{Detached, Trial, on_cpu, two_cpus, under_every_condition};
@@ -26,7 +27,7 @@ const HAND: usize = 40;
 
 const NOTHING: u64 = u64::MAX;
 
-struct Stack<N: Width, I: Index> {
+struct Stack<N: Width, I: CopyIndex> {
     stacks: PerCpu<LocalStack<N, CAPACITY, I>>,
     hands: [Mutex<Hand<N>>; THREADS],
     /// What the signal handler of each worker holds: an item's bits, or `NOTHING`.
@@ -49,7 +50,7 @@ impl<N: Width> Hand<N> {
     }
 }
 
-impl<N: Width, I: Index> Stack<N, I> {
+impl<N: Width, I: CopyIndex> Stack<N, I> {
     fn new(pcpu: &PerCpuAllocator) -> Self {
         Stack {
             stacks: PerCpu::zeroed_in(pcpu, KERNEL).expect("room"),
@@ -59,7 +60,7 @@ impl<N: Width, I: Index> Stack<N, I> {
     }
 }
 
-impl<N: Width, I: Index> Trial for Stack<N, I> {
+impl<N: Width, I: CopyIndex> Trial for Stack<N, I> {
     fn work(&self, thread: usize, calls: u32) {
         // Only this worker takes it, and not in its signal handler.
         let mut hand = self.hands[thread].lock().expect("no panic");
@@ -137,14 +138,14 @@ impl<N: Width, I: Index> Trial for Stack<N, I> {
 
 struct Stacks<'a, I>(&'a PerCpuAllocator, std::marker::PhantomData<I>);
 
-impl<I: Index> Generic<Box<dyn Trial>> for Stacks<'_, I> {
+impl<I: CopyIndex> Generic<Box<dyn Trial>> for Stacks<'_, I> {
     fn of<N: Width>(&self) -> Box<dyn Trial> {
         Box::new(Stack::<N, I>::new(self.0))
     }
 }
 
 /// Trials of push and pop on every width.
-pub(crate) fn every_stack<I: Index>(pcpu: &PerCpuAllocator) -> Vec<Box<dyn Trial>> {
+pub(crate) fn every_stack<I: CopyIndex>(pcpu: &PerCpuAllocator) -> Vec<Box<dyn Trial>> {
     every_width(&Stacks::<I>(pcpu, std::marker::PhantomData))
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{
 
 use zerocopy::FromZeros;
 
-use super::{At, Index};
+use super::{At, CopyIndex};
 
 /// An integer that operations on this CPU's copy work on: `u8` to `u64`, `usize`, and the signed
 /// ones. Arithmetic wraps.
@@ -22,67 +22,67 @@ pub trait Int:
 /// found no copy for this thread. An architecture without sequences implements none of them.
 pub trait Sequences: Sized {
     #[inline(always)]
-    fn read<I: Index>(_: At<'_, Self, I>) -> Option<Self> {
+    fn read<I: CopyIndex>(_: At<'_, Self, I>) -> Option<Self> {
         None
     }
     #[inline(always)]
-    fn write<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn write<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn add<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn add<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn sub<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn sub<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn inc<I: Index>(_: At<'_, Self, I>) -> Option<()> {
+    fn inc<I: CopyIndex>(_: At<'_, Self, I>) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn dec<I: Index>(_: At<'_, Self, I>) -> Option<()> {
+    fn dec<I: CopyIndex>(_: At<'_, Self, I>) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn and<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn and<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn or<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn or<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     /// The old value.
     #[inline(always)]
-    fn xchg<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+    fn xchg<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
         None
     }
     /// What was found; it is replaced if it equals `old`.
     #[inline(always)]
-    fn cmpxchg<I: Index>(_: At<'_, Self, I>, _old: Self, _new: Self) -> Option<Self> {
+    fn cmpxchg<I: CopyIndex>(_: At<'_, Self, I>, _old: Self, _new: Self) -> Option<Self> {
         None
     }
     /// The new value.
     #[inline(always)]
-    fn add_return<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+    fn add_return<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
         None
     }
     /// What was found; `value` is subtracted if that is not less.
     #[inline(always)]
-    fn sub_if_at_least<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+    fn sub_if_at_least<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
         None
     }
     /// Pushes onto the stack whose header is the word. Returns the length found; the item was
     /// pushed if that is below `capacity`.
     #[inline(always)]
-    fn push<I: Index>(_: At<'_, Self, I>, _item: Self, _capacity: u32) -> Option<u32> {
+    fn push<I: CopyIndex>(_: At<'_, Self, I>, _item: Self, _capacity: u32) -> Option<u32> {
         None
     }
     /// Pops from the stack whose header is the word. Returns the length found, and the item if
     /// that is not 0.
     #[inline(always)]
-    fn pop<I: Index>(_: At<'_, Self, I>) -> Option<(u32, Self)> {
+    fn pop<I: CopyIndex>(_: At<'_, Self, I>) -> Option<(u32, Self)> {
         None
     }
 }
@@ -116,12 +116,12 @@ pub trait AtomicOps: Sized {
 pub(crate) trait Collect: Sized {
     /// Adds `value` if the sum is within the bound. Returns the sum in either case.
     #[inline(always)]
-    fn add_within<I: Index>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
+    fn add_within<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
         None
     }
     /// Adds `value`; when the sum is not within the bound, leaves 0. Returns the sum.
     #[inline(always)]
-    fn add_or_take<I: Index>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
+    fn add_or_take<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
         None
     }
 }

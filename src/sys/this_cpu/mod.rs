@@ -137,7 +137,7 @@ impl CopyLocator {
 }
 
 /// How the copy of a word is chosen: [`ByCpu`] or [`ByConcurrency`].
-pub trait Index: sealed::Index + Send + Sync + 'static {}
+pub trait CopyIndex: sealed::CopyIndex + Send + Sync + 'static {}
 
 /// Words are indexed by the id of the CPU that runs the thread.
 #[derive(Clone, Copy, Debug)]
@@ -149,15 +149,15 @@ pub struct ByCpu(());
 #[derive(Clone, Copy, Debug)]
 pub struct ByConcurrency(());
 
-impl Index for ByCpu {}
-impl Index for ByConcurrency {}
+impl CopyIndex for ByCpu {}
+impl CopyIndex for ByConcurrency {}
 
 pub(crate) mod sealed {
     use std::mem::offset_of;
 
     use super::CopyLocator;
 
-    pub trait Index {
+    pub trait CopyIndex {
         /// The limit of the index is at this offset of [`CopyLocator`].
         const LIMIT: usize;
 
@@ -171,7 +171,7 @@ pub(crate) mod sealed {
         fn is_valid(locator: &CopyLocator) -> bool;
     }
 
-    impl Index for super::ByCpu {
+    impl CopyIndex for super::ByCpu {
         const LIMIT: usize = offset_of!(CopyLocator, cpu_limit);
 
         #[inline(always)]
@@ -191,7 +191,7 @@ pub(crate) mod sealed {
         }
     }
 
-    impl Index for super::ByConcurrency {
+    impl CopyIndex for super::ByConcurrency {
         const LIMIT: usize = offset_of!(CopyLocator, concurrency_limit);
 
         #[inline(always)]
@@ -220,7 +220,7 @@ pub(crate) struct Word<'a, N, I> {
     at: At<'a, N, I>,
 }
 
-impl<'a, N, I: Index> Word<'a, N, I> {
+impl<'a, N, I: CopyIndex> Word<'a, N, I> {
     /// The word whose copy of index *k* is at `first + k × UNIT_STRIDE`.
     ///
     /// # Safety

@@ -43,7 +43,7 @@ use std::mem::offset_of;
 
 use super::area::{CPU_ID, RSEQ_CS, RseqArea};
 use crate::sys::this_cpu::gate::Gate;
-use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
+use crate::sys::this_cpu::{At, Bound, Collect, CopyIndex, STACK_HEADER, Sequences, UNIT_STRIDE};
 
 /// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
 ///
@@ -136,7 +136,7 @@ macro_rules! sequences {
     ($int:ty, $ptr:literal, $scale:literal, $class:ident, $part:literal, $less:literal) => {
         impl Sequences for $int {
             #[inline(always)]
-            fn read<I: Index>(at: At<'_, Self, I>) -> Option<Self> {
+            fn read<I: CopyIndex>(at: At<'_, Self, I>) -> Option<Self> {
                 let value: Self;
                 let hit = compute!(at, I, [
                     concat!("mov {value", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
@@ -145,52 +145,52 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn write<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn write<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("mov ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn add<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn add<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("add ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn sub<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn sub<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("sub ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn inc<I: Index>(at: At<'_, Self, I>) -> Option<()> {
+            fn inc<I: CopyIndex>(at: At<'_, Self, I>) -> Option<()> {
                 update!(at, I, concat!("inc ", $ptr, " ptr [{first} + {t}]"))
             }
 
             #[inline(always)]
-            fn dec<I: Index>(at: At<'_, Self, I>) -> Option<()> {
+            fn dec<I: CopyIndex>(at: At<'_, Self, I>) -> Option<()> {
                 update!(at, I, concat!("dec ", $ptr, " ptr [{first} + {t}]"))
             }
 
             #[inline(always)]
-            fn and<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn and<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("and ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn or<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn or<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("or ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn xchg<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+            fn xchg<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
                 let old: Self;
                 let hit = compute!(at, I, [
                     // A register that the next attempt loads again.
@@ -202,7 +202,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn cmpxchg<I: Index>(at: At<'_, Self, I>, old: Self, new: Self) -> Option<Self> {
+            fn cmpxchg<I: CopyIndex>(at: At<'_, Self, I>, old: Self, new: Self) -> Option<Self> {
                 let found: Self;
                 let hit = compute!(at, I, [
                     concat!("mov {found", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
@@ -216,7 +216,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn add_return<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+            fn add_return<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
                 let sum: Self;
                 let hit = compute!(at, I, [
                     concat!("mov {sum", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
@@ -229,7 +229,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn sub_if_at_least<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+            fn sub_if_at_least<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
                 let found: Self;
                 let hit = compute!(at, I, [
                     concat!("mov {found", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
@@ -243,7 +243,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn push<I: Index>(at: At<'_, Self, I>, item: Self, capacity: u32) -> Option<u32> {
+            fn push<I: CopyIndex>(at: At<'_, Self, I>, item: Self, capacity: u32) -> Option<u32> {
                 let len: u32;
                 let hit = compute!(at, I, [
                     "lea {stack}, [{first} + {t}]",
@@ -264,7 +264,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn pop<I: Index>(at: At<'_, Self, I>) -> Option<(u32, Self)> {
+            fn pop<I: CopyIndex>(at: At<'_, Self, I>) -> Option<(u32, Self)> {
                 let len: u32;
                 let item: Self;
                 let hit = compute!(at, I, [
@@ -299,7 +299,7 @@ sequences!(isize, "qword", "8", reg, ":r", "l");
 
 impl Collect for i64 {
     #[inline(always)]
-    fn add_within<I: Index>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
+    fn add_within<I: CopyIndex>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
         let sum: i64;
         let hit = compute!(at, I, [
             "mov {sum}, qword ptr [{first} + {t}]",
@@ -317,7 +317,7 @@ impl Collect for i64 {
     }
 
     #[inline(always)]
-    fn add_or_take<I: Index>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
+    fn add_or_take<I: CopyIndex>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
         let sum: i64;
         let hit = compute!(at, I, [
             "mov {sum}, qword ptr [{first} + {t}]",
