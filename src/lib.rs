@@ -97,8 +97,8 @@ pub use percpu::{
 pub use placement::Profile;
 pub use report::{CgroupFile, CgroupFiles, FileError};
 pub use sys::{
-    ByConcurrency, ByCpu, CopyIndex, CpuId, FaultInjection, Int, MAX_CPUS, Machine, MachineBuilder,
-    MachineError, MapError, MapOp, NodeId, RegisteredBy, ThisCpu, Tier,
+    ByConcurrency, ByCpu, CopyIndex, CpuId, FaultInjection, LocalInt, MAX_CPUS, Machine,
+    MachineBuilder, MachineError, MapError, MapOp, NodeId, RegisteredBy, ThisCpu, Tier,
 };
 
 /// The README's programs, compiled and run with the tests.

@@ -10,7 +10,7 @@ use zerocopy::FromZeros;
 use super::PerCpu;
 use crate::memcg::Tree;
 use crate::sys::{
-    At, Bound, ByConcurrency, ByCpu, Collect, CopyIndex, CopyLocator, Int, Word,
+    At, Bound, ByConcurrency, ByCpu, Collect, CopyIndex, CopyLocator, LocalInt, Word,
     add_or_take_fallback, add_within_fallback,
 };
 
@@ -40,7 +40,7 @@ use crate::sys::{
 /// ```
 #[derive(FromZeros)]
 #[repr(transparent)]
-pub struct Local<N: Int, I: CopyIndex = ByCpu> {
+pub struct Local<N: LocalInt, I: CopyIndex = ByCpu> {
     word: N::Atomic,
     index: PhantomData<I>,
 }
@@ -48,7 +48,7 @@ pub struct Local<N: Int, I: CopyIndex = ByCpu> {
 /// A [`Local`] that is indexed by the kernel's concurrency id.
 pub type CompactLocal<N> = Local<N, ByConcurrency>;
 
-impl<N: Int, I: CopyIndex> Local<N, I> {
+impl<N: LocalInt, I: CopyIndex> Local<N, I> {
     /// A word of this value, for [`PerCpu::new_in`].
     pub fn new(value: N) -> Self {
         Local { word: N::atomic(value), index: PhantomData }
@@ -66,13 +66,13 @@ impl<N: Int, I: CopyIndex> Local<N, I> {
     }
 }
 
-impl<N: Int, I: CopyIndex> Default for Local<N, I> {
+impl<N: LocalInt, I: CopyIndex> Default for Local<N, I> {
     fn default() -> Self {
         Local::new(N::default())
     }
 }
 
-impl<N: Int, I: CopyIndex> fmt::Debug for Local<N, I> {
+impl<N: LocalInt, I: CopyIndex> fmt::Debug for Local<N, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.get(), f)
     }
@@ -81,28 +81,28 @@ impl<N: Int, I: CopyIndex> fmt::Debug for Local<N, I> {
 /// One word of every copy of an object: what operations on this CPU's copy work on.
 ///
 /// [`PerCpu<[Local<N>; K]>::at`](PerCpu::at) gives one for an element. Cheap to copy.
-pub struct LocalRef<'a, N: Int, I: CopyIndex = ByCpu> {
+pub struct LocalRef<'a, N: LocalInt, I: CopyIndex = ByCpu> {
     locator: &'a CopyLocator,
     /// In the copy of CPU 0.
     first: NonNull<Local<N, I>>,
     tree: &'a Arc<Tree>,
 }
 
-impl<N: Int, I: CopyIndex> Clone for LocalRef<'_, N, I> {
+impl<N: LocalInt, I: CopyIndex> Clone for LocalRef<'_, N, I> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<N: Int, I: CopyIndex> Copy for LocalRef<'_, N, I> {}
+impl<N: LocalInt, I: CopyIndex> Copy for LocalRef<'_, N, I> {}
 
 // SAFETY: a reference to words that may be shared: `Local` is Sync, and operations on one from
 // several threads are what it is for.
-unsafe impl<N: Int, I: CopyIndex> Send for LocalRef<'_, N, I> {}
+unsafe impl<N: LocalInt, I: CopyIndex> Send for LocalRef<'_, N, I> {}
 // SAFETY: as above.
-unsafe impl<N: Int, I: CopyIndex> Sync for LocalRef<'_, N, I> {}
+unsafe impl<N: LocalInt, I: CopyIndex> Sync for LocalRef<'_, N, I> {}
 
-impl<'a, N: Int, I: CopyIndex> LocalRef<'a, N, I> {
+impl<'a, N: LocalInt, I: CopyIndex> LocalRef<'a, N, I> {
     /// # Safety
     ///
     /// `first` is in the copy of CPU 0 of a live area of `tree`'s arena that nobody frees during
@@ -260,7 +260,7 @@ macro_rules! this_cpu_operations {
 }
 pub(super) use this_cpu_operations;
 
-impl<N: Int, I: CopyIndex> LocalRef<'_, N, I> {
+impl<N: LocalInt, I: CopyIndex> LocalRef<'_, N, I> {
     #[inline(always)]
     fn local(&self) -> Self {
         *self
@@ -269,7 +269,7 @@ impl<N: Int, I: CopyIndex> LocalRef<'_, N, I> {
     this_cpu_operations!(N);
 }
 
-impl<N: Int, I: CopyIndex> fmt::Debug for LocalRef<'_, N, I> {
+impl<N: LocalInt, I: CopyIndex> fmt::Debug for LocalRef<'_, N, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalRef").field("sum", &self.sum()).finish_non_exhaustive()
     }
@@ -279,7 +279,7 @@ impl<N: Int, I: CopyIndex> fmt::Debug for LocalRef<'_, N, I> {
 /// [`ThisCpu::tier`](crate::ThisCpu::tier) is `Rseq`. Each acts on one CPU's copy as a whole:
 /// no other thread of that CPU comes in between, nor does a signal handler. They may be used in
 /// signal handlers, and in a forked child, which has its own copies.
-impl<N: Int, I: CopyIndex> PerCpu<Local<N, I>> {
+impl<N: LocalInt, I: CopyIndex> PerCpu<Local<N, I>> {
     #[inline(always)]
     fn local(&self) -> LocalRef<'_, N, I> {
         let (locator, first, tree) = self.parts();
@@ -344,7 +344,7 @@ impl<I: CopyIndex> PerCpu<Local<i64, I>> {
     }
 }
 
-impl<N: Int, I: CopyIndex, const K: usize> PerCpu<[Local<N, I>; K]> {
+impl<N: LocalInt, I: CopyIndex, const K: usize> PerCpu<[Local<N, I>; K]> {
     /// The element `index` of every copy.
     ///
     /// # Panics

@@ -10,7 +10,7 @@ use zerocopy::FromZeros;
 
 use super::PerCpu;
 use crate::sys::{
-    ByCpu, CopyIndex, Int, STACK_HEADER, STACK_LOCKED, Word, pop_fallback, push_fallback,
+    ByCpu, CopyIndex, LocalInt, STACK_HEADER, STACK_LOCKED, Word, pop_fallback, push_fallback,
 };
 
 /// A stack of up to `CAP` integers, for caches: indices or offsets of free things that the next
@@ -37,7 +37,7 @@ use crate::sys::{
 /// ```
 #[derive(FromZeros)]
 #[repr(C, align(8))]
-pub struct LocalStack<N: Int, const CAP: usize, I: CopyIndex = ByCpu> {
+pub struct LocalStack<N: LocalInt, const CAP: usize, I: CopyIndex = ByCpu> {
     len: AtomicU32,
     padding: AtomicU32,
     items: [N::Atomic; CAP],
@@ -49,7 +49,7 @@ pub struct LocalStack<N: Int, const CAP: usize, I: CopyIndex = ByCpu> {
 #[error("this CPU's stack has no room")]
 pub struct Full<N>(pub N);
 
-impl<N: Int, const CAP: usize, I: CopyIndex> LocalStack<N, CAP, I> {
+impl<N: LocalInt, const CAP: usize, I: CopyIndex> LocalStack<N, CAP, I> {
     const LAYOUT: () = {
         assert!(offset_of!(Self, items) == STACK_HEADER);
         assert!(CAP < 1 << 31, "a length has 31 bits");
@@ -67,13 +67,13 @@ impl<N: Int, const CAP: usize, I: CopyIndex> LocalStack<N, CAP, I> {
     }
 }
 
-impl<N: Int, const CAP: usize, I: CopyIndex> fmt::Debug for LocalStack<N, CAP, I> {
+impl<N: LocalInt, const CAP: usize, I: CopyIndex> fmt::Debug for LocalStack<N, CAP, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalStack").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
-impl<N: Int, const CAP: usize, I: CopyIndex> PerCpu<LocalStack<N, CAP, I>> {
+impl<N: LocalInt, const CAP: usize, I: CopyIndex> PerCpu<LocalStack<N, CAP, I>> {
     #[inline(always)]
     fn word(&self) -> Word<'_, N, I> {
         const { LocalStack::<N, CAP, I>::LAYOUT };

@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 use super::local::this_cpu_operations;
 use super::{BuildError, LocalRef, PerCpuAllocator};
 use crate::placement::Regions;
-use crate::sys::{ByCpu, CopyIndex, CopyLocator, CpuId, Int};
+use crate::sys::{ByCpu, CopyIndex, CopyLocator, CpuId, LocalInt};
 
 /// Declares static per-CPU variables with an initial value.
 ///
@@ -68,12 +68,12 @@ macro_rules! per_cpu {
 /// an error instead, and before operations in signal handlers. Any operation, when the variable is of
 /// another shared object than this crate, which then has a section of its own.
 #[repr(transparent)]
-pub struct StaticLocal<N: Int, I: CopyIndex = ByCpu> {
+pub struct StaticLocal<N: LocalInt, I: CopyIndex = ByCpu> {
     initial: N,
     index: PhantomData<I>,
 }
 
-impl<N: Int, I: CopyIndex> StaticLocal<N, I> {
+impl<N: LocalInt, I: CopyIndex> StaticLocal<N, I> {
     /// # Safety
     ///
     /// The value initialises a static in the section `percpu_memcg_data`.
@@ -112,7 +112,7 @@ impl<N: Int, I: CopyIndex> StaticLocal<N, I> {
 }
 
 /// Without the copies: they would have the global allocator built.
-impl<N: Int, I: CopyIndex> fmt::Debug for StaticLocal<N, I> {
+impl<N: LocalInt, I: CopyIndex> fmt::Debug for StaticLocal<N, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StaticLocal").field("initial", &self.initial).finish_non_exhaustive()
     }

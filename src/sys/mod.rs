@@ -51,4 +51,4 @@ pub(crate) use this_cpu::{
     Sequences, UNIT_STRIDE, UNIT_STRIDE_ALIGN, Word, add_or_take_fallback, add_within_fallback,
     detached_is_used, pop_fallback, push_fallback,
 };
-pub use this_cpu::{ByConcurrency, ByCpu, CopyIndex, Int, RegisteredBy, ThisCpu, Tier};
+pub use this_cpu::{ByConcurrency, ByCpu, CopyIndex, LocalInt, RegisteredBy, ThisCpu, Tier};

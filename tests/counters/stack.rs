@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use percpu_memcg::{CompactLocal, Full, Int, Local, LocalStack};
+use percpu_memcg::{CompactLocal, Full, Local, LocalInt, LocalStack};
 
 use super::*;
 
@@ -90,7 +90,7 @@ fn a_refused_item_comes_back() {
 
 #[test]
 fn items_have_any_width() {
-    fn fill<N: Int + From<bool>, const CAP: usize>(items: [N; CAP]) {
+    fn fill<N: LocalInt + From<bool>, const CAP: usize>(items: [N; CAP]) {
         let mut stacks =
             PerCpu::<LocalStack<N, CAP>>::zeroed_in(&ALLOCATORS[0], Gfp::KERNEL).unwrap();
         pinned(|| {

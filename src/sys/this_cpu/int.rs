@@ -13,7 +13,7 @@ use super::{At, CopyIndex};
 
 /// An integer that operations on this CPU's copy work on: `u8` to `u64`, `usize`, and the signed
 /// ones. Arithmetic wraps.
-pub trait Int:
+pub trait LocalInt:
     Sequences + AtomicOps + Copy + Default + Ord + fmt::Debug + fmt::Display + Send + Sync + 'static
 {
 }
@@ -166,7 +166,7 @@ pub(crate) fn add_or_take_fallback(word: &AtomicI64, value: i64, bound: Bound) -
 
 macro_rules! atomic_ops {
     ($($int:ident $atomic:ident),*) => {$(
-        impl Int for $int {}
+        impl LocalInt for $int {}
 
         impl AtomicOps for $int {
             type Atomic = $atomic;
@@ -264,7 +264,7 @@ fn lock(len: &AtomicU32) -> Option<u32> {
 }
 
 /// As [`Sequences::push`].
-pub(crate) fn push_fallback<N: Int>(len: &AtomicU32, items: &[N::Atomic], item: N) -> u32 {
+pub(crate) fn push_fallback<N: LocalInt>(len: &AtomicU32, items: &[N::Atomic], item: N) -> u32 {
     let capacity = items.len() as u32;
     let Some(found) = lock(len) else { return capacity };
     let room = items.get(found as usize);
@@ -277,7 +277,7 @@ pub(crate) fn push_fallback<N: Int>(len: &AtomicU32, items: &[N::Atomic], item: 
 }
 
 /// As [`Sequences::pop`].
-pub(crate) fn pop_fallback<N: Int>(len: &AtomicU32, items: &[N::Atomic]) -> (u32, N) {
+pub(crate) fn pop_fallback<N: LocalInt>(len: &AtomicU32, items: &[N::Atomic]) -> (u32, N) {
     let Some(found) = lock(len) else { return (0, N::default()) };
     let rest = found.saturating_sub(1);
     let item = if found > 0 { N::read_fallback(&items[rest as usize]) } else { N::default() };

@@ -22,7 +22,7 @@
 //! | `x86_64/self_test` | refuses a kernel whose restartable sequences do not restart |
 //! | `generic` | the same interface for other architectures: no sequences |
 //! | `gate` | words that can be taken away while others use them |
-//! | `int` | [`Int`], the widths, and the atomic fallback of every sequence |
+//! | `int` | [`LocalInt`], the widths, and the atomic fallback of every sequence |
 //! | `tier` | [`Tier`], [`ThisCpu`]: the choice made once per process |
 //!
 //! # Invariants
@@ -54,7 +54,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{CpuId, Machine};
 use tier::Miss;
 
-pub use int::Int;
+pub use int::LocalInt;
 pub(crate) use int::{
     AtomicOps, Bound, Collect, STACK_HEADER, STACK_LOCKED, Sequences, add_or_take_fallback,
     add_within_fallback, pop_fallback, push_fallback,

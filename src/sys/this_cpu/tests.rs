@@ -25,7 +25,7 @@ use crate::sys::{MAX_CPUS, MachineBuilder, NodeId, Reservation, page_size};
 
 /// An integer with the arithmetic of the language.
 trait Plain:
-    Int + Arbitrary + Not<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
+    LocalInt + Arbitrary + Not<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
 {
     const BORDERS: [Self; 7];
 
@@ -68,7 +68,7 @@ fn cases() -> ProptestConfig {
 type Sequence<N> = fn(At<'_, N, ByCpu>, N, N) -> Option<Option<N>>;
 
 /// An operation with operands `a` and `b`, in three ways; `None` is the result of one without.
-struct Operation<N: Int> {
+struct Operation<N: LocalInt> {
     name: &'static str,
     /// What comes after the value found, and the result.
     plain: fn(N, N, N) -> (N, Option<N>),
@@ -191,14 +191,14 @@ const CAP: usize = 5;
 
 #[derive(FromZeros)]
 #[repr(C, align(8))]
-struct Stack<N: Int> {
+struct Stack<N: LocalInt> {
     len: AtomicU32,
     padding: AtomicU32,
     items: [N::Atomic; CAP],
     after: [N::Atomic; 8],
 }
 
-impl<N: Int> Stack<N> {
+impl<N: LocalInt> Stack<N> {
     /// Pushes an item or pops one. Returns the length found, and what was popped.
     fn by_fallback(&self, pushed: Option<N>) -> (u32, Option<N>) {
         match pushed {
@@ -303,7 +303,7 @@ impl<T: FromZeros + Sync> Copies<T> {
     }
 
     /// The result of the sequence or of its fallback, and whether it was the sequence's.
-    fn run<N: Int, R>(
+    fn run<N: LocalInt, R>(
         &self,
         sequence: impl Fn(At<'_, N, ByCpu>) -> Option<R>,
         fallback: impl Fn(&T) -> R,
