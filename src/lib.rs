@@ -90,9 +90,9 @@ pub use memcg::{
     Throttle, TreeError,
 };
 pub use percpu::{
-    BuildError, CompactLocal, Full, HistogramError, HistogramSnapshot, Iter, IterMut, Local,
-    LocalRef, LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
-    PerCpuCounters, PerCpuHistogram, StaticLocal,
+    BuildError, CompactLocal, HistogramError, HistogramSnapshot, Iter, IterMut, Local, LocalRef,
+    LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
+    PerCpuCounters, PerCpuHistogram, StackFull, StaticLocal,
 };
 pub use placement::Profile;
 pub use report::{CgroupFile, CgroupFiles, FileError};

@@ -47,7 +47,7 @@ pub struct LocalStack<N: LocalInt, const CAP: usize, I: CopyIndex = ByCpu> {
 /// A push that was refused; holds the item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this CPU's stack has no room")]
-pub struct Full<N>(pub N);
+pub struct StackFull<N>(pub N);
 
 impl<N: LocalInt, const CAP: usize, I: CopyIndex> LocalStack<N, CAP, I> {
     const LAYOUT: () = {
@@ -87,9 +87,9 @@ impl<N: LocalInt, const CAP: usize, I: CopyIndex> PerCpu<LocalStack<N, CAP, I>> 
     ///
     /// # Errors
     ///
-    /// [`Full`] with the item.
+    /// [`StackFull`] with the item.
     #[inline]
-    pub fn push(&self, item: N) -> Result<(), Full<N>> {
+    pub fn push(&self, item: N) -> Result<(), StackFull<N>> {
         let len = self.word().run(
             move |at| N::push(at, item, CAP as u32),
             move |stack| {
@@ -99,7 +99,7 @@ impl<N: LocalInt, const CAP: usize, I: CopyIndex> PerCpu<LocalStack<N, CAP, I>> 
             },
             || self.parts().2.arena().machine(),
         );
-        if len < CAP as u32 { Ok(()) } else { Err(Full(item)) }
+        if len < CAP as u32 { Ok(()) } else { Err(StackFull(item)) }
     }
 
     /// Pops the item pushed last onto this CPU's stack.

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use percpu_memcg::{
-    ByCpu, CopyIndex, CpuId, Full, Gfp, Local, LocalStack, Machine, PerCpu, PerCpuAllocator,
+    ByCpu, CopyIndex, CpuId, Gfp, Local, LocalStack, Machine, PerCpu, PerCpuAllocator, StackFull,
 };
 use zerocopy::FromZeros;
 
@@ -279,7 +279,7 @@ pub(crate) fn on_stacks<N: Width, I: CopyIndex>(allocator: &PerCpuAllocator) -> 
         Line::<LocalStack<N, CAPACITY, I>, Stack<N>>::new(
             "push",
             &to_push,
-            |stack| done_or_refused(stack.push(N::of(VALUE)).map_err(|Full(item)| item)),
+            |stack| done_or_refused(stack.push(N::of(VALUE)).map_err(|StackFull(item)| item)),
             |Stack(mut items)| {
                 let has_room = items.len() < CAPACITY;
                 items.extend(has_room.then_some(N::of(VALUE)));
