@@ -283,7 +283,7 @@ impl<N: LocalInt, I: CopyIndex> PerCpu<Local<N, I>> {
     #[inline(always)]
     fn local(&self) -> LocalRef<'_, N, I> {
         let (locator, first, tree) = self.parts();
-        // SAFETY: the object's area and its values (O1, O2). Its detached copy was zero when it
+        // SAFETY: the object's area and its values (D1, D2). Its detached copy was zero when it
         // was allocated.
         unsafe { LocalRef::new(locator, first, tree) }
     }

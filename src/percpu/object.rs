@@ -23,9 +23,9 @@ use crate::sys::{CopyLocator, CpuId};
 ///
 /// # Invariants
 ///
-/// * O1: `first` names a live area of `tree`'s arena with the size and alignment of `T`, which
+/// * D1: `first` names a live area of `tree`'s arena with the size and alignment of `T`, which
 ///   nobody else frees.
-/// * O2: the copy of every possible CPU holds a valid `T`; copies of other CPU ids are not touched.
+/// * D2: the copy of every possible CPU holds a valid `T`; copies of other CPU ids are not touched.
 ///
 /// # Examples
 ///
@@ -49,7 +49,7 @@ pub struct PerCpu<T> {
     owns: PhantomData<T>,
 }
 
-// SAFETY: the values belong to this object (O1, O2), and sending it sends them. The tree is Send
+// SAFETY: the values belong to this object (D1, D2), and sending it sends them. The tree is Send
 // and Sync.
 unsafe impl<T: Send> Send for PerCpu<T> {}
 // SAFETY: `&PerCpu<T>` gives out nothing but `&T`.
@@ -189,7 +189,7 @@ impl<T> PerCpu<T> {
     /// The copy of `cpu`; `None` when that CPU is not possible.
     pub fn get(&self, cpu: CpuId) -> Option<&T> {
         let possible = self.tree.arena().machine().is_possible(cpu);
-        // SAFETY: the copy of a possible CPU holds a `T` (O2), which lives as long as `self` and
+        // SAFETY: the copy of a possible CPU holds a `T` (D2), which lives as long as `self` and
         // is given out mutably only through `&mut self`.
         possible.then(|| unsafe { &*self.copy(cpu) })
     }
@@ -277,7 +277,7 @@ impl<'a, T> Iterator for Iter<'a, T> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let &cpu = self.cpus.next()?;
-        // SAFETY: the copy of a possible CPU holds a `T` (O2), borrowed for `'a`.
+        // SAFETY: the copy of a possible CPU holds a `T` (D2), borrowed for `'a`.
         Some((cpu, unsafe { &*copy_of(self.first, self.stride, cpu) }))
     }
 
@@ -291,7 +291,7 @@ impl<'a, T> Iterator for IterMut<'a, T> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let &cpu = self.cpus.next()?;
-        // SAFETY: the copy of a possible CPU holds a `T` (O2), borrowed exclusively for `'a`;
+        // SAFETY: the copy of a possible CPU holds a `T` (D2), borrowed exclusively for `'a`;
         // every CPU comes once.
         Some((cpu, unsafe { &mut *copy_of(self.first, self.stride, cpu) }))
     }

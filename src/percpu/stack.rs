@@ -78,7 +78,7 @@ impl<N: LocalInt, const CAP: usize, I: CopyIndex> PerCpu<LocalStack<N, CAP, I>> 
     fn word(&self) -> Word<'_, N, I> {
         const { LocalStack::<N, CAP, I>::LAYOUT };
         let (locator, first, _) = self.parts();
-        // SAFETY: the object's area and its values (O1, O2); zero, as in the detached copy, is an
+        // SAFETY: the object's area and its values (D1, D2); zero, as in the detached copy, is an
         // empty stack. Only `push` and `pop` write to the copies, and `drain`, exclusively.
         unsafe { Word::new(locator, first.as_ptr().cast()) }
     }

@@ -13,13 +13,13 @@
 //!
 //! Invariants, checked by `verify`:
 //!
-//! * C1: `free_bytes` is 4 × the clear bits of `alloc_map`, less the ends that are not managed.
-//! * C2: a block's `contig_hint` is 1024 exactly when the block is free.
-//! * C3: no hint claims a run that is not free; `first_free` is no higher than the first free bit.
-//! * C4: `nr_empty_pages` counts the blocks that are free *and* populated, once population that
+//! * K1: `free_bytes` is 4 × the clear bits of `alloc_map`, less the ends that are not managed.
+//! * K2: a block's `contig_hint` is 1024 exactly when the block is free.
+//! * K3: no hint claims a run that is not free; `first_free` is no higher than the first free bit.
+//! * K4: `nr_empty_pages` counts the blocks that are free *and* populated, once population that
 //!   an allocation asked for is done.
-//! * C5: an area's length is the distance from its start to the next bound bit.
-//! * C6: a live area lies on populated pages, once population is done.
+//! * K5: an area's length is the distance from its start to the next bound bit.
+//! * K6: a live area lies on populated pages, once population is done.
 //!
 //! Mirrors `struct pcpu_chunk` of Linux 5.2 to 7.1. The search is in [`search`](self), the
 //! upkeep of the hints in `update`.
