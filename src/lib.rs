@@ -90,15 +90,15 @@ pub use memcg::{
     ShrinkError, Throttle, TopConsumer, TreeError,
 };
 pub use percpu::{
-    BuildError, CompactLocal, Full, HistogramError, HistogramSnapshot, Iter, IterMut, Local,
-    LocalRef, LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
-    PerCpuCounters, PerCpuHistogram, StaticLocal,
+    BuildError, CompactLocal, HistogramError, HistogramSnapshot, Iter, IterMut, Local, LocalRef,
+    LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
+    PerCpuCounters, PerCpuHistogram, StackFull, StaticLocal,
 };
 pub use placement::Profile;
 pub use report::{CgroupFile, CgroupFiles, FileError};
 pub use sys::{
-    ByConcurrency, ByCpu, CpuId, FaultInjection, Index, Int, MAX_CPUS, Machine, MachineBuilder,
-    MachineError, MapError, MapOp, NodeId, RegisteredBy, ThisCpu, Tier,
+    ByConcurrency, ByCpu, CopyIndex, CpuId, FaultInjection, LocalInt, MAX_CPUS, Machine,
+    MachineBuilder, MachineError, MapError, MapOp, NodeId, RegisteredBy, ThisCpu, Tier,
 };
 
 /// The README's programs, compiled and run with the tests.

@@ -296,7 +296,7 @@ fn errors_say_what_stood_against_the_call() {
 
 #[test]
 fn every_profile_refuses_alike() {
-    for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_6_13, Profile::LINUX_5_10] {
+    for profile in [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10] {
         let builder = PerCpuAllocator::builder().machine(Machine::uniform(3).unwrap());
         let pcpu = builder.profile(profile).build().unwrap();
         let tenant = pcpu.root().create("tenant").unwrap();

@@ -10,7 +10,7 @@ use percpu_memcg::{
     NodeId, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, Populate, Profile, TreeError,
 };
 
-const PROFILES: [Profile; 3] = [Profile::PERCPU_MEMCG, Profile::LINUX_6_13, Profile::LINUX_5_10];
+const PROFILES: [Profile; 3] = [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10];
 const POPULATES: [Populate; 3] = [Populate::Lazy, Populate::Eager, Populate::Whole];
 const OPS: [Option<MapOp>; 4] =
     [None, Some(MapOp::Reserve), Some(MapOp::Prefault), Some(MapOp::Bind)];
@@ -371,7 +371,7 @@ fn areas_read_as_zero_when_discarding_fails(profile: Profile, arm: impl Fn(&Mach
 
 #[test]
 fn areas_read_as_zero_although_discarding_fails() {
-    for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_6_13] {
+    for profile in [Profile::DEFAULT, Profile::LINUX_6_13] {
         let fail_all = |machine: &Machine| machine.faults().fail_all(Some(MapOp::Discard));
         let discards = areas_read_as_zero_when_discarding_fails(profile, fail_all);
         assert!(discards > 20, "{profile:?}: the test met what it is about");
@@ -380,7 +380,7 @@ fn areas_read_as_zero_although_discarding_fails() {
 
 #[test]
 fn areas_read_as_zero_although_one_copy_is_not_discarded() {
-    for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_6_13] {
+    for profile in [Profile::DEFAULT, Profile::LINUX_6_13] {
         for nth in [1, 2, 3, 4, 5, 8, 9, 10, 17, 20] {
             let fail_one = |machine: &Machine| machine.faults().fail_nth(Some(MapOp::Discard), nth);
             areas_read_as_zero_when_discarding_fails(profile, fail_one);

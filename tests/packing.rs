@@ -4,9 +4,9 @@
 //! side; balance work runs right after the operation that asked for it, whatever the file says,
 //! so that each profile gets it when *it* wants it. What has to hold:
 //!
-//! * P1: mean packing is at least that of Linux 5.10, and 0.95 of Linux 6.13's, on every file;
-//! * P2: it is 1.15 times that of Linux 5.10 in the geometric mean over the files;
-//! * P3: populated pages peak at no more than Linux 6.13's by 0.95, nor at more than Linux 5.10's.
+//! * Q1: mean packing is at least that of Linux 5.10, and 0.95 of Linux 6.13's, on every file;
+//! * Q2: it is 1.15 times that of Linux 5.10 in the geometric mean over the files;
+//! * Q3: populated pages peak at no more than Linux 6.13's by 0.95, nor at more than Linux 5.10's.
 //!   Where Linux 5.10 refused more requests it held less; there, pages per live byte count.
 //!
 //! `cargo test --test packing -- --nocapture` prints the table of the README.
@@ -116,7 +116,7 @@ fn judge(set: &str, files: Vec<PathBuf>) {
         }
     }
     if ratio < OVER_LINUX_5_10 {
-        broken.push(format!("P2: {ratio:.3} times Linux 5.10"));
+        broken.push(format!("Q2: {ratio:.3} times Linux 5.10"));
     }
     assert!(broken.is_empty(), "{set} recordings:\n{}", broken.join("\n"));
 }
@@ -211,17 +211,17 @@ impl Row {
             }
         };
         let mut at_least = |rule, own: f64, limit: f64| expect(rule, own, limit, own >= limit);
-        at_least("P1, Linux 5.10", own.packing.mean(), old.packing.mean());
-        at_least("P1, Linux 6.13", own.packing.mean(), OF_LINUX_6_13 * new.packing.mean());
+        at_least("Q1, Linux 5.10", own.packing.mean(), old.packing.mean());
+        at_least("Q1, Linux 6.13", own.packing.mean(), OF_LINUX_6_13 * new.packing.mean());
 
         let mut at_most = |rule, own: f64, limit: f64| expect(rule, own, limit, own <= limit);
         let (own_pages, new_pages) = (own.packing.peak_pages, new.packing.peak_pages);
-        at_most("P3, Linux 6.13", own_pages as f64, new_pages as f64 / OF_LINUX_6_13);
+        at_most("Q3, Linux 6.13", own_pages as f64, new_pages as f64 / OF_LINUX_6_13);
         if old.refused > own.refused {
             let (own, old) = (own.peak_pages_per_live_byte(), old.peak_pages_per_live_byte());
-            at_most("P3, Linux 5.10, pages per live byte", own, old);
+            at_most("Q3, Linux 5.10, pages per live byte", own, old);
         } else {
-            at_most("P3, Linux 5.10", own_pages as f64, old.packing.peak_pages as f64);
+            at_most("Q3, Linux 5.10", own_pages as f64, old.packing.peak_pages as f64);
         }
 
         for (_, old_mean, new_mean) in KNOWN.iter().filter(|known| known.0 == file) {

@@ -6,9 +6,9 @@ use std::{io, thread};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::region::Region;
+use super::chunk_memory::ChunkMemory;
 use super::{Arena, Owner, Populate, Window};
-use crate::placement::{Balance, ChunkId, Set, Step};
+use crate::placement::{Balance, ChunkId, ChunkType, Step};
 use crate::sys::MapError;
 
 /// Who runs balance work: destroying spare chunks, giving pages back, populating reserves.
@@ -62,7 +62,7 @@ impl<O: Owner> Arena<O> {
             let Some(step) = step else { return };
             // Lack of memory is not an error here: whoever needs the pages will meet it.
             let success = match &step {
-                Step::Create(set) => self.create_chunk(*set).is_ok(),
+                Step::Create(chunk_type) => self.create_chunk(*chunk_type).is_ok(),
                 Step::Populate(chunk, pages) => self.populate_pages(*chunk, pages).is_ok(),
                 Step::Depopulate(chunk, pages) => {
                     self.depopulate_pages(*chunk, pages);
@@ -72,7 +72,7 @@ impl<O: Owner> Arena<O> {
             };
             let mut state = self.state.lock();
             let dead = match step {
-                Step::Destroy(chunk) => state.remove_region(chunk),
+                Step::Destroy(chunk) => state.remove_memory(chunk),
                 _ => None,
             };
             balance.complete(&mut state.placement, &step, success);
@@ -82,16 +82,16 @@ impl<O: Owner> Arena<O> {
         }
     }
 
-    /// Adds a chunk to `set`. The populate lock is held.
-    pub(super) fn create_chunk(&self, set: Set) -> Result<(), MapError> {
-        let region = Region::new(&self.machine, self.geometry)?;
+    /// Adds a chunk of the type. The populate lock is held.
+    pub(super) fn create_chunk(&self, chunk_type: ChunkType) -> Result<(), MapError> {
+        let memory = ChunkMemory::new(&self.machine, self.geometry)?;
         let whole = self.populate == Populate::Whole;
         if whole {
             let unit = 0..self.geometry.unit_size();
-            region.prefault(&self.machine, Window::Coloured, &unit)?;
+            memory.prefault(&self.machine, Window::Coloured, &unit)?;
         }
         let mut state = self.state.lock();
-        let id = state.add_chunk(set, region);
+        let id = state.add_chunk(chunk_type, memory);
         if whole {
             let pages = 0..state.placement.pages_per_unit();
             state.placement.populated(id, pages);
@@ -108,8 +108,8 @@ impl<O: Owner> Arena<O> {
         if self.populate == Populate::Lazy {
             return Ok(());
         }
-        let (region, unit) = self.state.lock().unit_range_of_pages(chunk, pages);
-        region.prefault(&self.machine, Window::Coloured, &unit)
+        let (memory, unit) = self.state.lock().unit_range_of_pages(chunk, pages);
+        memory.prefault(&self.machine, Window::Coloured, &unit)
     }
 
     /// Gives the memory of `pages` back, which the placement counts as depopulated already.
@@ -117,17 +117,17 @@ impl<O: Owner> Arena<O> {
     fn depopulate_pages(&self, chunk: ChunkId, pages: &Range<usize>) {
         let state = self.state.lock();
         if state.placement.is_doomed(chunk) {
-            // Its region is unmapped as a whole, soon.
+            // Its memory is unmapped as a whole, soon.
             return;
         }
         // Copies do not start at pages: together with its neighbours a page can be given back
         // wholly, alone it cannot.
         let around = state.placement.unpopulated_around(chunk, pages.clone());
-        let (region, unit) = state.unit_range_of_pages(chunk, &around);
+        let (memory, unit) = state.unit_range_of_pages(chunk, &around);
         drop(state);
         // SAFETY: pages that are not populated hold no live area, and while the populate lock is
         // held nobody places one there (A2).
-        let complete = unsafe { region.discard(&self.machine, &unit) };
+        let complete = unsafe { memory.discard(&self.machine, &unit) };
         if complete {
             self.state.lock().mark_clean(chunk, &self.geometry, &unit);
         }

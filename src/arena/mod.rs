@@ -9,14 +9,15 @@
 //!
 //! *populate lock* > *area lock*. The populate lock is held by callers that may block, from
 //! placing to the end of population, and by balance work: at most one of them changes what is
-//! populated. The area lock guards the placement, the table of regions and the owners; it is
-//! short and never held across a system call. Callers that may not block take only the area lock.
+//! populated. The area lock guards the placement, the table of the chunks' memory and the owners;
+//! it is short and never held across a system call. Callers that must not block take only the area
+//! lock.
 //! A cache of freed areas per CPU would sit in front of both, in `Arena::alloc` and
 //! `Arena::free`.
 //!
 //! # Invariants
 //!
-//! * A1: every chunk of the placement has a region, and regions of one arena have one geometry.
+//! * A1: every chunk of the placement has a `ChunkMemory`; those of one arena have one geometry.
 //! * A2: a live area lies on populated pages whenever the populate lock is free; so pages that
 //!   are not populated hold no area, and only holders of the populate lock place areas on them.
 //! * A3: bytes of a chunk that are clear in its `dirty` map read as zero on every CPU unless a
@@ -24,8 +25,8 @@
 //! * A4: owner slots are set only for live areas of accounted chunks.
 
 mod balance;
+mod chunk_memory;
 mod geometry;
-mod region;
 mod revocable;
 mod state;
 mod words;
@@ -40,7 +41,7 @@ use std::{io, ptr::NonNull};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::placement::{Area, LayoutError, Place, Placed, Placement, Profile, Regions, Request};
-use crate::sys::{CpuId, Machine, MapError, Slots, UNIT_STRIDE, detached_is_used};
+use crate::sys::{CopyLocator, CpuId, Machine, MapError, UNIT_STRIDE, detached_is_used};
 
 pub use balance::BalanceMode;
 pub(crate) use geometry::Window;
@@ -48,8 +49,8 @@ pub(crate) use revocable::{RevocableWords, TakenOut, WordPair};
 pub(crate) use words::Words;
 
 use balance::Worker;
+use chunk_memory::ChunkMemory;
 use geometry::Geometry;
-use region::Region;
 use state::State;
 
 /// When pages get their memory.
@@ -97,7 +98,7 @@ pub(crate) trait Owner: Send + Sync + Sized + 'static {
 pub(crate) struct Arena<O: Owner> {
     machine: Machine,
     geometry: Geometry,
-    slots: Slots,
+    locator: CopyLocator,
     populate: Populate,
     populate_lock: Mutex<()>,
     state: Mutex<State<O>>,
@@ -160,13 +161,13 @@ impl<O: Owner> Arena<O> {
             if populate == Populate::Whole { profile.without_depopulation() } else { profile };
         let placement = Placement::new(unit_size, regions, profile).map_err(NoArena::Layout)?;
         let geometry = Geometry::new(unit_size, machine.cpu_id_limit()).ok_or(NoArena::TooLarge)?;
-        let first = Region::new(&machine, geometry).map_err(NoArena::Memory)?;
+        let first = ChunkMemory::new(&machine, geometry).map_err(NoArena::Memory)?;
         if populate != Populate::Lazy {
             let end = regions.static_size + regions.reserved_size + regions.dyn_size;
             first.prefault(&machine, Window::Coloured, &(0..end)).map_err(NoArena::Memory)?;
         }
         let arena = Arc::new(Arena {
-            slots: Slots::of(&machine),
+            locator: CopyLocator::of(&machine),
             machine,
             geometry,
             populate,
@@ -187,8 +188,8 @@ impl<O: Owner> Arena<O> {
     }
 
     /// What sequences need to find this CPU's copy of an area aligned to at most 128 bytes.
-    pub(crate) fn slots(&self) -> Slots {
-        self.slots
+    pub(crate) fn locator(&self) -> CopyLocator {
+        self.locator
     }
 
     /// Distance in bytes between the copies of neighbouring CPU ids, for areas aligned to
@@ -206,13 +207,13 @@ impl<O: Owner> Arena<O> {
 
     /// The start of the static region, in the copy of CPU 0. It is never handed out.
     pub(crate) fn static_region(&self) -> NonNull<u8> {
-        self.state.lock().first_region().copy(Window::Coloured, CpuId::new(0), 0)
+        self.state.lock().first_memory().copy(Window::Coloured, CpuId::new(0), 0)
     }
 
     /// The copies of the byte `first` of an area in the coloured window that may not be zero:
     /// those of all possible CPUs, and the detached one.
     pub(crate) fn copies<T>(&self, first: *mut T) -> impl Iterator<Item = *mut T> {
-        let detached = detached_is_used().then(|| Slots::detached(&self.machine));
+        let detached = detached_is_used().then(|| CopyLocator::detached(&self.machine));
         let cpus = self.machine.possible().iter().map(|cpu| cpu.index());
         cpus.chain(detached).map(move |index| first.wrapping_byte_add(index * UNIT_STRIDE))
     }
@@ -263,8 +264,9 @@ impl<O: Owner> Arena<O> {
         let area = loop {
             match state.placement.place(request) {
                 Placed::At(area) => break area,
-                Placed::NeedsChunk(set) => {
-                    Guard::unlocked(state, || self.create_chunk(set)).map_err(NoArea::Memory)?;
+                Placed::NeedsChunk(chunk_type) => {
+                    Guard::unlocked(state, || self.create_chunk(chunk_type))
+                        .map_err(NoArea::Memory)?;
                 }
                 Placed::Refused => return Err(NoArea::NoRoom),
             }
@@ -291,8 +293,8 @@ impl<O: Owner> Arena<O> {
             state.placement.populated(area.chunk, pages);
         }
         if self.populate != Populate::Lazy && request.window() == Window::Paged {
-            let (region, unit) = state.unit_range_of(area);
-            let prefault = || region.prefault(&self.machine, Window::Paged, &unit);
+            let (memory, unit) = state.unit_range_of(area);
+            let prefault = || memory.prefault(&self.machine, Window::Paged, &unit);
             Guard::unlocked(state, prefault)?;
         }
         Ok(())
@@ -306,12 +308,12 @@ impl<O: Owner> Arena<O> {
         area: &Area,
         owner: Option<&'static O::Target>,
     ) -> HandedOut<O> {
-        state.placement.settle(area);
+        state.placement.finish_alloc(area);
         let window = request.window();
         let is_owned = state.register(area, window, owner);
         let dirty = state.dirty_part(area);
-        let (region, unit) = state.unit_range_of(area);
-        HandedOut { region, window, start: unit.start, dirty, is_owned }
+        let (memory, unit) = state.unit_range_of(area);
+        HandedOut { memory, window, start: unit.start, dirty, is_owned }
     }
 
     /// Frees the area at `address`, given by its byte in the copy of CPU 0.
@@ -369,7 +371,7 @@ type Guard<'a, O> = MutexGuard<'a, State<O>>;
 
 /// A placed area whose old content may still be there.
 struct HandedOut<O: Owner> {
-    region: Arc<Region<O>>,
+    memory: Arc<ChunkMemory<O>>,
     window: Window,
     start: usize,
     dirty: Option<Range<usize>>,
@@ -381,9 +383,9 @@ impl<O: Owner> HandedOut<O> {
         if let Some(dirty) = self.dirty {
             // SAFETY: this thread placed the area, and nobody else knows it yet; `dirty` is a
             // part of it.
-            unsafe { self.region.zero(machine, self.window, &dirty) };
+            unsafe { self.memory.zero(machine, self.window, &dirty) };
         }
-        let first = self.region.copy(self.window, CpuId::new(0), self.start);
+        let first = self.memory.copy(self.window, CpuId::new(0), self.start);
         Allocated { first, is_owned: self.is_owned }
     }
 }

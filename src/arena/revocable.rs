@@ -64,12 +64,12 @@ impl<O: Owner> Inner<O> {
             // SAFETY: the words exist and are of this arena (see `Words`); they are accessed as
             // `Words` says. They are freed after `take_out`, which wants the gate closed for good
             // and fenced; until then nobody opens it again.
-            unsafe { gate.open(words.slots(), words.first().cast()) };
+            unsafe { gate.open(words.locator(), words.first().cast()) };
         }
     }
 
     fn word(&self, cpu: usize) -> Option<&AtomicU64> {
-        let words = self.words.as_ref().filter(|words| cpu < words.slots().cpus())?;
+        let words = self.words.as_ref().filter(|words| cpu < words.locator().cpus())?;
         Some(words.unsigned(GUARDED, cpu))
     }
 }

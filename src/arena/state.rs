@@ -1,18 +1,20 @@
-//! What the area lock guards: the placement, the regions of its chunks, owners, dirty bytes.
+//! What the area lock guards: the placement, the memory of its chunks, owners, dirty bytes.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::chunk_memory::ChunkMemory;
 use super::geometry::{Geometry, Window};
-use super::region::Region;
 use super::{Freed, NotLive, Owner};
-use crate::placement::{Area, Bitmap, ChunkId, GRANULE_SIZE, PAGE_SIZE, Placement, Regions, Set};
+use crate::placement::{
+    Area, Bitmap, ChunkId, ChunkType, GRANULE_SIZE, PAGE_SIZE, Placement, Regions,
+};
 
 /// The memory behind one chunk of the placement.
 #[derive(Debug)]
 struct Backing<O: Owner> {
-    region: Arc<Region<O>>,
+    memory: Arc<ChunkMemory<O>>,
     /// Unit offset of the chunk's first page.
     base: usize,
     /// Unit bytes that the chunk manages.
@@ -30,12 +32,12 @@ struct Backing<O: Owner> {
 pub(super) struct State<O: Owner> {
     pub(super) placement: Placement,
     backings: Vec<Option<Backing<O>>>,
-    /// Chunks by the span of their region. Two share the first region, see `locate`.
+    /// Chunks by the span of their memory. Two share the first, see `live_area`.
     by_span: HashMap<usize, ChunkId>,
 }
 
 impl<O: Owner> State<O> {
-    pub(super) fn new(placement: Placement, regions: &Regions, first: Region<O>) -> Self {
+    pub(super) fn new(placement: Placement, regions: &Regions, first: ChunkMemory<O>) -> Self {
         let mut state = State { placement, backings: Vec::new(), by_span: HashMap::new() };
         let first = Arc::new(first);
         let first_chunk = state.placement.first_chunk();
@@ -53,20 +55,20 @@ impl<O: Owner> State<O> {
         state
     }
 
-    /// Adds a created chunk of `set`; its region is new.
-    pub(super) fn add_chunk(&mut self, set: Set, region: Region<O>) -> ChunkId {
-        let id = self.placement.add_chunk(set);
-        let keeps_owners = set == Set::Accounted || !self.placement.splits_sets();
+    /// Adds a created chunk of the type; its memory is new.
+    pub(super) fn add_chunk(&mut self, chunk_type: ChunkType, memory: ChunkMemory<O>) -> ChunkId {
+        let id = self.placement.add_chunk(chunk_type);
+        let keeps_owners = chunk_type == ChunkType::Accounted || !self.placement.splits_types();
         let unit_size = self.placement.unit_size();
-        self.by_span.insert(region.span(), id);
-        self.insert(id, Arc::new(region), 0, 0..unit_size, keeps_owners);
+        self.by_span.insert(memory.span(), id);
+        self.insert(id, Arc::new(memory), 0, 0..unit_size, keeps_owners);
         id
     }
 
     fn insert(
         &mut self,
         id: ChunkId,
-        region: Arc<Region<O>>,
+        memory: Arc<ChunkMemory<O>>,
         base: usize,
         managed: Range<usize>,
         keeps_owners: bool,
@@ -77,43 +79,43 @@ impl<O: Owner> State<O> {
             self.backings.resize_with(id.index() + 1, || None);
         }
         self.backings[id.index()] =
-            Some(Backing { region, base, managed, keeps_owners, dirty, paged });
+            Some(Backing { memory, base, managed, keeps_owners, dirty, paged });
     }
 
-    /// Forgets the region of a chunk that is about to leave the placement.
-    pub(super) fn remove_region(&mut self, id: ChunkId) -> Option<Arc<Region<O>>> {
+    /// Forgets the memory of a chunk that is about to leave the placement.
+    pub(super) fn remove_memory(&mut self, id: ChunkId) -> Option<Arc<ChunkMemory<O>>> {
         let backing = self.backings[id.index()].take()?;
-        self.by_span.remove(&backing.region.span());
-        Some(backing.region)
+        self.by_span.remove(&backing.memory.span());
+        Some(backing.memory)
     }
 
     fn backing(&self, id: ChunkId) -> &Backing<O> {
-        self.backings[id.index()].as_ref().expect("every chunk has a region (A1)")
+        self.backings[id.index()].as_ref().expect("every chunk has memory (A1)")
     }
 
     fn backing_mut(&mut self, id: ChunkId) -> &mut Backing<O> {
-        self.backings[id.index()].as_mut().expect("every chunk has a region (A1)")
+        self.backings[id.index()].as_mut().expect("every chunk has memory (A1)")
     }
 
-    /// The region that has the static region.
-    pub(super) fn first_region(&self) -> &Region<O> {
-        &self.backing(self.placement.first_chunk()).region
+    /// The first chunk's memory, which has the static region.
+    pub(super) fn first_memory(&self) -> &ChunkMemory<O> {
+        &self.backing(self.placement.first_chunk()).memory
     }
 
-    /// The region of a chunk, and the unit bytes of `pages` of it.
+    /// The memory of a chunk, and the unit bytes of `pages` of it.
     pub(super) fn unit_range_of_pages(
         &self,
         id: ChunkId,
         pages: &Range<usize>,
-    ) -> (Arc<Region<O>>, Range<usize>) {
-        let Backing { region, base, .. } = self.backing(id);
-        (Arc::clone(region), base + pages.start * PAGE_SIZE..base + pages.end * PAGE_SIZE)
+    ) -> (Arc<ChunkMemory<O>>, Range<usize>) {
+        let Backing { memory, base, .. } = self.backing(id);
+        (Arc::clone(memory), base + pages.start * PAGE_SIZE..base + pages.end * PAGE_SIZE)
     }
 
-    /// The region of an area, and its unit bytes.
-    pub(super) fn unit_range_of(&self, area: &Area) -> (Arc<Region<O>>, Range<usize>) {
-        let Backing { region, base, .. } = self.backing(area.chunk);
-        (Arc::clone(region), base + area.offset..base + area.offset + area.size)
+    /// The memory of an area, and its unit bytes.
+    pub(super) fn unit_range_of(&self, area: &Area) -> (Arc<ChunkMemory<O>>, Range<usize>) {
+        let Backing { memory, base, .. } = self.backing(area.chunk);
+        (Arc::clone(memory), base + area.offset..base + area.offset + area.size)
     }
 
     /// Notes the window of a new area, and its owner if the chunk keeps owners. True when the area
@@ -130,7 +132,7 @@ impl<O: Owner> State<O> {
         }
         let Some(owner) = owner.filter(|_| backing.keeps_owners) else { return false };
         // SAFETY: `self` is what the area lock guards, and the area was just placed.
-        unsafe { backing.region.set_owner(backing.base + area.offset, O::from_static(owner)) };
+        unsafe { backing.memory.set_owner(backing.base + area.offset, O::from_static(owner)) };
         true
     }
 
@@ -149,12 +151,12 @@ impl<O: Owner> State<O> {
         let &id = self.by_span.get(&geometry.span_of(address)).ok_or(NotLive::Foreign)?;
         let in_span = address & (geometry.span() - 1);
         if in_span >= geometry.len() {
-            // The region does not fill its span; whatever is behind it is not ours.
+            // The memory does not fill its span; whatever is behind it is not ours.
             return Err(NotLive::Foreign);
         }
         let (window, unit) = geometry.locate(in_span).ok_or(NotLive::NoArea)?;
-        let shares_region = id == self.placement.first_chunk();
-        let chunks = [Some(id), self.placement.reserved_chunk().filter(|_| shares_region)];
+        let shares_memory = id == self.placement.first_chunk();
+        let chunks = [Some(id), self.placement.reserved_chunk().filter(|_| shares_memory)];
         let manages = |id: &ChunkId| self.backing(*id).managed.contains(&unit);
         let chunk = chunks.into_iter().flatten().find(manages).ok_or(NotLive::NoArea)?;
         let offset = unit - self.backing(chunk).base;
@@ -183,7 +185,7 @@ impl<O: Owner> State<O> {
         // SAFETY: `self` is what the area lock guards.
         let owner = backing
             .keeps_owners
-            .then(|| unsafe { backing.region.take_owner(backing.base + offset) })
+            .then(|| unsafe { backing.memory.take_owner(backing.base + offset) })
             .flatten();
         Ok(Freed { size, owner })
     }
@@ -213,7 +215,7 @@ impl<O: Owner> State<O> {
         for (id, backing) in self.with_owners() {
             for offset in self.placement.live_areas(id) {
                 // SAFETY: `self` is what the area lock guards.
-                let owner = unsafe { backing.region.owner(backing.base + offset) };
+                let owner = unsafe { backing.memory.owner(backing.base + offset) };
                 if owner.is_some_and(&mut is_meant) {
                     sizes.extend(self.placement.live_len(id, offset));
                 }
@@ -229,7 +231,7 @@ impl<O: Owner> State<O> {
             let live: HashSet<usize> = self.placement.live_areas(id).collect();
             for offset in (0..self.placement.unit_size()).step_by(GRANULE_SIZE) {
                 // SAFETY: `self` is what the area lock guards.
-                let owner = unsafe { backing.region.owner(backing.base + offset) };
+                let owner = unsafe { backing.memory.owner(backing.base + offset) };
                 if owner.is_some() && !live.contains(&offset) {
                     return Err(format!("A4: an owner without area at {offset}"));
                 }
@@ -243,7 +245,7 @@ impl<O: Owner> State<O> {
         for (id, backing) in self.with_owners() {
             for offset in self.placement.live_areas(id) {
                 // SAFETY: `self` is what the area lock guards.
-                drop(unsafe { backing.region.take_owner(backing.base + offset) });
+                drop(unsafe { backing.memory.take_owner(backing.base + offset) });
             }
         }
     }

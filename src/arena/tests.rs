@@ -53,7 +53,7 @@ impl Owner for Owned {
     }
 }
 
-const PROFILES: [Profile; 3] = [Profile::PERCPU_MEMCG, Profile::LINUX_6_13, Profile::LINUX_5_10];
+const PROFILES: [Profile; 3] = [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10];
 const UNIT_SIZE: usize = 64 << 10;
 
 fn config(profile: Profile) -> Config {
@@ -126,10 +126,10 @@ fn check_clean_granules(arena: &Arena<Owned>, live: &[NonNull<u8>]) -> usize {
                 continue;
             }
             clean += 1;
-            let (region, unit) = state.unit_range_of(&granule);
+            let (memory, unit) = state.unit_range_of(&granule);
             for window in [Window::Coloured, Window::Paged] {
                 for &cpu in arena.machine().possible() {
-                    let word = region.copy(window, cpu, unit.start).cast::<u32>();
+                    let word = memory.copy(window, cpu, unit.start).cast::<u32>();
                     // SAFETY: a mapped, aligned granule that no area covers.
                     let word = unsafe { word.read() };
                     assert_eq!(word, 0, "{granule:?}, {window:?}, {cpu:?}");
@@ -160,7 +160,7 @@ fn dirty_and_depopulate(arena: &Arena<Owned>) -> Vec<NonNull<u8>> {
 
 #[test]
 fn what_is_clean_reads_as_zero_after_depopulation() {
-    for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_6_13] {
+    for profile in [Profile::DEFAULT, Profile::LINUX_6_13] {
         let arena = arena(profile);
         let before = arena.with_placement(|placement| placement.stats().nr_populated);
         for round in 0..3 {
@@ -182,7 +182,7 @@ fn what_is_clean_reads_as_zero_after_depopulation() {
 
 #[test]
 fn what_could_not_be_discarded_stays_dirty() {
-    for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_6_13] {
+    for profile in [Profile::DEFAULT, Profile::LINUX_6_13] {
         for nth in [1, 2, 3, 4, 5, 6, 7, 13] {
             let arena = arena(profile);
             arena.machine.faults().fail_nth(Some(MapOp::Discard), nth);
@@ -259,7 +259,7 @@ fn chunks_that_keep_no_owners_leave_them_with_the_caller() {
         let flags = RequestFlags { account: true, ..plain() };
         let given = owner.clone().into_static();
         let is_owned = arena.alloc(&request(64, 8, flags), Some(given)).unwrap().is_owned;
-        assert_eq!(is_owned, profile.split_sets, "one list starts with the first chunk");
+        assert_eq!(is_owned, profile.split_types, "one list starts with the first chunk");
     }
 }
 
@@ -305,7 +305,7 @@ fn dropping_the_arena_drops_the_owners_of_live_areas_once() {
 // Addresses.
 
 #[test]
-fn address_behind_a_region_is_foreign_although_it_is_in_its_span() {
+fn address_behind_a_chunk_is_foreign_although_it_is_in_its_span() {
     let arena = arena(Profile::default());
     let area = alloc(&arena, 64, 8, None).addr().get();
     let base = area & !(arena.geometry.span() - 1);
@@ -318,7 +318,7 @@ fn address_behind_a_region_is_foreign_although_it_is_in_its_span() {
 }
 
 #[test]
-fn first_and_reserved_chunk_share_a_region_and_are_told_apart() {
+fn first_and_reserved_chunk_share_memory_and_are_told_apart() {
     let regions = Regions { static_size: 100, reserved_size: 5000, dyn_size: 20_000 };
     let arena = Arena::<Owned>::new(Config { regions, ..config(Profile::default()) }).unwrap();
     let reserved = request(64, 4, RequestFlags { reserved: true, ..plain() });
@@ -346,8 +346,7 @@ fn requests_that_may_not_block_and_frees_do_not_wait_for_population() {
     let worker = Arc::clone(&arena);
     let worker = thread::spawn(move || {
         let area = worker.alloc(&request(64, 8, atomic()), None).unwrap().first;
-        let sizes =
-            (free(&worker, area).size, worker.alloc(&request(32_768, 8, atomic()), None));
+        let sizes = (free(&worker, area).size, worker.alloc(&request(32_768, 8, atomic()), None));
         done.send(sizes.0 == 64 && matches!(sizes.1, Err(NoArea::NoRoom))).unwrap();
     });
     assert_eq!(wait.recv_timeout(Duration::from_secs(20)), Ok(true));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::{Allocated, Arena, Freed, NoArea, Owner};
 use crate::placement::{Request, RequestFlags};
-use crate::sys::{ByCpu, Sequences, Slots, Twins, UNIT_STRIDE, Word};
+use crate::sys::{AtomicOps, ByCpu, CopyLocator, Sequences, UNIT_STRIDE, Word};
 
 /// `N` signed 64-bit words on every possible CPU, zero at first.
 ///
@@ -43,8 +43,8 @@ impl<O: Owner, const N: usize> Words<O, N> {
     }
 
     /// What sequences need to find this CPU's copy.
-    pub(super) fn slots(&self) -> &Slots {
-        &self.arena.slots
+    pub(super) fn locator(&self) -> &CopyLocator {
+        &self.arena.locator
     }
 
     /// The first word in the copy of CPU 0.
@@ -61,12 +61,13 @@ impl<O: Owner, const N: usize> Words<O, N> {
     pub(crate) fn add(&self, index: usize, value: i64) {
         // SAFETY: the words are in this value's live area, aligned to them, whose copies were
         // zero at first. They are only touched by sequences and atomic operations.
-        let word: Word<'_, i64, ByCpu> = unsafe { Word::new(&self.arena.slots, self.word(index)) };
+        let word: Word<'_, i64, ByCpu> =
+            unsafe { Word::new(&self.arena.locator, self.word(index)) };
         // SAFETY: `run` gives a valid copy, for atomic instructions.
         let copy = |word: *mut i64| unsafe { &*word.cast::<AtomicI64>() };
         word.run(
             |at| i64::add(at, value),
-            |word| i64::add_twin(copy(word), value),
+            |word| i64::add_fallback(copy(word), value),
             || self.arena.machine(),
         );
     }
@@ -83,7 +84,7 @@ impl<O: Owner, const N: usize> Words<O, N> {
     ///
     /// When there is no such CPU.
     pub(super) fn unsigned(&self, index: usize, cpu: usize) -> &AtomicU64 {
-        assert!(cpu < self.slots().cpus());
+        assert!(cpu < self.locator().cpus());
         let word = self.word(index).wrapping_byte_add(cpu * UNIT_STRIDE);
         // SAFETY: as in `add`; a word of a copy that exists.
         unsafe { &*word.cast::<AtomicU64>() }

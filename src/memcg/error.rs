@@ -352,9 +352,7 @@ impl TreeError {
         match self {
             TreeError::NotFound { .. } => libc::ENOENT,
             TreeError::Exists { .. } => libc::EEXIST,
-            TreeError::InvalidName { name } if name.len() > MAX_NAME_BYTES => {
-                libc::ENAMETOOLONG
-            }
+            TreeError::InvalidName { name } if name.len() > MAX_NAME_BYTES => libc::ENAMETOOLONG,
             TreeError::InvalidName { .. } => libc::EINVAL,
             TreeError::Busy { .. } | TreeError::IsRoot => libc::EBUSY,
             TreeError::Removed { .. } => libc::ENODEV,

@@ -1,8 +1,8 @@
 //! The bounds that make [`PerCpu`](super::PerCpu) sound, held by programs that must not compile.
 //!
-//! Each stands behind a twin that differs in the one thing that matters and does compile, so that
-//! it fails for that reason and no other. Who is `Send` and `Sync` is also asserted directly, in
-//! `tests/objects`.
+//! Each stands behind an example that differs in the one thing that matters and does compile, so
+//! that it fails for that reason and no other. Which types are `Send` and `Sync` is also asserted
+//! directly, in `tests/objects`.
 //!
 //! Copies are shared between threads only if they are `Sync`:
 //!

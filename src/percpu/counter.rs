@@ -364,12 +364,12 @@ impl<const B: usize> PerCpuHistogram<B> {
     }
 
     fn cell(&self, offset: usize) -> LocalRef<'_, u64> {
-        let (slots, first, tree) = self.cells.parts();
+        let (locator, first, tree) = self.cells.parts();
         // SAFETY: `offset` is that of a `Local` in `Cells`.
         let first = unsafe { first.cast::<u8>().add(offset) }.cast();
-        // SAFETY: the object's area and its values (O1, O2), a `Local` at this offset of each. Its
+        // SAFETY: the object's area and its values (D1, D2), a `Local` at this offset of each. Its
         // detached copy was zero when it was allocated.
-        unsafe { LocalRef::new(slots, first, tree) }
+        unsafe { LocalRef::new(locator, first, tree) }
     }
 
     fn sum(&self) -> LocalRef<'_, u64> {

@@ -10,8 +10,8 @@ use zerocopy::FromZeros;
 use super::PerCpu;
 use crate::memcg::Tree;
 use crate::sys::{
-    At, Bound, ByConcurrency, ByCpu, Collect, Index, Int, Slots, Word, add_or_take_twin,
-    add_within_twin,
+    At, Bound, ByConcurrency, ByCpu, Collect, CopyIndex, CopyLocator, LocalInt, Word,
+    add_or_take_fallback, add_within_fallback,
 };
 
 /// An integer that [`PerCpu`] operations update without atomic instructions.
@@ -40,7 +40,7 @@ use crate::sys::{
 /// ```
 #[derive(FromZeros)]
 #[repr(transparent)]
-pub struct Local<N: Int, I: Index = ByCpu> {
+pub struct Local<N: LocalInt, I: CopyIndex = ByCpu> {
     word: N::Atomic,
     index: PhantomData<I>,
 }
@@ -48,7 +48,7 @@ pub struct Local<N: Int, I: Index = ByCpu> {
 /// A [`Local`] that is indexed by the kernel's concurrency id.
 pub type CompactLocal<N> = Local<N, ByConcurrency>;
 
-impl<N: Int, I: Index> Local<N, I> {
+impl<N: LocalInt, I: CopyIndex> Local<N, I> {
     /// A word of this value, for [`PerCpu::new_in`].
     pub fn new(value: N) -> Self {
         Local { word: N::atomic(value), index: PhantomData }
@@ -57,7 +57,7 @@ impl<N: Int, I: Index> Local<N, I> {
     /// The value now: one relaxed load.
     #[inline]
     pub fn get(&self) -> N {
-        N::read_twin(&self.word)
+        N::read_fallback(&self.word)
     }
 
     /// The value, exclusively.
@@ -66,13 +66,13 @@ impl<N: Int, I: Index> Local<N, I> {
     }
 }
 
-impl<N: Int, I: Index> Default for Local<N, I> {
+impl<N: LocalInt, I: CopyIndex> Default for Local<N, I> {
     fn default() -> Self {
         Local::new(N::default())
     }
 }
 
-impl<N: Int, I: Index> fmt::Debug for Local<N, I> {
+impl<N: LocalInt, I: CopyIndex> fmt::Debug for Local<N, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.get(), f)
     }
@@ -81,55 +81,55 @@ impl<N: Int, I: Index> fmt::Debug for Local<N, I> {
 /// One word of every copy of an object: what operations on this CPU's copy work on.
 ///
 /// [`PerCpu<[Local<N>; K]>::at`](PerCpu::at) gives one for an element. Cheap to copy.
-pub struct LocalRef<'a, N: Int, I: Index = ByCpu> {
-    slots: &'a Slots,
+pub struct LocalRef<'a, N: LocalInt, I: CopyIndex = ByCpu> {
+    locator: &'a CopyLocator,
     /// In the copy of CPU 0.
     first: NonNull<Local<N, I>>,
     tree: &'a Arc<Tree>,
 }
 
-impl<N: Int, I: Index> Clone for LocalRef<'_, N, I> {
+impl<N: LocalInt, I: CopyIndex> Clone for LocalRef<'_, N, I> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<N: Int, I: Index> Copy for LocalRef<'_, N, I> {}
+impl<N: LocalInt, I: CopyIndex> Copy for LocalRef<'_, N, I> {}
 
 // SAFETY: a reference to words that may be shared: `Local` is Sync, and operations on one from
 // several threads are what it is for.
-unsafe impl<N: Int, I: Index> Send for LocalRef<'_, N, I> {}
+unsafe impl<N: LocalInt, I: CopyIndex> Send for LocalRef<'_, N, I> {}
 // SAFETY: as above.
-unsafe impl<N: Int, I: Index> Sync for LocalRef<'_, N, I> {}
+unsafe impl<N: LocalInt, I: CopyIndex> Sync for LocalRef<'_, N, I> {}
 
-impl<'a, N: Int, I: Index> LocalRef<'a, N, I> {
+impl<'a, N: LocalInt, I: CopyIndex> LocalRef<'a, N, I> {
     /// # Safety
     ///
     /// `first` is in the copy of CPU 0 of a live area of `tree`'s arena that nobody frees during
     /// `'a`, with a `Local<N, I>` at that place of every possible CPU's copy; and all zero, or
-    /// written by these operations, at that place of the detached copy. `slots` are the arena's.
+    /// written by these operations, at that place of the detached copy. `locator` is the arena's.
     #[inline(always)]
     pub(super) unsafe fn new(
-        slots: &'a Slots,
+        locator: &'a CopyLocator,
         first: NonNull<Local<N, I>>,
         tree: &'a Arc<Tree>,
     ) -> Self {
         const { assert!(align_of::<N>() <= align_of::<u64>(), "in the coloured window") };
-        LocalRef { slots, first, tree }
+        LocalRef { locator, first, tree }
     }
 
     #[inline(always)]
     pub(super) fn run<R>(
         self,
         sequence: impl Fn(At<'a, N, I>) -> Option<R>,
-        twin: impl Fn(&'a N::Atomic) -> R,
+        fallback: impl Fn(&'a N::Atomic) -> R,
     ) -> R {
         // SAFETY: what `new` asks for. `Local` gives out no way to write, and is transparent.
-        let word = unsafe { Word::new(self.slots, self.first.as_ptr().cast::<N>()) };
+        let word = unsafe { Word::new(self.locator, self.first.as_ptr().cast::<N>()) };
         // SAFETY: `run` gives a valid copy, for atomic instructions; an atomic integer is laid out
         // like the integer.
-        let twin = move |copy: *mut N| twin(unsafe { &*copy.cast::<N::Atomic>() });
-        word.run(sequence, twin, move || self.tree.arena().machine())
+        let fallback = move |copy: *mut N| fallback(unsafe { &*copy.cast::<N::Atomic>() });
+        word.run(sequence, fallback, move || self.tree.arena().machine())
     }
 
     pub(super) fn copies(self) -> impl Iterator<Item = &'a Local<N, I>> {
@@ -150,57 +150,60 @@ macro_rules! this_cpu_operations {
         /// Of the CPU that ran the thread at one moment of the call.
         #[inline]
         pub fn read(&self) -> $N {
-            self.local().run(move |at| $N::read(at), move |word| $N::read_twin(word))
+            self.local().run(move |at| $N::read(at), move |word| $N::read_fallback(word))
         }
 
         /// Sets this CPU's copy.
         #[inline]
         pub fn write(&self, value: $N) {
             self.local()
-                .run(move |at| $N::write(at, value), move |word| $N::write_twin(word, value));
+                .run(move |at| $N::write(at, value), move |word| $N::write_fallback(word, value));
         }
 
         /// Adds to this CPU's copy. Wraps.
         #[inline]
         pub fn add(&self, value: $N) {
-            self.local().run(move |at| $N::add(at, value), move |word| $N::add_twin(word, value));
+            self.local()
+                .run(move |at| $N::add(at, value), move |word| $N::add_fallback(word, value));
         }
 
         /// Subtracts from this CPU's copy. Wraps: what was added on one CPU may be subtracted on
         /// another, and the [sum](Self::sum) is right.
         #[inline]
         pub fn sub(&self, value: $N) {
-            self.local().run(move |at| $N::sub(at, value), move |word| $N::sub_twin(word, value));
+            self.local()
+                .run(move |at| $N::sub(at, value), move |word| $N::sub_fallback(word, value));
         }
 
         /// Adds 1 to this CPU's copy. Wraps.
         #[inline]
         pub fn inc(&self) {
-            self.local().run(move |at| $N::inc(at), move |word| $N::add_twin(word, $N::ONE));
+            self.local().run(move |at| $N::inc(at), move |word| $N::add_fallback(word, $N::ONE));
         }
 
         /// Subtracts 1 from this CPU's copy. Wraps.
         #[inline]
         pub fn dec(&self) {
-            self.local().run(move |at| $N::dec(at), move |word| $N::sub_twin(word, $N::ONE));
+            self.local().run(move |at| $N::dec(at), move |word| $N::sub_fallback(word, $N::ONE));
         }
 
         /// Clears the bits of this CPU's copy that are not in `mask`.
         #[inline]
         pub fn and(&self, mask: $N) {
-            self.local().run(move |at| $N::and(at, mask), move |word| $N::and_twin(word, mask));
+            self.local().run(move |at| $N::and(at, mask), move |word| $N::and_fallback(word, mask));
         }
 
         /// Sets bits of this CPU's copy.
         #[inline]
         pub fn or(&self, bits: $N) {
-            self.local().run(move |at| $N::or(at, bits), move |word| $N::or_twin(word, bits));
+            self.local().run(move |at| $N::or(at, bits), move |word| $N::or_fallback(word, bits));
         }
 
         /// Sets this CPU's copy and returns its old value.
         #[inline]
         pub fn xchg(&self, value: $N) -> $N {
-            self.local().run(move |at| $N::xchg(at, value), move |word| $N::xchg_twin(word, value))
+            self.local()
+                .run(move |at| $N::xchg(at, value), move |word| $N::xchg_fallback(word, value))
         }
 
         /// Sets this CPU's copy to `new` if it is `old`.
@@ -213,7 +216,7 @@ macro_rules! this_cpu_operations {
         pub fn cmpxchg(&self, old: $N, new: $N) -> Result<(), $N> {
             let found = self.local().run(
                 move |at| $N::cmpxchg(at, old, new),
-                move |word| $N::cmpxchg_twin(word, old, new),
+                move |word| $N::cmpxchg_fallback(word, old, new),
             );
             if found == old { Ok(()) } else { Err(found) }
         }
@@ -223,7 +226,7 @@ macro_rules! this_cpu_operations {
         pub fn add_return(&self, value: $N) -> $N {
             self.local().run(
                 move |at| $N::add_return(at, value),
-                move |word| $N::add_return_twin(word, value),
+                move |word| $N::add_return_fallback(word, value),
             )
         }
 
@@ -236,7 +239,7 @@ macro_rules! this_cpu_operations {
         pub fn sub_if_at_least(&self, value: $N) -> Result<(), $N> {
             let found = self.local().run(
                 move |at| $N::sub_if_at_least(at, value),
-                move |word| $N::sub_if_at_least_twin(word, value),
+                move |word| $N::sub_if_at_least_fallback(word, value),
             );
             if found >= value { Ok(()) } else { Err(found) }
         }
@@ -257,7 +260,7 @@ macro_rules! this_cpu_operations {
 }
 pub(super) use this_cpu_operations;
 
-impl<N: Int, I: Index> LocalRef<'_, N, I> {
+impl<N: LocalInt, I: CopyIndex> LocalRef<'_, N, I> {
     #[inline(always)]
     fn local(&self) -> Self {
         *self
@@ -266,7 +269,7 @@ impl<N: Int, I: Index> LocalRef<'_, N, I> {
     this_cpu_operations!(N);
 }
 
-impl<N: Int, I: Index> fmt::Debug for LocalRef<'_, N, I> {
+impl<N: LocalInt, I: CopyIndex> fmt::Debug for LocalRef<'_, N, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalRef").field("sum", &self.sum()).finish_non_exhaustive()
     }
@@ -276,13 +279,13 @@ impl<N: Int, I: Index> fmt::Debug for LocalRef<'_, N, I> {
 /// [`ThisCpu::tier`](crate::ThisCpu::tier) is `Rseq`. Each acts on one CPU's copy as a whole:
 /// no other thread of that CPU comes in between, nor does a signal handler. They may be used in
 /// signal handlers, and in a forked child, which has its own copies.
-impl<N: Int, I: Index> PerCpu<Local<N, I>> {
+impl<N: LocalInt, I: CopyIndex> PerCpu<Local<N, I>> {
     #[inline(always)]
     fn local(&self) -> LocalRef<'_, N, I> {
-        let (slots, first, tree) = self.parts();
-        // SAFETY: the object's area and its values (O1, O2). Its detached copy was zero when it
+        let (locator, first, tree) = self.parts();
+        // SAFETY: the object's area and its values (D1, D2). Its detached copy was zero when it
         // was allocated.
-        unsafe { LocalRef::new(slots, first, tree) }
+        unsafe { LocalRef::new(locator, first, tree) }
     }
 
     this_cpu_operations!(N);
@@ -312,7 +315,7 @@ impl<N: Int, I: Index> PerCpu<Local<N, I>> {
 }
 
 /// What a counter is made of that collects on every CPU and now and then passes on what it has.
-impl<I: Index> PerCpu<Local<i64, I>> {
+impl<I: CopyIndex> PerCpu<Local<i64, I>> {
     /// Adds to this CPU's copy if that leaves it between -`most` and `most`; returns the new value.
     ///
     /// # Errors
@@ -323,7 +326,7 @@ impl<I: Index> PerCpu<Local<i64, I>> {
         let bound = Bound::new(most);
         let sum = self.local().run(
             move |at| i64::add_within(at, amount, bound),
-            move |word| add_within_twin(word, amount, bound),
+            move |word| add_within_fallback(word, amount, bound),
         );
         if bound.contains(sum) { Ok(sum) } else { Err(sum) }
     }
@@ -335,13 +338,13 @@ impl<I: Index> PerCpu<Local<i64, I>> {
         let bound = Bound::new(most);
         let sum = self.local().run(
             move |at| i64::add_or_take(at, amount, bound),
-            move |word| add_or_take_twin(word, amount, bound),
+            move |word| add_or_take_fallback(word, amount, bound),
         );
         (!bound.contains(sum)).then_some(sum)
     }
 }
 
-impl<N: Int, I: Index, const K: usize> PerCpu<[Local<N, I>; K]> {
+impl<N: LocalInt, I: CopyIndex, const K: usize> PerCpu<[Local<N, I>; K]> {
     /// The element `index` of every copy.
     ///
     /// # Panics
@@ -362,10 +365,10 @@ impl<N: Int, I: Index, const K: usize> PerCpu<[Local<N, I>; K]> {
     #[inline(always)]
     pub fn at(&self, index: usize) -> LocalRef<'_, N, I> {
         assert!(index < K, "element {index} of {K}");
-        let (slots, first, tree) = self.parts();
+        let (locator, first, tree) = self.parts();
         // SAFETY: inside the object's copy of CPU 0.
         let element = unsafe { first.cast::<Local<N, I>>().add(index) };
         // SAFETY: as in `PerCpu<Local>::local`, for one element.
-        unsafe { LocalRef::new(slots, element, tree) }
+        unsafe { LocalRef::new(locator, element, tree) }
     }
 }

@@ -26,5 +26,5 @@ pub use counter::{
 pub use local::{CompactLocal, Local, LocalRef};
 pub use object::{Iter, IterMut, PerCpu};
 pub use raw::PcpuPtr;
-pub use stack::{Full, LocalStack};
+pub use stack::{LocalStack, StackFull};
 pub use statics::StaticLocal;

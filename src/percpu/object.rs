@@ -11,7 +11,7 @@ use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
 use crate::memcg::{AllocError, Gfp, Tree};
-use crate::sys::{CpuId, Slots};
+use crate::sys::{CopyLocator, CpuId};
 
 /// One `T` for each possible CPU.
 ///
@@ -23,9 +23,9 @@ use crate::sys::{CpuId, Slots};
 ///
 /// # Invariants
 ///
-/// * O1: `first` names a live area of `tree`'s arena with the size and alignment of `T`, which
+/// * D1: `first` names a live area of `tree`'s arena with the size and alignment of `T`, which
 ///   nobody else frees.
-/// * O2: the copy of every possible CPU holds a valid `T`; copies of other CPU ids are not touched.
+/// * D2: the copy of every possible CPU holds a valid `T`; copies of other CPU ids are not touched.
 ///
 /// # Examples
 ///
@@ -40,23 +40,23 @@ use crate::sys::{CpuId, Slots};
 /// assert_eq!(queued, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-// The slots come first, so that `this_cpu` operations need one address for object and slots.
+// The locator comes first, so that `this_cpu` operations need one address for it and the object.
 #[repr(C)]
 pub struct PerCpu<T> {
-    slots: Slots,
+    locator: CopyLocator,
     first: NonNull<T>,
     tree: Arc<Tree>,
     owns: PhantomData<T>,
 }
 
-// SAFETY: the values belong to this object (O1, O2), and sending it sends them. The tree is Send
+// SAFETY: the values belong to this object (D1, D2), and sending it sends them. The tree is Send
 // and Sync.
 unsafe impl<T: Send> Send for PerCpu<T> {}
 // SAFETY: `&PerCpu<T>` gives out nothing but `&T`.
 unsafe impl<T: Sync> Sync for PerCpu<T> {}
 
 /// An area that is freed on drop unless it became an object.
-struct Area<'a, T> {
+struct AreaGuard<'a, T> {
     first: NonNull<T>,
     tree: &'a Arc<Tree>,
     /// Possible CPUs, from the first one, whose copy was initialised.
@@ -64,22 +64,22 @@ struct Area<'a, T> {
     stride: usize,
 }
 
-impl<'a, T> Area<'a, T> {
+impl<'a, T> AreaGuard<'a, T> {
     fn new(allocator: &'a PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
         let tree = allocator.tree();
         let first = tree.alloc(size_of::<T>() as u64, align_of::<T>() as u64, gfp, false)?;
         let stride = tree.arena().stride(align_of::<T>());
-        Ok(Area { first: first.cast(), tree, initialised: 0, stride })
+        Ok(AreaGuard { first: first.cast(), tree, initialised: 0, stride })
     }
 
     fn into_object(self) -> PerCpu<T> {
         let (first, tree) = (self.first, Arc::clone(self.tree));
         std::mem::forget(self);
-        PerCpu { slots: tree.arena().slots(), first, tree, owns: PhantomData }
+        PerCpu { locator: tree.arena().locator(), first, tree, owns: PhantomData }
     }
 }
 
-impl<T> Drop for Area<'_, T> {
+impl<T> Drop for AreaGuard<'_, T> {
     fn drop(&mut self) {
         // Frees the area also when a value's drop panics, after dropping the rest.
         struct Free<'a>(&'a Tree, usize);
@@ -97,8 +97,8 @@ impl<T> Drop for Area<'_, T> {
 }
 
 /// Drops the values of the initialised copies; a panic of one does not spare the others.
-fn drop_copies<T>(area: &mut Area<'_, T>) {
-    struct Rest<'a, 'b, T>(&'b mut Area<'a, T>);
+fn drop_copies<T>(area: &mut AreaGuard<'_, T>) {
+    struct Rest<'a, 'b, T>(&'b mut AreaGuard<'a, T>);
     impl<T> Drop for Rest<'_, '_, T> {
         fn drop(&mut self) {
             if self.0.initialised > 0 {
@@ -141,7 +141,7 @@ impl<T> PerCpu<T> {
         gfp: Gfp,
         mut init: impl FnMut(CpuId) -> T,
     ) -> Result<Self, AllocError> {
-        let mut area = Area::new(allocator, gfp)?;
+        let mut area = AreaGuard::new(allocator, gfp)?;
         for &cpu in allocator.machine().possible() {
             let value = init(cpu);
             let copy: *mut T = copy_of(area.first, area.stride, cpu);
@@ -163,7 +163,7 @@ impl<T> PerCpu<T> {
         T: FromZeros,
     {
         // A new area reads as zero, and zero bytes are a valid `T`.
-        Ok(Area::new(allocator, gfp)?.into_object())
+        Ok(AreaGuard::new(allocator, gfp)?.into_object())
     }
 
     /// The possible CPUs, ascending: those that have a copy.
@@ -180,16 +180,16 @@ impl<T> PerCpu<T> {
         copy_of(self.first, self.stride(), cpu)
     }
 
-    /// What operations on this CPU's copy need: slots, the copy of CPU 0, the tree.
+    /// What operations on this CPU's copy need: the locator, the copy of CPU 0, the tree.
     #[inline(always)]
-    pub(super) fn parts(&self) -> (&Slots, NonNull<T>, &Arc<Tree>) {
-        (&self.slots, self.first, &self.tree)
+    pub(super) fn parts(&self) -> (&CopyLocator, NonNull<T>, &Arc<Tree>) {
+        (&self.locator, self.first, &self.tree)
     }
 
     /// The copy of `cpu`; `None` when that CPU is not possible.
     pub fn get(&self, cpu: CpuId) -> Option<&T> {
         let possible = self.tree.arena().machine().is_possible(cpu);
-        // SAFETY: the copy of a possible CPU holds a `T` (O2), which lives as long as `self` and
+        // SAFETY: the copy of a possible CPU holds a `T` (D2), which lives as long as `self` and
         // is given out mutably only through `&mut self`.
         possible.then(|| unsafe { &*self.copy(cpu) })
     }
@@ -236,7 +236,7 @@ impl<T> PerCpu<T> {
 impl<T> Drop for PerCpu<T> {
     fn drop(&mut self) {
         let initialised = self.cpus().len();
-        drop(Area { first: self.first, tree: &self.tree, initialised, stride: self.stride() });
+        drop(AreaGuard { first: self.first, tree: &self.tree, initialised, stride: self.stride() });
     }
 }
 
@@ -277,7 +277,7 @@ impl<'a, T> Iterator for Iter<'a, T> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let &cpu = self.cpus.next()?;
-        // SAFETY: the copy of a possible CPU holds a `T` (O2), borrowed for `'a`.
+        // SAFETY: the copy of a possible CPU holds a `T` (D2), borrowed for `'a`.
         Some((cpu, unsafe { &*copy_of(self.first, self.stride, cpu) }))
     }
 
@@ -291,7 +291,7 @@ impl<'a, T> Iterator for IterMut<'a, T> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let &cpu = self.cpus.next()?;
-        // SAFETY: the copy of a possible CPU holds a `T` (O2), borrowed exclusively for `'a`;
+        // SAFETY: the copy of a possible CPU holds a `T` (D2), borrowed exclusively for `'a`;
         // every CPU comes once.
         Some((cpu, unsafe { &mut *copy_of(self.first, self.stride, cpu) }))
     }

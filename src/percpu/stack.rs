@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use zerocopy::FromZeros;
 
 use super::PerCpu;
-use crate::sys::{ByCpu, Index, Int, STACK_HEADER, STACK_LOCKED, Word, pop_twin, push_twin};
+use crate::sys::{
+    ByCpu, CopyIndex, LocalInt, STACK_HEADER, STACK_LOCKED, Word, pop_fallback, push_fallback,
+};
 
 /// A stack of up to `CAP` integers, for caches: indices or offsets of free things that the next
 /// user on the same CPU takes.
@@ -35,7 +37,7 @@ use crate::sys::{ByCpu, Index, Int, STACK_HEADER, STACK_LOCKED, Word, pop_twin, 
 /// ```
 #[derive(FromZeros)]
 #[repr(C, align(8))]
-pub struct LocalStack<N: Int, const CAP: usize, I: Index = ByCpu> {
+pub struct LocalStack<N: LocalInt, const CAP: usize, I: CopyIndex = ByCpu> {
     len: AtomicU32,
     padding: AtomicU32,
     items: [N::Atomic; CAP],
@@ -45,9 +47,9 @@ pub struct LocalStack<N: Int, const CAP: usize, I: Index = ByCpu> {
 /// A push that was refused; holds the item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this CPU's stack has no room")]
-pub struct Full<N>(pub N);
+pub struct StackFull<N>(pub N);
 
-impl<N: Int, const CAP: usize, I: Index> LocalStack<N, CAP, I> {
+impl<N: LocalInt, const CAP: usize, I: CopyIndex> LocalStack<N, CAP, I> {
     const LAYOUT: () = {
         assert!(offset_of!(Self, items) == STACK_HEADER);
         assert!(CAP < 1 << 31, "a length has 31 bits");
@@ -55,7 +57,7 @@ impl<N: Int, const CAP: usize, I: Index> LocalStack<N, CAP, I> {
 
     /// How many items there are now: one relaxed load.
     pub fn len(&self) -> usize {
-        // While an atomic twin works on it there is a lock bit.
+        // While an atomic fallback works on it there is a lock bit.
         (self.len.load(Ordering::Relaxed) & !STACK_LOCKED) as usize
     }
 
@@ -65,39 +67,39 @@ impl<N: Int, const CAP: usize, I: Index> LocalStack<N, CAP, I> {
     }
 }
 
-impl<N: Int, const CAP: usize, I: Index> fmt::Debug for LocalStack<N, CAP, I> {
+impl<N: LocalInt, const CAP: usize, I: CopyIndex> fmt::Debug for LocalStack<N, CAP, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalStack").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
-impl<N: Int, const CAP: usize, I: Index> PerCpu<LocalStack<N, CAP, I>> {
+impl<N: LocalInt, const CAP: usize, I: CopyIndex> PerCpu<LocalStack<N, CAP, I>> {
     #[inline(always)]
     fn word(&self) -> Word<'_, N, I> {
         const { LocalStack::<N, CAP, I>::LAYOUT };
-        let (slots, first, _) = self.parts();
-        // SAFETY: the object's area and its values (O1, O2); zero, as in the detached copy, is an
+        let (locator, first, _) = self.parts();
+        // SAFETY: the object's area and its values (D1, D2); zero, as in the detached copy, is an
         // empty stack. Only `push` and `pop` write to the copies, and `drain`, exclusively.
-        unsafe { Word::new(slots, first.as_ptr().cast()) }
+        unsafe { Word::new(locator, first.as_ptr().cast()) }
     }
 
     /// Pushes onto this CPU's stack.
     ///
     /// # Errors
     ///
-    /// [`Full`] with the item.
+    /// [`StackFull`] with the item.
     #[inline]
-    pub fn push(&self, item: N) -> Result<(), Full<N>> {
+    pub fn push(&self, item: N) -> Result<(), StackFull<N>> {
         let len = self.word().run(
             move |at| N::push(at, item, CAP as u32),
             move |stack| {
                 // SAFETY: `run` gives a valid copy, for atomic instructions.
                 let stack = unsafe { &*stack.cast::<LocalStack<N, CAP, I>>() };
-                push_twin(&stack.len, &stack.items, item)
+                push_fallback(&stack.len, &stack.items, item)
             },
             || self.parts().2.arena().machine(),
         );
-        if len < CAP as u32 { Ok(()) } else { Err(Full(item)) }
+        if len < CAP as u32 { Ok(()) } else { Err(StackFull(item)) }
     }
 
     /// Pops the item pushed last onto this CPU's stack.
@@ -108,7 +110,7 @@ impl<N: Int, const CAP: usize, I: Index> PerCpu<LocalStack<N, CAP, I>> {
             |stack| {
                 // SAFETY: `run` gives a valid copy, for atomic instructions.
                 let stack = unsafe { &*stack.cast::<LocalStack<N, CAP, I>>() };
-                pop_twin::<N>(&stack.len, &stack.items)
+                pop_fallback::<N>(&stack.len, &stack.items)
             },
             || self.parts().2.arena().machine(),
         );
@@ -127,7 +129,7 @@ impl<N: Int, const CAP: usize, I: Index> PerCpu<LocalStack<N, CAP, I>> {
             iter::from_fn(|| {
                 let top = len.checked_sub(1)?;
                 *len = top;
-                Some(N::read_twin(&stack.items[top as usize]))
+                Some(N::read_fallback(&stack.items[top as usize]))
             })
         })
     }
@@ -149,14 +151,14 @@ mod tests {
         for cpu in cpus {
             let stack = stacks.get(cpu).unwrap();
             [7, 8].iter().for_each(|item| {
-                push_twin::<u32>(&stack.len, &stack.items, *item);
+                push_fallback::<u32>(&stack.len, &stack.items, *item);
             });
             stack.len.fetch_or(STACK_LOCKED, Ordering::Relaxed);
-            assert_eq!(pop_twin::<u32>(&stack.len, &stack.items), (0, 0), "locked");
+            assert_eq!(pop_fallback::<u32>(&stack.len, &stack.items), (0, 0), "locked");
             assert_eq!(stack.len(), 2);
             assert!(stacks.drain().eq([8, 7]));
             let stack = stacks.get(cpu).unwrap();
-            assert_eq!(push_twin::<u32>(&stack.len, &stack.items, 9), 0, "empty, with room");
+            assert_eq!(push_fallback::<u32>(&stack.len, &stack.items, 9), 0, "empty, with room");
         }
     }
 }

@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 use super::local::this_cpu_operations;
 use super::{BuildError, LocalRef, PerCpuAllocator};
 use crate::placement::Regions;
-use crate::sys::{ByCpu, CpuId, Index, Int, Slots};
+use crate::sys::{ByCpu, CopyIndex, CopyLocator, CpuId, LocalInt};
 
 /// Declares static per-CPU variables with an initial value.
 ///
@@ -68,12 +68,12 @@ macro_rules! per_cpu {
 /// an error instead, and before operations in signal handlers. Any operation, when the variable is of
 /// another shared object than this crate, which then has a section of its own.
 #[repr(transparent)]
-pub struct StaticLocal<N: Int, I: Index = ByCpu> {
+pub struct StaticLocal<N: LocalInt, I: CopyIndex = ByCpu> {
     initial: N,
     index: PhantomData<I>,
 }
 
-impl<N: Int, I: Index> StaticLocal<N, I> {
+impl<N: LocalInt, I: CopyIndex> StaticLocal<N, I> {
     /// # Safety
     ///
     /// The value initialises a static in the section `percpu_memcg_data`.
@@ -105,14 +105,14 @@ impl<N: Int, I: Index> StaticLocal<N, I> {
         let first = unsafe { global.region.byte_add(offset) }.cast();
         // SAFETY: the static region is never freed, and no allocation is in it. The initial value
         // was copied there for every possible CPU; the detached copy is zero.
-        unsafe { LocalRef::new(&global.slots, first, global.allocator.tree()) }
+        unsafe { LocalRef::new(&global.locator, first, global.allocator.tree()) }
     }
 
     this_cpu_operations!(N);
 }
 
 /// Without the copies: they would have the global allocator built.
-impl<N: Int, I: Index> fmt::Debug for StaticLocal<N, I> {
+impl<N: LocalInt, I: CopyIndex> fmt::Debug for StaticLocal<N, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StaticLocal").field("initial", &self.initial).finish_non_exhaustive()
     }
@@ -121,7 +121,7 @@ impl<N: Int, I: Index> fmt::Debug for StaticLocal<N, I> {
 /// The global allocator and where the variables are in it.
 pub(super) struct Global {
     pub(super) allocator: PerCpuAllocator,
-    slots: Slots,
+    locator: CopyLocator,
     /// The start of the section.
     section: usize,
     /// The length of the section in bytes.
@@ -199,7 +199,7 @@ impl Global {
                 unsafe { copy.wrapping_add(offset).write(*byte) };
             }
         }
-        let slots = allocator.tree().arena().slots();
-        Ok(Global { allocator, slots, section: start.addr(), len, region })
+        let locator = allocator.tree().arena().locator();
+        Ok(Global { allocator, locator, section: start.addr(), len, region })
     }
 }

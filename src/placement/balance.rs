@@ -3,7 +3,7 @@
 //! [`Balance`] is a cursor over one run of the work. [`Balance::next`] names the next [`Step`];
 //! the caller carries it out, with no lock held if it likes, and reports with
 //! [`Balance::complete`]. In between requests and frees may be served, but only one run may be
-//! under way at a time. For each set of chunks the order is that of Linux:
+//! under way at a time. For each type of chunk the order is that of Linux:
 //!
 //! 1. destroy fully free chunks but one;
 //! 2. depopulate free pages of isolated chunks (profiles with depopulation);
@@ -13,8 +13,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::reserve::EMPTY_PAGES_HIGH;
-use super::{ChunkId, PAGE_SIZE, Placement, Set};
+use super::empty_pages::EMPTY_PAGES_HIGH;
+use super::{ChunkId, ChunkType, PAGE_SIZE, Placement};
 
 /// Something that the owner of the memory has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(crate) enum Step {
     /// Populate pages.
     Populate(ChunkId, Range<usize>),
     /// Create a chunk and tell the placement with `add_chunk`.
-    Create(Set),
+    Create(ChunkType),
 }
 
 #[derive(Debug)]
@@ -39,29 +39,29 @@ enum Phase {
 /// One run of balance work; see the [module](self).
 #[derive(Debug)]
 pub(crate) struct Balance {
-    todo: VecDeque<(Set, Phase)>,
+    todo: VecDeque<(ChunkType, Phase)>,
 }
 
 impl Balance {
     /// Starts a run: what was pending is taken over, later requests ask anew.
     pub(crate) fn start(placement: &mut Placement) -> Self {
         placement.balance_pending = false;
-        let sets: &[Set] = if placement.profile.split_sets {
-            &[Set::Plain, Set::Accounted]
+        let types: &[ChunkType] = if placement.profile.split_types {
+            &[ChunkType::Plain, ChunkType::Accounted]
         } else {
-            &[Set::Plain]
+            &[ChunkType::Plain]
         };
         let destroy =
             |empty_only| Phase::Destroy { empty_only, doomed: VecDeque::new(), started: false };
         let mut todo = VecDeque::new();
-        for &set in sets {
-            todo.push_back((set, destroy(false)));
+        for &chunk_type in types {
+            todo.push_back((chunk_type, destroy(false)));
             if placement.profile.depopulation {
-                todo.push_back((set, Phase::Reclaim { chunk: None }));
+                todo.push_back((chunk_type, Phase::Reclaim { chunk: None }));
             }
-            todo.push_back((set, Phase::Populate { want: None, slot: 0, run: None }));
+            todo.push_back((chunk_type, Phase::Populate { want: None, slot: 0, run: None }));
             if placement.profile.depopulation {
-                todo.push_back((set, destroy(true)));
+                todo.push_back((chunk_type, destroy(true)));
             }
         }
         Balance { todo }
@@ -69,17 +69,17 @@ impl Balance {
 
     /// The next step, or `None` when the work is done.
     pub(crate) fn next(&mut self, placement: &mut Placement) -> Option<Step> {
-        while let Some((set, phase)) = self.todo.front_mut() {
+        while let Some((chunk_type, phase)) = self.todo.front_mut() {
             let step = match phase {
                 Phase::Destroy { empty_only, doomed, started } => {
                     if !std::mem::replace(started, true) {
-                        *doomed = placement.take_free_chunks(*set, *empty_only);
+                        *doomed = placement.take_free_chunks(*chunk_type, *empty_only);
                     }
                     placement.next_destroy(doomed)
                 }
-                Phase::Reclaim { chunk } => placement.next_reclaim(*set, chunk),
+                Phase::Reclaim { chunk } => placement.next_reclaim(*chunk_type, chunk),
                 Phase::Populate { want, slot, run } => {
-                    placement.next_populate(*set, want, slot, run)
+                    placement.next_populate(*chunk_type, want, slot, run)
                 }
             };
             if step.is_some() {
@@ -114,8 +114,8 @@ impl Balance {
 impl Placement {
     /// Takes the fully free chunks off their list, in the order of their destruction, except the
     /// one in front and those that may stay.
-    fn take_free_chunks(&mut self, set: Set, empty_only: bool) -> VecDeque<ChunkId> {
-        let free = self.list(set, self.slots.free);
+    fn take_free_chunks(&mut self, chunk_type: ChunkType, empty_only: bool) -> VecDeque<ChunkId> {
+        let free = self.list(chunk_type, self.slots.free);
         let doomed: VecDeque<ChunkId> = self
             .lists
             .iter(free)
@@ -147,8 +147,12 @@ impl Placement {
 
     /// Walks the chunks that wait for depopulation, each from its last page down. `current` is
     /// the chunk under work and the page below which is still to be looked at.
-    fn next_reclaim(&mut self, set: Set, current: &mut Option<(ChunkId, usize)>) -> Option<Step> {
-        let waiting = self.list(set, self.slots.to_depopulate?);
+    fn next_reclaim(
+        &mut self,
+        chunk_type: ChunkType,
+        current: &mut Option<(ChunkId, usize)>,
+    ) -> Option<Step> {
+        let waiting = self.list(chunk_type, self.slots.to_depopulate?);
         loop {
             let (id, below) = match *current {
                 Some(current) => current,
@@ -161,7 +165,7 @@ impl Placement {
             let reclaimable =
                 |&page: &usize| chunk.blocks[page].is_free_block() && chunk.populated.get(page);
             let worthwhile = below > 0 && chunk.nr_empty_pages > 0;
-            let short = worthwhile && self.empty_pages(set) < self.high(set);
+            let short = worthwhile && self.empty_pages(chunk_type) < self.high(chunk_type);
             let candidates = if worthwhile && !short { 0..below } else { 0..0 };
             if let Some(last) = candidates.rev().find(reclaimable) {
                 let first = (0..last).rev().take_while(reclaimable).last().unwrap_or(last);
@@ -173,7 +177,7 @@ impl Placement {
             if short || self.chunk(id).free_bytes == self.unit_size {
                 self.reintegrate(id);
             } else {
-                let sidelined = self.list(set, self.slots.sidelined?);
+                let sidelined = self.list(chunk_type, self.slots.sidelined?);
                 self.lists.move_to_back(id, sidelined);
             }
         }
@@ -182,7 +186,7 @@ impl Placement {
     /// Fills up the empty pages: of each list, the first chunk that has pages to populate.
     fn next_populate(
         &mut self,
-        set: Set,
+        chunk_type: ChunkType,
         want: &mut Option<usize>,
         slot: &mut usize,
         run: &mut Option<(ChunkId, usize)>,
@@ -190,8 +194,8 @@ impl Placement {
         let left = match *want {
             Some(left) => left,
             None => {
-                let missing = self.high(set) - self.empty_pages(set);
-                let fresh = if self.take_atomic_failed(set) {
+                let missing = self.high(chunk_type) - self.empty_pages(chunk_type);
+                let fresh = if self.take_atomic_failed(chunk_type) {
                     EMPTY_PAGES_HIGH
                 } else {
                     missing.clamp(0, EMPTY_PAGES_HIGH)
@@ -204,7 +208,7 @@ impl Placement {
             return None;
         }
         while *slot <= self.slots.free {
-            let list = self.list(set, *slot);
+            let list = self.list(chunk_type, *slot);
             let first_with_room = || {
                 self.lists
                     .iter(list)
@@ -225,6 +229,6 @@ impl Placement {
             *run = None;
             *slot += 1;
         }
-        Some(Step::Create(set))
+        Some(Step::Create(chunk_type))
     }
 }

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::chunk::{Chunk, ChunkHintUpdate};
-use super::lists::{Lists, Slots};
+use super::lists::{SlotIndex, SlotLists};
 use super::profile::LowCheck;
 use super::{
-    ChunkId, ChunkName, GRANULE_SIZE, LayoutError, MIN_UNIT_SIZE, PAGE_SIZE, Profile, Regions,
-    Request, Set,
+    ChunkId, ChunkName, ChunkType, GRANULE_SIZE, LayoutError, MIN_UNIT_SIZE, PAGE_SIZE, Profile,
+    Regions, Request,
 };
 
 /// A chunk whose failed search is on one of the lists below this one is put away on list 0.
@@ -17,25 +17,25 @@ const SLOT_FAIL_THRESHOLD: usize = 3;
 ///
 /// Invariants, checked by [`Placement::verify`]:
 ///
-/// * P1: every chunk but the reserved one is on exactly one list of its set.
-/// * P2: `empty_pages` of a set is the sum over its chunks that are not isolated.
+/// * P1: every chunk but the reserved one is on exactly one list of its type.
+/// * P2: `empty_pages` of a type is the sum over its chunks that are not isolated.
 /// * P3: a chunk on the sidelined or to-depopulate list is isolated, and no other is.
 /// * P4: a chunk stands on the list its hint says, or on list 0, or is isolated.
 #[derive(Debug)]
 pub struct Placement {
     pub(super) profile: Profile,
     pub(super) unit_size: usize,
-    pub(super) slots: Slots,
-    /// Lists of set `s` are `s * slots.count ..`.
-    pub(super) lists: Lists,
+    pub(super) slots: SlotIndex,
+    /// Lists of type `t` are `t * slots.count ..`.
+    pub(super) lists: SlotLists,
     pub(super) chunks: Vec<Option<Chunk>>,
     pub(super) reserved: Option<ChunkId>,
     next_name: u64,
-    /// Empty populated pages; both sets share entry 0 where the profile counts them together.
+    /// Empty populated pages; both types share entry 0 where the profile counts them together.
     pub(super) empty_pages: [isize; 2],
     /// An atomic request failed for lack of room since the last population pass; entries as above.
     pub(super) atomic_failed: [bool; 2],
-    /// Atomic requests were made of the set: it has use for a reserve of empty pages.
+    /// Atomic requests were made of the type: it has use for a reserve of empty pages.
     pub(super) atomic_seen: [bool; 2],
     pub(super) balance_pending: bool,
     pub(super) nr_populated: usize,
@@ -68,8 +68,8 @@ pub(crate) struct Area {
 pub(crate) enum Placed {
     /// Served; pages may have to be populated yet.
     At(Area),
-    /// A chunk of this set has to be created and the request placed again.
-    NeedsChunk(Set),
+    /// A chunk of this type has to be created and the request placed again.
+    NeedsChunk(ChunkType),
     /// No room for a request that may not block, or in the reserved region.
     Refused,
 }
@@ -91,12 +91,12 @@ impl Placement {
     ) -> Result<Self, LayoutError> {
         regions.check(unit_size)?;
         let dynamic = regions.dynamic().ok_or(LayoutError::NoDynamicRegion)?;
-        let slots = Slots::new(unit_size, profile.depopulation);
+        let slots = SlotIndex::new(unit_size, profile.depopulation);
         let mut placement = Placement {
             profile,
             unit_size,
             slots,
-            lists: Lists::new(2 * slots.count),
+            lists: SlotLists::new(2 * slots.count),
             chunks: Vec::new(),
             reserved: None,
             next_name: 0,
@@ -163,10 +163,10 @@ impl Placement {
 
     /// Looks for a place, without any effect outside this value.
     pub(crate) fn place(&mut self, request: &Request) -> Placed {
-        let set = request.set(self.profile.split_sets);
+        let chunk_type = request.chunk_type(self.profile.split_types);
         let flags = request.flags;
         if flags.atomic {
-            self.atomic_seen[set as usize] = true;
+            self.atomic_seen[chunk_type as usize] = true;
         }
         if let Some(reserved) = self.reserved.filter(|_| flags.reserved) {
             return match self.try_chunk(reserved, request) {
@@ -174,8 +174,8 @@ impl Placement {
                 None => self.refuse(request),
             };
         }
-        let first_list = self.list(set, self.slots.of_size(request.size()));
-        for list in first_list..=self.list(set, self.slots.free) {
+        let first_list = self.list(chunk_type, self.slots.of_size(request.size()));
+        for list in first_list..=self.list(chunk_type, self.slots.free) {
             let mut next = self.lists.front(list);
             while let Some(id) = next {
                 next = self.lists.next(id);
@@ -184,12 +184,12 @@ impl Placement {
                     self.reintegrate(id);
                     return self.served(area);
                 }
-                if list - self.list(set, 0) < SLOT_FAIL_THRESHOLD {
-                    self.lists.move_to_front(id, self.list(set, 0));
+                if list - self.list(chunk_type, 0) < SLOT_FAIL_THRESHOLD {
+                    self.lists.move_to_front(id, self.list(chunk_type, 0));
                 }
             }
         }
-        if flags.atomic { self.refuse(request) } else { Placed::NeedsChunk(set) }
+        if flags.atomic { self.refuse(request) } else { Placed::NeedsChunk(chunk_type) }
     }
 
     fn served(&mut self, area: Area) -> Placed {
@@ -202,8 +202,8 @@ impl Placement {
     /// The failure path of a request that found no room.
     fn refuse(&mut self, request: &Request) -> Placed {
         if request.flags.atomic {
-            let set = self.counter(request.set(self.profile.split_sets));
-            self.atomic_failed[set] = true;
+            let counter = self.counter(request.chunk_type(self.profile.split_types));
+            self.atomic_failed[counter] = true;
             self.balance_pending = true;
         }
         Placed::Refused
@@ -249,7 +249,7 @@ impl Placement {
     }
 
     /// The area has all its pages.
-    pub(crate) fn settle(&mut self, area: &Area) {
+    pub(crate) fn finish_alloc(&mut self, area: &Area) {
         if self.profile.low_check == LowCheck::AfterPopulation {
             self.check_low(area.chunk);
         }
@@ -287,12 +287,12 @@ impl Placement {
         self.totals.live_bytes -= len * GRANULE_SIZE;
     }
 
-    /// A new chunk of `set`, nothing populated, in front of the free list.
-    pub(crate) fn add_chunk(&mut self, set: Set) -> ChunkId {
+    /// A new chunk of the type, nothing populated, in front of the free list.
+    pub(crate) fn add_chunk(&mut self, chunk_type: ChunkType) -> ChunkId {
         let nr_pages = self.unit_size / PAGE_SIZE;
         debug_assert!(self.unit_size >= MIN_UNIT_SIZE);
         let name = self.take_name();
-        let id = self.insert(Chunk::new(name, set, nr_pages, self.hint_update()));
+        let id = self.insert(Chunk::new(name, chunk_type, nr_pages, self.hint_update()));
         self.relocate(id, None);
         self.totals.nr_chunks += 1;
         self.totals.nr_max_chunks = self.totals.nr_max_chunks.max(self.totals.nr_chunks);
@@ -335,8 +335,8 @@ impl Placement {
     }
 
     /// True when accounted areas have chunks of their own.
-    pub(crate) fn splits_sets(&self) -> bool {
-        self.profile.split_sets
+    pub(crate) fn splits_types(&self) -> bool {
+        self.profile.split_types
     }
 
     /// The chunk that serves the reserved region.
@@ -370,7 +370,7 @@ mod tests {
         let regions = Regions { static_size: 28 << 10, reserved_size: 0, dyn_size: 4096 };
         let mut placement = Placement::new(32 << 10, regions, Profile::LINUX_6_13).unwrap();
         let request = |size| Request::new(size, 4, RequestFlags::default()).unwrap();
-        let id = placement.add_chunk(Set::Plain);
+        let id = placement.add_chunk(ChunkType::Plain);
         placement.populated(id, 2..3);
 
         let Placed::At(area) = placement.place(&request(5 * 4096)) else { panic!("no room") };

@@ -1,7 +1,7 @@
 //! The slot lists: chunks ordered by how much room their hints promise.
 //!
 //! A list is searched from the front. Which list a chunk belongs to follows from its contig hint
-//! (`Slots`), but a chunk may stand elsewhere: on list 0 after a failed search, or on the two
+//! (`SlotIndex`), but a chunk may stand elsewhere: on list 0 after a failed search, or on the two
 //! lists of isolated chunks. Links are kept apart from the chunks, indexed by chunk.
 
 use super::ChunkId;
@@ -11,7 +11,7 @@ const BIT_LENGTH_OF_SLOT_0: usize = 3;
 
 /// List numbers that a unit size leads to.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Slots {
+pub(crate) struct SlotIndex {
     unit_size: usize,
     /// Chunks set aside by depopulation; searched after all ordinary lists.
     pub(crate) sidelined: Option<usize>,
@@ -23,12 +23,12 @@ pub(crate) struct Slots {
     pub(crate) count: usize,
 }
 
-impl Slots {
-    /// The lists of a set whose chunks have `unit_size` bytes.
+impl SlotIndex {
+    /// The lists of a type whose chunks have `unit_size` bytes.
     pub(crate) fn new(unit_size: usize, depopulation: bool) -> Self {
         let top = raw_slot(unit_size);
         if depopulation {
-            Slots {
+            SlotIndex {
                 unit_size,
                 sidelined: Some(top + 1),
                 free: top + 2,
@@ -36,7 +36,13 @@ impl Slots {
                 count: top + 4,
             }
         } else {
-            Slots { unit_size, sidelined: None, free: top + 1, to_depopulate: None, count: top + 2 }
+            SlotIndex {
+                unit_size,
+                sidelined: None,
+                free: top + 1,
+                to_depopulate: None,
+                count: top + 2,
+            }
         }
     }
 
@@ -66,14 +72,14 @@ struct Link {
 }
 
 /// Doubly linked lists of chunks; a chunk is on one list at most.
-pub(crate) struct Lists {
+pub(crate) struct SlotLists {
     ends: Vec<Ends>,
     links: Vec<Link>,
 }
 
-impl Lists {
+impl SlotLists {
     pub(crate) fn new(count: usize) -> Self {
-        Lists { ends: vec![Ends::default(); count], links: Vec::new() }
+        SlotLists { ends: vec![Ends::default(); count], links: Vec::new() }
     }
 
     /// The list that `chunk` is on.
@@ -139,7 +145,7 @@ impl Lists {
     }
 }
 
-impl std::fmt::Debug for Lists {
+impl std::fmt::Debug for SlotLists {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let lists = (0..self.ends.len()).map(|list| (list, self.iter(list).collect::<Vec<_>>()));
         f.debug_map().entries(lists.filter(|(_, chunks)| !chunks.is_empty())).finish()
@@ -156,17 +162,17 @@ mod tests {
         for (bytes, slot) in classes {
             assert_eq!(raw_slot(bytes), slot, "{bytes} bytes");
         }
-        let with = Slots::new(32768, true);
+        let with = SlotIndex::new(32768, true);
         assert_eq!((with.sidelined, with.free, with.to_depopulate), (Some(14), 15, Some(16)));
         assert_eq!((with.count, with.of_size(32768), with.of_size(32764)), (17, 15, 12));
-        let without = Slots::new(1 << 20, false);
+        let without = SlotIndex::new(1 << 20, false);
         assert_eq!((without.free, without.count), (19, 20));
     }
 
     #[test]
     fn chunks_move_between_lists() {
         let ids: Vec<ChunkId> = (0..4).map(ChunkId::from_index).collect();
-        let mut lists = Lists::new(3);
+        let mut lists = SlotLists::new(3);
         for &id in &ids {
             lists.move_to_back(id, 1);
         }

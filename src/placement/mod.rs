@@ -14,7 +14,7 @@
 //!                   │             chunk hint ► block hints ► bit map        (chunk, hints, bitmap)
 //!                   ├─► NeedsChunk       caller creates one, add_chunk, place again
 //!                   ├─► Refused          no room for a request that may not block
-//!                   └─► At(area) ──► unpopulated_run / populated ──► settle
+//!                   └─► At(area) ──► unpopulated_run / populated ──► finish_alloc
 //!
 //!  free ──► Placement::free ──► is_balance_pending ──► Balance::next / complete
 //! ```
@@ -31,6 +31,7 @@
 mod balance;
 mod bitmap;
 mod chunk;
+mod empty_pages;
 mod engine;
 mod hints;
 mod layout;
@@ -38,7 +39,6 @@ mod lists;
 mod order;
 mod profile;
 mod request;
-mod reserve;
 mod simulator;
 mod stats;
 mod verify;
@@ -75,10 +75,10 @@ const fn up(value: usize, align: usize) -> usize {
     }
 }
 
-/// The lists that serve a request: accounted areas live in chunks of their own.
+/// The type of a chunk: accounted areas live in chunks of their own, on lists of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Set {
-    /// Not charged to anybody; also the only set of profiles that do not split.
+pub enum ChunkType {
+    /// Not charged to anybody; also the only type of profiles that do not split.
     Plain,
     /// Charged to a cgroup: the chunks carry a vector of owners.
     Accounted,

@@ -4,11 +4,11 @@
 //! an earlier list to the back; so chunks that fill up are tried after those that were there, and
 //! chunks that emptied are tried first.
 
-use super::{ChunkId, GRANULE_SIZE, Placement, Set};
+use super::{ChunkId, ChunkType, GRANULE_SIZE, Placement};
 
 impl Placement {
-    pub(super) fn list(&self, set: Set, slot: usize) -> usize {
-        set as usize * self.slots.count + slot
+    pub(super) fn list(&self, chunk_type: ChunkType, slot: usize) -> usize {
+        chunk_type as usize * self.slots.count + slot
     }
 
     /// The list that the chunk's hints call for, wherever it stands.
@@ -20,7 +20,7 @@ impl Placement {
         } else {
             self.slots.of_size(contig)
         };
-        self.list(chunk.set, slot)
+        self.list(chunk.chunk_type, slot)
     }
 
     /// Puts the chunk on the list its hints call for, if that differs from `old`: in front when
@@ -41,7 +41,7 @@ impl Placement {
     pub(super) fn isolate(&mut self, id: ChunkId) {
         let chunk = self.chunk(id);
         let Some(slot) = self.slots.to_depopulate else { return };
-        let list = self.list(chunk.set, slot);
+        let list = self.list(chunk.chunk_type, slot);
         if !chunk.isolated {
             let empty = chunk.nr_empty_pages;
             self.count_empty(id, -empty);

@@ -31,12 +31,12 @@ pub(crate) enum LowCheck {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Profile {
-    pub(crate) split_sets: bool,
-    pub(crate) count_per_set: bool,
+    pub(crate) split_types: bool,
+    pub(crate) count_per_type: bool,
     pub(crate) depopulation: bool,
     pub(crate) repaired_hint: bool,
     pub(crate) low_check: LowCheck,
-    /// Keep a reserve of empty pages only in a set that atomic requests were made of, the only
+    /// Keep a reserve of empty pages only for a type that atomic requests were made of, the only
     /// ones a reserve is for; and put a sidelined chunk back into the search order before pages
     /// are populated in it, so that they are counted, used and given back like others.
     pub(crate) thrifty: bool,
@@ -45,8 +45,8 @@ pub struct Profile {
 impl Profile {
     /// Linux 5.9 to 5.11, the first kernels that charge per-CPU memory.
     pub const LINUX_5_10: Profile = Profile {
-        split_sets: true,
-        count_per_set: false,
+        split_types: true,
+        count_per_type: false,
         depopulation: false,
         repaired_hint: false,
         low_check: LowCheck::AfterPopulation,
@@ -55,18 +55,18 @@ impl Profile {
 
     /// Linux 6.13 to 7.1.
     pub const LINUX_6_13: Profile = Profile {
-        split_sets: false,
-        count_per_set: false,
+        split_types: false,
+        count_per_type: false,
         depopulation: true,
         repaired_hint: false,
         low_check: LowCheck::BeforePopulation,
         thrifty: false,
     };
 
-    /// This crate's own habits; what [`Profile::default`] returns.
-    pub const PERCPU_MEMCG: Profile = Profile {
-        split_sets: true,
-        count_per_set: true,
+    /// This crate's own habits, which [`Profile::default`] returns.
+    pub const DEFAULT: Profile = Profile {
+        split_types: true,
+        count_per_type: true,
         depopulation: true,
         repaired_hint: true,
         low_check: LowCheck::BeforePopulation,
@@ -83,6 +83,6 @@ impl Profile {
 
 impl Default for Profile {
     fn default() -> Self {
-        Profile::PERCPU_MEMCG
+        Profile::DEFAULT
     }
 }

@@ -1,6 +1,6 @@
 //! A legal request for an area.
 
-use super::{GRANULE_SIZE, MAX_ALIGN, MAX_AREA_SIZE, Set};
+use super::{ChunkType, GRANULE_SIZE, MAX_ALIGN, MAX_AREA_SIZE};
 
 /// How a request wants to be served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Request {
         self.align * GRANULE_SIZE
     }
 
-    pub(crate) fn set(&self, split_sets: bool) -> Set {
-        if split_sets && self.flags.account { Set::Accounted } else { Set::Plain }
+    pub(crate) fn chunk_type(&self, split_types: bool) -> ChunkType {
+        if split_types && self.flags.account { ChunkType::Accounted } else { ChunkType::Plain }
     }
 }

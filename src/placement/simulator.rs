@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::engine::{InvalidFree, Placed};
 use super::{
-    Area, Balance, ChunkId, ChunkName, LayoutError, Placement, Profile, Regions, Request,
-    RequestFlags, Set, Step,
+    Area, Balance, ChunkId, ChunkName, ChunkType, LayoutError, Placement, Profile, Regions,
+    Request, RequestFlags, Step,
 };
 
 /// Drives a [`Placement`] without mapping a byte: for replays, conformance tests and packing
@@ -90,7 +90,7 @@ impl Simulator {
         let area = loop {
             match self.watch(|placement| placement.place(request)) {
                 Placed::At(area) => break area,
-                Placed::NeedsChunk(set) => self.create(set).then_some(())?,
+                Placed::NeedsChunk(chunk_type) => self.create(chunk_type).then_some(())?,
                 Placed::Refused => return None,
             }
         };
@@ -103,7 +103,7 @@ impl Simulator {
             }
             self.watch(|placement| placement.populated(area.chunk, pages));
         }
-        self.watch(|placement| placement.settle(&area));
+        self.watch(|placement| placement.finish_alloc(&area));
         Some(self.place_of(area))
     }
 
@@ -132,7 +132,7 @@ impl Simulator {
         let mut balance = Balance::start(&mut self.placement);
         while let Some(step) = balance.next(&mut self.placement) {
             let success = match &step {
-                Step::Create(set) => self.create(*set),
+                Step::Create(chunk_type) => self.create(*chunk_type),
                 Step::Populate(chunk, pages) => self.populate(*chunk, pages),
                 Step::Depopulate(chunk, pages) => {
                     let name = self.placement.name(*chunk);
@@ -170,11 +170,11 @@ impl Simulator {
         &self.placement
     }
 
-    fn create(&mut self, set: Set) -> bool {
+    fn create(&mut self, chunk_type: ChunkType) -> bool {
         if fails(&mut self.failing_creates) {
             return false;
         }
-        let id = self.placement.add_chunk(set);
+        let id = self.placement.add_chunk(chunk_type);
         let name = self.placement.name(id);
         self.ids.insert(name, id);
         self.events.push(Event::Create(name));

@@ -1,7 +1,7 @@
 //! What the placement can tell about itself: totals, and one record per chunk.
 
 use super::chunk::Chunk;
-use super::{ChunkId, ChunkName, GRANULE_SIZE, Placement, Set};
+use super::{ChunkId, ChunkName, ChunkType, GRANULE_SIZE, Placement};
 
 /// Totals over all chunks, as in the kernel's `percpu_stats`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,8 @@ pub struct Stats {
 pub struct ChunkStats {
     /// The chunk's name.
     pub name: ChunkName,
-    /// The set it serves; `None` for the reserved chunk.
-    pub set: Option<Set>,
+    /// Which requests it serves; `None` for the reserved chunk.
+    pub chunk_type: Option<ChunkType>,
     /// The list it is on; -1 for the reserved chunk.
     pub slot: i32,
     /// Its place on that list, 0 is tried first.
@@ -125,7 +125,7 @@ impl Placement {
         }
     }
 
-    /// Every chunk: the reserved one, then by set, list and place on the list.
+    /// Every chunk: the reserved one, then by type, list and place on the list.
     ///
     /// Cost: reads every map.
     pub fn chunks(&self) -> Vec<ChunkStats> {
@@ -133,10 +133,10 @@ impl Placement {
         if let Some(id) = self.reserved {
             all.push(self.chunk_stats(id, None, -1, 0));
         }
-        for set in [Set::Plain, Set::Accounted] {
+        for chunk_type in [ChunkType::Plain, ChunkType::Accounted] {
             for slot in 0..self.slots.count {
-                for (pos, id) in self.lists.iter(self.list(set, slot)).enumerate() {
-                    all.push(self.chunk_stats(id, Some(set), slot as i32, pos));
+                for (pos, id) in self.lists.iter(self.list(chunk_type, slot)).enumerate() {
+                    all.push(self.chunk_stats(id, Some(chunk_type), slot as i32, pos));
                 }
             }
         }
@@ -153,7 +153,13 @@ impl Placement {
         Some((self.slots.sidelined? as i32, self.slots.to_depopulate? as i32))
     }
 
-    fn chunk_stats(&self, id: ChunkId, set: Option<Set>, slot: i32, pos: usize) -> ChunkStats {
+    fn chunk_stats(
+        &self,
+        id: ChunkId,
+        chunk_type: Option<ChunkType>,
+        slot: i32,
+        pos: usize,
+    ) -> ChunkStats {
         let chunk = self.chunk(id);
         let hints = &chunk.chunk_hints;
         let runs = chunk.area_and_hole_sizes();
@@ -163,7 +169,7 @@ impl Placement {
         let median = runs.get((holes.len() + runs.len()).saturating_sub(1) / 2);
         ChunkStats {
             name: chunk.name,
-            set,
+            chunk_type,
             slot,
             pos,
             isolated: chunk.isolated,

@@ -23,16 +23,17 @@ impl Placement {
                 continue;
             }
             let list = list.ok_or_else(|| format!("P1: chunk {} is on no list", chunk.name))?;
-            let slot = list.checked_sub(self.list(chunk.set, 0)).filter(|s| *s < self.slots.count);
             let slot =
-                slot.ok_or_else(|| format!("P1: chunk {} is in a strange set", chunk.name))?;
+                list.checked_sub(self.list(chunk.chunk_type, 0)).filter(|s| *s < self.slots.count);
+            let slot = slot
+                .ok_or_else(|| format!("P1: chunk {} is on a list of another type", chunk.name))?;
             let aside =
                 Some(slot) == self.slots.sidelined || Some(slot) == self.slots.to_depopulate;
             if aside != chunk.isolated {
                 return Err(format!("P3: chunk {} is on list {slot}", chunk.name));
             }
             if !chunk.isolated {
-                empty[self.counter(chunk.set)] += chunk.nr_empty_pages;
+                empty[self.counter(chunk.chunk_type)] += chunk.nr_empty_pages;
                 if slot != 0 && list != self.computed_list(id) {
                     return Err(format!("P4: chunk {} is on list {slot}", chunk.name));
                 }

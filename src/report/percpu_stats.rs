@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::percpu::PerCpuAllocator;
 use crate::placement::{
-    AllocInfo, ChunkName, ChunkStats, GRANULE_SIZE, PAGE_SIZE, Placement, Set, Stats,
+    AllocInfo, ChunkName, ChunkStats, ChunkType, GRANULE_SIZE, PAGE_SIZE, Placement, Stats,
 };
 
 const RULE: &str = "----------------------------------------";
@@ -35,7 +35,7 @@ pub struct Snapshot {
     pub chunks: Vec<ChunkStats>,
     /// List number of sidelined chunks, in profiles that have any.
     sidelined: Option<i32>,
-    splits_sets: bool,
+    splits_types: bool,
 }
 
 impl Snapshot {
@@ -53,7 +53,7 @@ impl Snapshot {
             stats: placement.stats(),
             chunks: placement.chunks(),
             sidelined: placement.isolated_slots().map(|(sidelined, _)| sidelined),
-            splits_sets: placement.splits_sets(),
+            splits_types: placement.splits_types(),
         }
     }
 
@@ -88,8 +88,8 @@ impl Snapshot {
             ("cur_med_alloc", chunk.cur_med_alloc),
             ("cur_max_alloc", chunk.cur_max_alloc),
         ];
-        if self.splits_sets {
-            lines.push(("memcg_aware", u64::from(chunk.set == Some(Set::Accounted))));
+        if self.splits_types {
+            lines.push(("memcg_aware", u64::from(chunk.chunk_type == Some(ChunkType::Accounted))));
         }
         lines
     }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::fmt;
 
-use crate::memcg::{Limit, MemcgStats, MemcgSnapshot};
+use crate::memcg::{Limit, MemcgSnapshot, MemcgStats};
 
 /// A [`MemcgSnapshot`] as an indented tree: a line for each cgroup, the largest child first.
 ///

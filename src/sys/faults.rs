@@ -13,7 +13,7 @@
 //!
 //! # Invariants
 //!
-//! * I1: `armed` is true exactly when `plan` holds something; it is written only under `plan`'s lock.
+//! * J1: `armed` is true exactly when `plan` holds something; it is written only under `plan`'s lock.
 //!
 //! Unarmed, an operation pays one relaxed increment and one relaxed load beside its system call; the
 //! mutex is touched only while a plan is armed.
@@ -150,7 +150,7 @@ impl FaultInjection {
         refused
     }
 
-    /// Changes the plan and brings `armed` in line with it (I1).
+    /// Changes the plan and brings `armed` in line with it (J1).
     fn arm(&self, change: impl FnOnce(&mut Plan)) {
         let mut plan = self.plan.lock();
         change(&mut plan);

@@ -10,7 +10,7 @@
 //!                        ▼
 //!                   Reservation ──► MapError  address space, its pages, and what went wrong
 //!
-//!   ThisCpu, Tier ◄── Slots, Word             this CPU's copy: restartable sequences, or atomics
+//!   ThisCpu, Tier ◄── CopyLocator, Word       this CPU's copy: restartable sequences, or atomics
 //! ```
 //!
 //! | file | owns |
@@ -47,8 +47,8 @@ pub use machine::{Machine, MachineBuilder};
 pub(crate) use reservation::{Reservation, page_size};
 pub(crate) use this_cpu::gate;
 pub(crate) use this_cpu::{
-    At, Bound, Collect, MAX_UNIT_SIZE, STACK_HEADER, STACK_LOCKED, Sequences, Slots, Twins,
-    UNIT_STRIDE, UNIT_STRIDE_ALIGN, Word, add_or_take_twin, add_within_twin, detached_is_used,
-    pop_twin, push_twin,
+    At, AtomicOps, Bound, Collect, CopyLocator, MAX_UNIT_SIZE, STACK_HEADER, STACK_LOCKED,
+    Sequences, UNIT_STRIDE, UNIT_STRIDE_ALIGN, Word, add_or_take_fallback, add_within_fallback,
+    detached_is_used, pop_fallback, push_fallback,
 };
-pub use this_cpu::{ByConcurrency, ByCpu, Index, Int, RegisteredBy, ThisCpu, Tier};
+pub use this_cpu::{ByConcurrency, ByCpu, CopyIndex, LocalInt, RegisteredBy, ThisCpu, Tier};

@@ -21,9 +21,9 @@
 //!
 //! # Invariants
 //!
-//! * I1: `[base, base + len)` is mapped readable and writable, by this value alone, from the end of
+//! * B1: `[base, base + len)` is mapped readable and writable, by this value alone, from the end of
 //!   [`Reservation::new`] until drop.
-//! * I2: `base` and `len` are multiples of the page size.
+//! * B2: `base` and `len` are multiples of the page size.
 //!
 //! A [`Reservation`] has no lock and needs none: the kernel serialises changes to a mapping. Who may
 //! discard what, and when, is the caller's business.
@@ -58,7 +58,7 @@ pub(crate) struct Reservation {
     machine: Machine,
 }
 
-// SAFETY: I1 makes the value the only owner of the mapping, and mappings belong to the process, not
+// SAFETY: B1 makes the value the only owner of the mapping, and mappings belong to the process, not
 // to the thread that made them. `Machine` is Send.
 unsafe impl Send for Reservation {}
 
@@ -225,7 +225,7 @@ impl Reservation {
     /// With an advice that changes content, the caller owes what [`Self::discard`] asks for.
     unsafe fn advise(&self, pages: &Range<usize>, advice: Advice) -> Result<(), Errno> {
         let start = self.at(pages.start).as_ptr().cast::<c_void>();
-        // SAFETY: the pages are mapped by this value (I1); the caller answers for their content.
+        // SAFETY: the pages are mapped by this value (B1); the caller answers for their content.
         unsafe { rustix::mm::madvise(start, pages.len(), advice) }
     }
 
@@ -236,7 +236,7 @@ impl Reservation {
         *word |= 1 << (node.index() % BITS);
         let start = self.at(pages.start).as_ptr();
         // SAFETY: mbind reads MAX_NODES bits of `mask` (it takes the count plus one) and sets a
-        // policy on pages that this value maps (I1); it does not change their content.
+        // policy on pages that this value maps (B1); it does not change their content.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_mbind,
@@ -254,7 +254,7 @@ impl Reservation {
     /// The address of a byte, or of the end.
     fn at(&self, offset: usize) -> NonNull<u8> {
         debug_assert!(offset <= self.len);
-        // SAFETY: at most one past the end of one mapping (I1).
+        // SAFETY: at most one past the end of one mapping (B1).
         unsafe { self.base.add(offset) }
     }
 
@@ -263,7 +263,7 @@ impl Reservation {
             return 0..0;
         }
         let page = page_size();
-        // Clipped before rounding up, so that it cannot overflow; `len` is whole pages (I2).
+        // Clipped before rounding up, so that it cannot overflow; `len` is whole pages (B2).
         range.start / page * page..range.end.min(self.len).next_multiple_of(page)
     }
 
@@ -275,7 +275,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own (I1), which is going away. Whoever gave out
+        // SAFETY: the mapping is this value's own (B1), which is going away. Whoever gave out
         // pointers from `base` keeps the reservation for as long as they are used.
         let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(result.is_ok(), "munmap of {self:?}: {result:?}");

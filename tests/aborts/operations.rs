@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use percpu_memcg::{
-    ByCpu, CpuId, Full, Gfp, Index, Local, LocalStack, Machine, PerCpu, PerCpuAllocator,
+    ByCpu, CopyIndex, CpuId, Gfp, Local, LocalStack, Machine, PerCpu, PerCpuAllocator, StackFull,
 };
 use zerocopy::FromZeros;
 
@@ -184,7 +184,7 @@ const VALUE: u8 = 0x35;
 const OLD: u8 = 0xc2;
 const NEW: u8 = 0x8f;
 
-pub(crate) fn on_words<N: Width, I: Index>(allocator: &PerCpuAllocator) -> Vec<Operation> {
+pub(crate) fn on_words<N: Width, I: CopyIndex>(allocator: &PerCpuAllocator) -> Vec<Operation> {
     let [any] = words([[0x5b, 0xf3, 0x26]]);
     let any = &[any];
     // What is there is what is expected; is not; is once; and then.
@@ -230,7 +230,7 @@ pub(crate) fn on_words<N: Width, I: Index>(allocator: &PerCpuAllocator) -> Vec<O
     on_objects(name_of::<N, I>(), allocator, is_by_cpu::<I>(), lines)
 }
 
-pub(crate) fn on_collecting_words<I: Index>(allocator: &PerCpuAllocator) -> Vec<Operation> {
+pub(crate) fn on_collecting_words<I: CopyIndex>(allocator: &PerCpuAllocator) -> Vec<Operation> {
     const MOST: i64 = 1 << 40;
     const AMOUNT: i64 = 0x35;
     // Within; beyond; just within, just beyond; and then the other.
@@ -269,7 +269,7 @@ pub(crate) fn on_collecting_words<I: Index>(allocator: &PerCpuAllocator) -> Vec<
     on_objects(name_of::<i64, I>(), allocator, is_by_cpu::<I>(), lines)
 }
 
-pub(crate) fn on_stacks<N: Width, I: Index>(allocator: &PerCpuAllocator) -> Vec<Operation> {
+pub(crate) fn on_stacks<N: Width, I: CopyIndex>(allocator: &PerCpuAllocator) -> Vec<Operation> {
     const EMPTY: Answer = (false, 0);
     // There is room; is none; is once.
     let to_push = stacks([[1, 0, 3], [CAPACITY; 3], [2, CAPACITY, 3], [CAPACITY, 1, CAPACITY]]);
@@ -279,7 +279,7 @@ pub(crate) fn on_stacks<N: Width, I: Index>(allocator: &PerCpuAllocator) -> Vec<
         Line::<LocalStack<N, CAPACITY, I>, Stack<N>>::new(
             "push",
             &to_push,
-            |stack| done_or_refused(stack.push(N::of(VALUE)).map_err(|Full(item)| item)),
+            |stack| done_or_refused(stack.push(N::of(VALUE)).map_err(|StackFull(item)| item)),
             |Stack(mut items)| {
                 let has_room = items.len() < CAPACITY;
                 items.extend(has_room.then_some(N::of(VALUE)));
@@ -310,10 +310,10 @@ fn stacks<N: Width, const K: usize>(starts: [[usize; 3]; K]) -> [Starts<Stack<N>
     })
 }
 
-fn name_of<N: Width, I: Index>() -> String {
+fn name_of<N: Width, I: CopyIndex>() -> String {
     format!("{}{}", N::NAME, if is_by_cpu::<I>() { "" } else { " by concurrency id" })
 }
 
-fn is_by_cpu<I: Index>() -> bool {
+fn is_by_cpu<I: CopyIndex>() -> bool {
     TypeId::of::<I>() == TypeId::of::<ByCpu>()
 }

@@ -2,7 +2,7 @@
 
 use std::ops::{BitAnd, BitOr};
 
-use percpu_memcg::Int;
+use percpu_memcg::LocalInt;
 
 /// Items that a stack has room for.
 pub(crate) const CAPACITY: usize = 4;
@@ -11,7 +11,7 @@ pub(crate) const CAPACITY: usize = 4;
 const HEADER: usize = 8;
 
 /// An integer with arithmetic that is not the crate's.
-pub(crate) trait Width: Int + BitAnd<Output = Self> + BitOr<Output = Self> {
+pub(crate) trait Width: LocalInt + BitAnd<Output = Self> + BitOr<Output = Self> {
     const NAME: &'static str;
     const UNIT: Self;
 

@@ -100,7 +100,7 @@ fn in_the_one_list_profile_the_first_chunk_is_free_to_use() {
 
 #[test]
 fn in_split_profiles_accounted_areas_are_charged_from_the_first() {
-    for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_5_10] {
+    for profile in [Profile::DEFAULT, Profile::LINUX_5_10] {
         let pcpu = with_profile(profile);
         let tenant = pcpu.root().create("tenant").unwrap();
         let ptr = alloc_in(&pcpu, &tenant, 8, Gfp::KERNEL_ACCOUNT);
@@ -114,7 +114,7 @@ fn in_split_profiles_accounted_areas_are_charged_from_the_first() {
 #[test]
 fn a_thousand_children_charge_exactly_their_statistics_to_the_parent() {
     // The selftest percpu_basic, which allows for 64 pages a CPU of difference; here none.
-    for profile in [Profile::PERCPU_MEMCG, Profile::LINUX_6_13, Profile::LINUX_5_10] {
+    for profile in [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10] {
         let pcpu = with_profile(profile);
         let parent = pcpu.root().create("parent").unwrap();
         let children: Vec<_> =

@@ -18,7 +18,7 @@ use percpu_memcg::{
     TreeError,
 };
 
-const PROFILES: [Profile; 3] = [Profile::PERCPU_MEMCG, Profile::LINUX_6_13, Profile::LINUX_5_10];
+const PROFILES: [Profile; 3] = [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10];
 const MODES: [BalanceMode; 2] = [BalanceMode::Inline, BalanceMode::Background];
 
 fn allocator(profile: Profile, balance: BalanceMode) -> PerCpuAllocator {

@@ -1,6 +1,6 @@
 //! Compares recorded states with those of the simulator, value by value.
 
-use percpu_memcg::placement::{AllocInfo, ChunkStats, Placement, Set, Stats};
+use percpu_memcg::placement::{AllocInfo, ChunkStats, ChunkType, Placement, Stats};
 use percpu_memcg::report::Snapshot;
 
 use crate::corpus::Mismatch;
@@ -89,11 +89,11 @@ fn compare_chunk(recorded: &ChunkLine, chunk: &ChunkStats, profile: char) -> Res
 }
 
 fn kind(chunk: &ChunkStats, profile: char) -> &'static str {
-    match chunk.set {
+    match chunk.chunk_type {
         None => "reserved",
         Some(_) if profile == 'A' => "any",
-        Some(Set::Plain) => "plain",
-        Some(Set::Accounted) => "accounted",
+        Some(ChunkType::Plain) => "plain",
+        Some(ChunkType::Accounted) => "accounted",
     }
 }
 

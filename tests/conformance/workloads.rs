@@ -13,7 +13,7 @@ use crate::shadow::Shadow;
 const PROFILES: [(&str, Profile); 3] = [
     ("Linux 5.10", Profile::LINUX_5_10),
     ("Linux 6.13", Profile::LINUX_6_13),
-    ("default", Profile::PERCPU_MEMCG),
+    ("default", Profile::DEFAULT),
 ];
 
 const VERIFY_INTERVAL: u64 = 10_000;

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use percpu_memcg::{CompactLocal, Full, Int, Local, LocalStack};
+use percpu_memcg::{CompactLocal, Local, LocalInt, LocalStack, StackFull};
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn what_is_pushed_last_is_popped_first() {
                         assert_eq!(stacks.push(item), Ok(()));
                         plain.push(item);
                     }
-                    Some(item) => assert_eq!(stacks.push(item), Err(Full(item))),
+                    Some(item) => assert_eq!(stacks.push(item), Err(StackFull(item))),
                     None => assert_eq!(stacks.pop(), plain.pop()),
                 }
             }
@@ -54,7 +54,7 @@ fn every_cpu_has_its_own_stack() {
                 assert_eq!(len_on(&stacks, core), found);
                 stacks.push(item).unwrap();
             }
-            assert_eq!(stacks.push(9), Err(Full(9)));
+            assert_eq!(stacks.push(9), Err(StackFull(9)));
             assert_eq!(len_on(&stacks, core), 3);
         }
         for &core in cores() {
@@ -84,19 +84,19 @@ fn drain_returns_what_lies_on_no_possible_cpu() {
 fn a_refused_item_comes_back() {
     let stacks = stacks::<0>(&uniform(1));
     let full = stacks.push(7).unwrap_err();
-    assert_eq!((full, full.0, stacks.pop()), (Full(7), 7, None));
+    assert_eq!((full, full.0, stacks.pop()), (StackFull(7), 7, None));
     assert_eq!(full.to_string(), "this CPU's stack has no room");
 }
 
 #[test]
 fn items_have_any_width() {
-    fn fill<N: Int + From<bool>, const CAP: usize>(items: [N; CAP]) {
+    fn fill<N: LocalInt + From<bool>, const CAP: usize>(items: [N; CAP]) {
         let mut stacks =
             PerCpu::<LocalStack<N, CAP>>::zeroed_in(&ALLOCATORS[0], Gfp::KERNEL).unwrap();
         pinned(|| {
             for _ in 0..2 {
                 items.iter().for_each(|item| stacks.push(*item).unwrap());
-                assert_eq!(stacks.push(items[0]), Err(Full(items[0])));
+                assert_eq!(stacks.push(items[0]), Err(StackFull(items[0])));
                 items.iter().rev().for_each(|item| assert_eq!(stacks.pop(), Some(*item)));
                 assert_eq!(stacks.pop(), None);
             }
@@ -125,7 +125,7 @@ fn nothing_is_lost_or_doubled_in_many_threads() {
         in_threads(|thread| {
             let mut popped = Vec::new();
             for item in (0..EACH).map(|nth| thread * EACH + nth) {
-                if let Err(Full(back)) = stacks.push(item) {
+                if let Err(StackFull(back)) = stacks.push(item) {
                     assert_eq!(back, item);
                     refused.fetch_add(1, Ordering::Relaxed);
                     popped.push(back);

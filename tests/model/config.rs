@@ -77,7 +77,7 @@ impl Config {
     }
 
     /// Plain and accounted areas live in chunks of their own.
-    pub(crate) fn splits_sets(&self) -> bool {
+    pub(crate) fn splits_types(&self) -> bool {
         self.profile != Profile::LINUX_6_13
     }
 }

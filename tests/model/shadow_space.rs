@@ -23,7 +23,7 @@ struct Chunk {
 pub(crate) struct ShadowSpace {
     unit_size: usize,
     regions: Regions,
-    splits_sets: bool,
+    splits_types: bool,
     chunks: BTreeMap<ChunkName, Chunk>,
 }
 
@@ -32,7 +32,7 @@ impl ShadowSpace {
         ShadowSpace {
             unit_size: config.unit_size,
             regions: config.regions,
-            splits_sets: config.splits_sets(),
+            splits_types: config.splits_types(),
             chunks: BTreeMap::new(),
         }
     }
@@ -83,7 +83,7 @@ impl ShadowSpace {
         );
         let from_reserved = reserved && self.has_reserved_region();
         prop_assert_eq!(name == ChunkName::Reserved, from_reserved, "{:?}", place);
-        let separate = self.splits_sets && name != ChunkName::Reserved;
+        let separate = self.splits_types && name != ChunkName::Reserved;
         prop_assert!(!(separate && accounted && name == FIRST), "accounted in the first chunk");
 
         let granules = self.unit_size / GRANULE_SIZE;

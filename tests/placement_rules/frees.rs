@@ -4,7 +4,7 @@ use percpu_memcg::placement::{ChunkName, Place, Profile, Regions, Simulator};
 
 use crate::script::{ODD, Run};
 
-const ALL: [Profile; 3] = [Profile::LINUX_5_10, Profile::LINUX_6_13, Profile::PERCPU_MEMCG];
+const ALL: [Profile; 3] = [Profile::LINUX_5_10, Profile::LINUX_6_13, Profile::DEFAULT];
 
 const FIRST: ChunkName = ChunkName::Numbered(0);
 const CREATED: ChunkName = ChunkName::Numbered(1);

@@ -117,7 +117,7 @@ fn each_set_counts_its_own_empty_pages() {
     Run::new(UNIT, SEVEN_PAGES, Profile::LINUX_5_10).play(
         "atomic account 8@4 -> FAIL + sched
          b + create 1
-         c1 set=Some(Plain)
+         c1 chunk_type=Some(Plain)
          account 16384@4 -> 2:0 + create 2, populate 2 [0,4)
          all empty=7 pending=0",
     );

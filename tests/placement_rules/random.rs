@@ -287,7 +287,7 @@ proptest! {
         (unit_size, regions) in layouts(),
         ops in ops(),
     ) {
-        for profile in [Profile::LINUX_5_10, Profile::LINUX_6_13, Profile::PERCPU_MEMCG] {
+        for profile in [Profile::LINUX_5_10, Profile::LINUX_6_13, Profile::DEFAULT] {
             let mut model = Model::new(unit_size, regions, profile).map_err(TestCaseError::fail)?;
             for (number, op) in ops.iter().enumerate() {
                 let outcome = model.step(op);

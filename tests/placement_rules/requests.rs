@@ -36,7 +36,7 @@ fn ask_for_the_impossible(simulator: &mut Simulator) {
 #[test]
 fn illegal_requests_change_nothing_now_or_later() {
     let steps = ["100@8", "account 4096@4", "atomic 20@16", "32768@4", "reserved 64@64", "7000@4"];
-    for profile in [Profile::LINUX_5_10, Profile::LINUX_6_13, Profile::PERCPU_MEMCG] {
+    for profile in [Profile::LINUX_5_10, Profile::LINUX_6_13, Profile::DEFAULT] {
         let mut disturbed = Run::new(32 << 10, ODD, profile);
         let mut quiet = Run::new(32 << 10, ODD, profile);
         let mut places = Vec::new();

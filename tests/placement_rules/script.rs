@@ -169,7 +169,7 @@ fn chunk_value(chunk: &ChunkStats, key: &str) -> Option<String> {
     Some(match key {
         "slot" => chunk.slot.to_string(),
         "pos" => chunk.pos.to_string(),
-        "set" => format!("{:?}", chunk.set),
+        "chunk_type" => format!("{:?}", chunk.chunk_type),
         "free" => chunk.free_bytes.to_string(),
         "contig" => format!("{}@{}", chunk.contig_bits, chunk.contig_start),
         "scan" => format!("{}@{}", chunk.scan_bits, chunk.scan_start),

@@ -5,7 +5,7 @@ use percpu_memcg::placement::{Profile, Regions};
 use crate::script::{ODD, ONE_PAGE, Run, play};
 
 const LINUX: [Profile; 2] = [Profile::LINUX_5_10, Profile::LINUX_6_13];
-const ALL: [Profile; 3] = [Profile::LINUX_5_10, Profile::LINUX_6_13, Profile::PERCPU_MEMCG];
+const ALL: [Profile; 3] = [Profile::LINUX_5_10, Profile::LINUX_6_13, Profile::DEFAULT];
 
 const UNIT: usize = 32 << 10;
 
@@ -40,10 +40,10 @@ fn a_reserved_request_is_an_ordinary_one_where_nothing_is_reserved() {
     for profile in ALL {
         Run::new(UNIT, SEVEN_PAGES, profile).play("reserved 8@8 -> 0:0");
     }
-    for profile in [Profile::LINUX_5_10, Profile::PERCPU_MEMCG] {
+    for profile in [Profile::LINUX_5_10, Profile::DEFAULT] {
         Run::new(UNIT, SEVEN_PAGES, profile).play(
             "account reserved 8@8 -> 1:0
-             c1 set=Some(Accounted)",
+             c1 chunk_type=Some(Accounted)",
         );
     }
     Run::new(UNIT, SEVEN_PAGES, Profile::LINUX_6_13).play("account reserved 8@8 -> 0:0");

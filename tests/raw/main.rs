@@ -22,7 +22,7 @@ use percpu_memcg::{
     PerCpuAllocatorBuilder, Populate, Profile, placement::Regions,
 };
 
-const PROFILES: [Profile; 3] = [Profile::PERCPU_MEMCG, Profile::LINUX_6_13, Profile::LINUX_5_10];
+const PROFILES: [Profile; 3] = [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10];
 const POPULATES: [Populate; 3] = [Populate::Lazy, Populate::Eager, Populate::Whole];
 
 fn machine_with_holes() -> Machine {

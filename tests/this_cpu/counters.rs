@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use percpu_memcg::{
-    ByConcurrency, ByCpu, CpuId, Index, Local, PerCpu, PerCpuAllocator, PerCpuCounter,
+    ByConcurrency, ByCpu, CopyIndex, CpuId, Local, PerCpu, PerCpuAllocator, PerCpuCounter,
     PerCpuHistogram,
 };
 
@@ -65,13 +65,13 @@ impl Trial for Counter {
 }
 
 /// Words with `add_or_take` and `add_within`.
-struct Collecting<I: Index> {
+struct Collecting<I: CopyIndex> {
     words: PerCpu<Local<i64, I>>,
     added: AtomicI64,
     taken: AtomicI64,
 }
 
-impl<I: Index> Collecting<I> {
+impl<I: CopyIndex> Collecting<I> {
     const MOST: u64 = 9;
 
     fn new(pcpu: &PerCpuAllocator) -> Self {
@@ -95,7 +95,7 @@ impl<I: Index> Collecting<I> {
     }
 }
 
-impl<I: Index> Trial for Collecting<I> {
+impl<I: CopyIndex> Trial for Collecting<I> {
     fn work(&self, _thread: usize, calls: u32) {
         let once = |(added, taken), nth| {
             let (more, taken_now) = self.once(nth);

@@ -37,7 +37,7 @@ mod interrupted {
     use std::sync::LazyLock;
 
     use libc::{c_int, c_void, siginfo_t, ucontext_t};
-    use percpu_memcg::{ByConcurrency, ByCpu, Index, PerCpu};
+    use percpu_memcg::{ByConcurrency, ByCpu, CopyIndex, PerCpu};
 
     use crate::processes::{PASS, filter_rseq};
     use crate::words::{Object, Words as _};
@@ -87,12 +87,12 @@ mod interrupted {
     static BY_CPU: Words<ByCpu> = LazyLock::new(zeroed);
     static BY_CONCURRENCY: Words<ByConcurrency> = LazyLock::new(zeroed);
 
-    fn zeroed<I: Index>() -> Object<u16, I> {
+    fn zeroed<I: CopyIndex>() -> Object<u16, I> {
         Object(PerCpu::zeroed_in(&real(), KERNEL).expect("room"))
     }
 
     /// In a thread of its own: it remains without system call.
-    fn first_operation<I: Index>(words: &Words<I>, operation: fn()) {
+    fn first_operation<I: CopyIndex>(words: &Words<I>, operation: fn()) {
         LazyLock::force(words);
         install();
         OPERATION.set(Some(operation));

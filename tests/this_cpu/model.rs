@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use percpu_memcg::{ByConcurrency, ByCpu, Index, PerCpu, PerCpuAllocator};
+use percpu_memcg::{ByConcurrency, ByCpu, CopyIndex, PerCpu, PerCpuAllocator};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -125,13 +125,13 @@ fn step<N: Width>(words: &impl Words<N>, is: &mut N, call: Call) {
     };
 }
 
-struct Script<'a, I: Index> {
+struct Script<'a, I: CopyIndex> {
     pcpu: &'a PerCpuAllocator,
     calls: &'a [Call],
     index: PhantomData<I>,
 }
 
-impl<I: Index> Generic<()> for Script<'_, I> {
+impl<I: CopyIndex> Generic<()> for Script<'_, I> {
     fn of<N: Width>(&self) {
         let words = Object::<N, I>(PerCpu::zeroed_in(self.pcpu, KERNEL).unwrap());
         let mut is = N::default();
@@ -145,7 +145,7 @@ impl<I: Index> Generic<()> for Script<'_, I> {
     }
 }
 
-fn follows_integers<I: Index>() {
+fn follows_integers<I: CopyIndex>() {
     let mut config = Config::with_cases(100);
     config.failure_persistence = None;
     let pcpu = &real();

@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use percpu_memcg::{
-    ByConcurrency, ByCpu, CompactLocal, CpuId, Full, Local, LocalRef, LocalStack, Machine, NodeId,
-    PerCpu, PerCpuAllocator, StaticLocal, ThisCpu, Tier,
+    ByConcurrency, ByCpu, CompactLocal, CpuId, Local, LocalRef, LocalStack, Machine, NodeId,
+    PerCpu, PerCpuAllocator, StackFull, StaticLocal, ThisCpu, Tier,
 };
 use static_assertions::{assert_impl_all, assert_not_impl_any};
 
@@ -26,7 +26,7 @@ assert_impl_all!(PerCpu<LocalStack<usize, 8, ByConcurrency>>: Send, Sync);
 assert_impl_all!(LocalRef<'static, u64>: Send, Sync, Copy);
 assert_impl_all!(LocalRef<'static, i8, ByConcurrency>: Send, Sync, Copy);
 assert_impl_all!(StaticLocal<u64>: Send, Sync);
-assert_impl_all!(Full<u64>: std::error::Error, Send, Sync, Copy);
+assert_impl_all!(StackFull<u64>: std::error::Error, Send, Sync, Copy);
 assert_impl_all!(ThisCpu: Send, Sync, Copy);
 assert_impl_all!(Tier: Send, Sync, Copy);
 assert_impl_all!(ByCpu: Send, Sync, Copy);

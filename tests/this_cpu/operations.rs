@@ -7,7 +7,7 @@
 
 use std::marker::PhantomData;
 
-use percpu_memcg::{ByCpu, Index, PerCpu, PerCpuAllocator};
+use percpu_memcg::{ByCpu, CopyIndex, PerCpu, PerCpuAllocator};
 
 use crate::chains::{Chain, Change, Operation};
 use crate::conditions::{Detached, Trial, under_every_condition};
@@ -169,13 +169,13 @@ pub(crate) struct OnObjects<'a, O, I> {
     kind: PhantomData<fn(O, I)>,
 }
 
-impl<'a, O: Operation, I: Index> OnObjects<'a, O, I> {
+impl<'a, O: Operation, I: CopyIndex> OnObjects<'a, O, I> {
     pub(crate) fn of(pcpu: &'a PerCpuAllocator) -> Self {
         OnObjects { pcpu, kind: PhantomData }
     }
 }
 
-impl<O: Operation, I: Index> Generic<Box<dyn Trial>> for OnObjects<'_, O, I> {
+impl<O: Operation, I: CopyIndex> Generic<Box<dyn Trial>> for OnObjects<'_, O, I> {
     fn of<N: Width>(&self) -> Box<dyn Trial> {
         let words = Object::<N, I>(PerCpu::zeroed_in(self.pcpu, KERNEL).expect("room"));
         Box::new(Chain::<O, N, _>::new(words))
@@ -183,7 +183,7 @@ impl<O: Operation, I: Index> Generic<Box<dyn Trial>> for OnObjects<'_, O, I> {
 }
 
 /// Trials of every operation above, each on every width.
-pub(crate) fn every_operation<I: Index>(pcpu: &PerCpuAllocator) -> Vec<Box<dyn Trial>> {
+pub(crate) fn every_operation<I: CopyIndex>(pcpu: &PerCpuAllocator) -> Vec<Box<dyn Trial>> {
     [
         every_width(&OnObjects::<Add, I>::of(pcpu)),
         every_width(&OnObjects::<Sub, I>::of(pcpu)),

@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use percpu_memcg::{
-    ByConcurrency, ByCpu, CpuId, Full, Index, LocalStack, PerCpu, PerCpuAllocator, ThisCpu, Tier,
+    ByConcurrency, ByCpu, CopyIndex, CpuId, LocalStack, PerCpu, PerCpuAllocator, StackFull,
+    ThisCpu, Tier,
 };
 
 use crate::conditions::{Detached, Trial, on_cpu, two_cpus, under_every_condition};
@@ -26,7 +27,7 @@ const HAND: usize = 40;
 
 const NOTHING: u64 = u64::MAX;
 
-struct Stack<N: Width, I: Index> {
+struct Stack<N: Width, I: CopyIndex> {
     stacks: PerCpu<LocalStack<N, CAPACITY, I>>,
     hands: [Mutex<Hand<N>>; THREADS],
     /// What the signal handler of each worker holds: an item's bits, or `NOTHING`.
@@ -49,7 +50,7 @@ impl<N: Width> Hand<N> {
     }
 }
 
-impl<N: Width, I: Index> Stack<N, I> {
+impl<N: Width, I: CopyIndex> Stack<N, I> {
     fn new(pcpu: &PerCpuAllocator) -> Self {
         Stack {
             stacks: PerCpu::zeroed_in(pcpu, KERNEL).expect("room"),
@@ -59,7 +60,7 @@ impl<N: Width, I: Index> Stack<N, I> {
     }
 }
 
-impl<N: Width, I: Index> Trial for Stack<N, I> {
+impl<N: Width, I: CopyIndex> Trial for Stack<N, I> {
     fn work(&self, thread: usize, calls: u32) {
         // Only this worker takes it, and not in its signal handler.
         let mut hand = self.hands[thread].lock().expect("no panic");
@@ -70,7 +71,7 @@ impl<N: Width, I: Index> Trial for Stack<N, I> {
                     is_pushing = false;
                     continue;
                 };
-                if let Err(Full(item)) = self.stacks.push(item) {
+                if let Err(StackFull(item)) = self.stacks.push(item) {
                     hand.items.push(item);
                     hand.refused += 1;
                     is_pushing = false;
@@ -92,7 +93,7 @@ impl<N: Width, I: Index> Trial for Stack<N, I> {
             NOTHING => self.stacks.pop().map_or(NOTHING, N::bits),
             item => match self.stacks.push(N::truncated(item)) {
                 Ok(()) => NOTHING,
-                Err(Full(_)) => item,
+                Err(StackFull(_)) => item,
             },
         };
         held.store(new, Relaxed);
@@ -137,14 +138,14 @@ impl<N: Width, I: Index> Trial for Stack<N, I> {
 
 struct Stacks<'a, I>(&'a PerCpuAllocator, std::marker::PhantomData<I>);
 
-impl<I: Index> Generic<Box<dyn Trial>> for Stacks<'_, I> {
+impl<I: CopyIndex> Generic<Box<dyn Trial>> for Stacks<'_, I> {
     fn of<N: Width>(&self) -> Box<dyn Trial> {
         Box::new(Stack::<N, I>::new(self.0))
     }
 }
 
 /// Trials of push and pop on every width.
-pub(crate) fn every_stack<I: Index>(pcpu: &PerCpuAllocator) -> Vec<Box<dyn Trial>> {
+pub(crate) fn every_stack<I: CopyIndex>(pcpu: &PerCpuAllocator) -> Vec<Box<dyn Trial>> {
     every_width(&Stacks::<I>(pcpu, std::marker::PhantomData))
 }
 
@@ -174,7 +175,7 @@ fn a_stack_of_one_cpu_is_last_in_first_out() {
                 for bits in 0..ROOM {
                     assert_eq!(stacks.push(item(bits)), Ok(()));
                 }
-                assert_eq!(stacks.push(item(77)), Err(Full(item(77))));
+                assert_eq!(stacks.push(item(77)), Err(StackFull(item(77))));
                 let lengths: usize = stacks.iter().map(|(_, stack)| stack.len()).sum();
                 assert_eq!(lengths, ROOM);
                 for bits in (0..ROOM).rev() {
@@ -200,7 +201,7 @@ fn a_stack_of_one_cpu_is_last_in_first_out() {
 fn a_stack_without_room_refuses_everything() {
     let pcpu = real();
     let mut none: PerCpu<LocalStack<u64, 0>> = PerCpu::zeroed_in(&pcpu, KERNEL).unwrap();
-    assert_eq!((none.push(1), none.pop()), (Err(Full(1)), None));
+    assert_eq!((none.push(1), none.pop()), (Err(StackFull(1)), None));
     assert_eq!(none.drain().count(), 0);
     let in_sequences = ThisCpu::tier() != Tier::GetCpu;
     println!("checked by {}", if in_sequences { "sequences" } else { "atomic instructions" });

@@ -72,7 +72,7 @@ fn every_operation_on_a_static_variable_loses_nothing() {
     briefly::<SubIfAtLeast>();
 }
 
-fn assert_initial<N: percpu_memcg::Int>(variable: &StaticLocal<N>, initial: N) {
+fn assert_initial<N: percpu_memcg::LocalInt>(variable: &StaticLocal<N>, initial: N) {
     assert_eq!(variable.initial(), initial);
     let machine = PerCpuAllocator::global().unwrap().machine();
     for cpu in machine.possible() {

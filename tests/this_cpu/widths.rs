@@ -1,10 +1,10 @@
 //! The ten widths as bits, so that one model serves all: books are kept in 64 bits, and compared
 //! modulo 2 to the width.
 
-use percpu_memcg::Int;
+use percpu_memcg::LocalInt;
 
 /// An integer of the operations.
-pub(crate) trait Width: Int {
+pub(crate) trait Width: LocalInt {
     const NAME: &'static str;
     const BITS: u32;
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use percpu_memcg::{CpuId, Index, Local, PerCpu, PerCpuAllocator, StaticLocal};
+use percpu_memcg::{CopyIndex, CpuId, Local, PerCpu, PerCpuAllocator, StaticLocal};
 
 use crate::widths::Width;
 
@@ -50,9 +50,9 @@ macro_rules! forward {
 }
 
 /// An object.
-pub(crate) struct Object<N: Width, I: Index>(pub(crate) PerCpu<Local<N, I>>);
+pub(crate) struct Object<N: Width, I: CopyIndex>(pub(crate) PerCpu<Local<N, I>>);
 
-impl<N: Width, I: Index> Words<N> for Object<N, I> {
+impl<N: Width, I: CopyIndex> Words<N> for Object<N, I> {
     forward!(N, self => self.0);
 
     fn copy(&self, cpu: CpuId) -> N {

@@ -80,8 +80,7 @@ pub(crate) fn penalty(node: &Arc<Node>) -> Duration {
                     level.raise(EventKind::High);
                 }
                 freed = freed.saturating_add(reclaim_above_high(level, usage));
-                excess =
-                    excess.max(HighDelay::of(level.current(), level.counter.get(Bound::High)));
+                excess = excess.max(HighDelay::of(level.current(), level.counter.get(Bound::High)));
             }
         }
         let delay = excess.delay(bytes);

@@ -95,9 +95,8 @@ fn charge_token(
     };
     let has_reference = references != 0;
     let hit = || Uncommitted::hit(token, bytes, has_reference);
-    let walked = |payer: &Arc<Node>| {
-        Uncommitted::walked(token, bytes, has_reference, Arc::clone(payer))
-    };
+    let walked =
+        |payer: &Arc<Node>| Uncommitted::walked(token, bytes, has_reference, Arc::clone(payer));
     if bytes == 0 {
         // Needs no memory, so that no limit can refuse it.
         count_reference();
@@ -254,11 +253,7 @@ fn force(payer: &Arc<Node>, bytes: u64) -> bool {
 
 /// Moves a charge of `from` to `to`: charges it there, and uncharges it at `from`, up to where they
 /// meet. Returns how many levels use more now. No hook is asked.
-pub(crate) fn transfer(
-    from: &Arc<Node>,
-    to: &Arc<Node>,
-    bytes: u64,
-) -> Result<usize, ChargeError> {
+pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<usize, ChargeError> {
     let common = from.common_depth(to);
     let gained = to.depth() - common;
     if let Err((level, full)) = try_without_stocks(to, gained, bytes) {

@@ -12,12 +12,12 @@ use std::time::Duration;
 use crate::memcg::charge::reclaim;
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::handle::memcg::Memcg;
+use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{
     HighAsk, HighCallback, OomAsk, OomCallback, ReclaimAsk, ReclaimHook, ReclaimReason,
 };
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::registration::Registration;
-use crate::memcg::node::Node;
 
 /// What a reclaim hook is asked for.
 #[derive(Clone, Debug)]
@@ -194,7 +194,10 @@ impl Memcg {
     /// limit stands come first, then those of its ancestors. Only charges of at most 32 KiB get so
     /// far, as in the kernel. As for [hooks](Memcg::on_reclaim), charges from within are never
     /// refused, and a panic is passed on.
-    pub fn on_oom(&self, callback: impl Fn(&OomEvent) -> bool + Send + Sync + 'static) -> Registration {
+    pub fn on_oom(
+        &self,
+        callback: impl Fn(&OomEvent) -> bool + Send + Sync + 'static,
+    ) -> Registration {
         let tree = Arc::downgrade(self.tree());
         let callback = move |ask: &OomAsk<'_, Node>| {
             let Some(tree) = tree.upgrade() else { return false };

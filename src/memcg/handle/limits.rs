@@ -1,7 +1,7 @@
 //! Limits and protection, set while others charge.
 
-use crate::memcg::charge::reclaim::{self, RETRIES};
 use crate::memcg::charge::oom;
+use crate::memcg::charge::reclaim::{self, RETRIES};
 use crate::memcg::counter::Bound;
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::error::TreeError;

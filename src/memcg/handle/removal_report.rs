@@ -87,9 +87,8 @@ impl Memcg {
             for size in tree.arena().sizes_of(|token| is_owner(token.payer())) {
                 *areas.entry(size).or_insert(0) += 1;
             }
-            let full_size = |(size, count): (&usize, &usize)| {
-                node.shared.cost.full_size(*size) * *count as u64
-            };
+            let full_size =
+                |(size, count): (&usize, &usize)| node.shared.cost.full_size(*size) * *count as u64;
             let percpu = areas.iter().map(full_size).sum();
             let charged = node.current().saturating_sub(percpu);
             RemovalReport { cgroup: node.path(), parent: parent.path(), areas, percpu, charged }

@@ -210,7 +210,8 @@ impl Node {
 
     /// Takes a cgroup that is removed off its parent's children. Under the topology lock.
     pub(crate) fn unlink(&self) {
-        let removed = self.parent.as_ref().and_then(|parent| parent.children.lock().remove(&self.name));
+        let removed =
+            self.parent.as_ref().and_then(|parent| parent.children.lock().remove(&self.name));
         for ancestor in self.ancestors_above() {
             // Relaxed: changed under the topology lock, read as a statistic.
             ancestor.nr_descendants.fetch_sub(1, Ordering::Relaxed);
@@ -295,7 +296,8 @@ impl Consumers for Node {
         children.retain(|(usage, _)| *usage > 0);
         children.sort_by_key(|(usage, _)| std::cmp::Reverse(*usage));
         children.truncate(count);
-        let consumer = |(usage, child): (u64, Arc<Node>)| TopConsumer { cgroup: child.path(), usage };
+        let consumer =
+            |(usage, child): (u64, Arc<Node>)| TopConsumer { cgroup: child.path(), usage };
         children.into_iter().map(consumer).collect()
     }
 }

@@ -124,6 +124,7 @@ fn listed_children(children: &mut Vec<Weak<Node>>) -> Vec<Arc<Node>> {
 
 /// Whether a cgroup's token has a grant, or the cgroup lists a child.
 fn has_stocks(node: &Node) -> bool {
-    let lists = |children: Arc<Mutex<Vec<_>>>| children.try_lock().is_none_or(|list| !list.is_empty());
+    let lists =
+        |children: Arc<Mutex<Vec<_>>>| children.try_lock().is_none_or(|list| !list.is_empty());
     !node.token().cpus().is_empty() || node.listed.children.get().is_some_and(lists)
 }

@@ -232,7 +232,7 @@ fn contained(code: impl FnOnce()) {
 
 #[cfg(test)]
 mod tests {
-        use super::*;
+    use super::*;
 
     /// Holds the watch between its look at the counts and the registration of its waker.
     #[test]

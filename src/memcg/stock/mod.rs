@@ -140,10 +140,7 @@ impl<P: Payer> Stock<P> {
     /// Takes out the words of a token whose payer gets no grant any more (T4), and uncharges what
     /// they held. `None` when they were taken out before, or when the system refuses to stop
     /// sequences: then they stay.
-    pub(crate) fn take_out(
-        &self,
-        token: &'static ObjCgroup<P>,
-    ) -> Option<TakenOut<ObjcgRef<P>>> {
+    pub(crate) fn take_out(&self, token: &'static ObjCgroup<P>) -> Option<TakenOut<ObjcgRef<P>>> {
         if !token.words().close() {
             return None;
         }

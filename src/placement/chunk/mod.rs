@@ -13,13 +13,13 @@
 //!
 //! Invariants, checked by `verify`:
 //!
-//! * C1: `free_bytes` is 4 × the clear bits of `alloc_map`, less the ends that are not managed.
-//! * C2: a block's `contig_hint` is 1024 exactly when the block is free.
-//! * C3: no hint claims a run that is not free; `first_free` is no higher than the first free bit.
-//! * C4: `nr_empty_pages` counts the blocks that are free *and* populated, once population that
+//! * K1: `free_bytes` is 4 × the clear bits of `alloc_map`, less the ends that are not managed.
+//! * K2: a block's `contig_hint` is 1024 exactly when the block is free.
+//! * K3: no hint claims a run that is not free; `first_free` is no higher than the first free bit.
+//! * K4: `nr_empty_pages` counts the blocks that are free *and* populated, once population that
 //!   an allocation asked for is done.
-//! * C5: an area's length is the distance from its start to the next bound bit.
-//! * C6: a live area lies on populated pages, once population is done.
+//! * K5: an area's length is the distance from its start to the next bound bit.
+//! * K6: a live area lies on populated pages, once population is done.
 //!
 //! Mirrors `struct pcpu_chunk` of Linux 5.2 to 7.1. The search is in [`search`](self), the
 //! upkeep of the hints in `update`.
@@ -32,7 +32,7 @@ use std::ops::Range;
 
 use super::bitmap::Bitmap;
 use super::hints::Hints;
-use super::{BLOCK_GRANULES, ChunkName, GRANULE_SIZE, PAGE_SIZE, Set, up};
+use super::{BLOCK_GRANULES, ChunkName, ChunkType, GRANULE_SIZE, PAGE_SIZE, up};
 
 /// Whether a free within one block updates the chunk's hints (see [`super::Profile`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +47,8 @@ pub(crate) enum ChunkHintUpdate {
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) name: ChunkName,
-    /// The set whose lists the chunk is on; the reserved chunk counts as plain and is on no list.
-    pub(crate) set: Set,
+    /// The type whose lists the chunk is on; the reserved chunk counts as plain and is on no list.
+    pub(crate) chunk_type: ChunkType,
     /// First or reserved chunk: never destroyed, never depopulated.
     pub(crate) immutable: bool,
     /// Taken out of the normal search order: sidelined, or waiting for depopulation.
@@ -82,14 +82,14 @@ impl Chunk {
     /// A chunk of `nr_pages` pages, nothing allocated and nothing populated.
     pub(crate) fn new(
         name: ChunkName,
-        set: Set,
+        chunk_type: ChunkType,
         nr_pages: usize,
         hint_update: ChunkHintUpdate,
     ) -> Self {
         let granules = nr_pages * BLOCK_GRANULES;
         Chunk {
             name,
-            set,
+            chunk_type,
             immutable: false,
             isolated: false,
             hint_update,
@@ -120,7 +120,7 @@ impl Chunk {
     ) -> Self {
         let base = region.start / PAGE_SIZE * PAGE_SIZE;
         let nr_pages = up(region.end - base, PAGE_SIZE) / PAGE_SIZE;
-        let mut chunk = Chunk::new(name, Set::Plain, nr_pages, hint_update);
+        let mut chunk = Chunk::new(name, ChunkType::Plain, nr_pages, hint_update);
         chunk.immutable = true;
         chunk.start_offset = region.start - base;
         chunk.end_offset = nr_pages * PAGE_SIZE - (region.end - base);
@@ -233,8 +233,12 @@ mod tests {
     use super::*;
 
     fn chunk(populated: &[usize]) -> Chunk {
-        let mut chunk =
-            Chunk::new(ChunkName::Numbered(1), Set::Plain, 8, ChunkHintUpdate::FirstBlockOnly);
+        let mut chunk = Chunk::new(
+            ChunkName::Numbered(1),
+            ChunkType::Plain,
+            8,
+            ChunkHintUpdate::FirstBlockOnly,
+        );
         for &page in populated {
             chunk.mark_populated(page..page + 1);
         }

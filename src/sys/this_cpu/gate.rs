@@ -30,7 +30,7 @@ use rustix::thread::{
 };
 
 use super::tier::{self, Miss};
-use super::{Slots, platform};
+use super::{CopyLocator, platform};
 
 /// The way of sequences to two neighbouring words of every copy.
 ///
@@ -38,8 +38,8 @@ use super::{Slots, platform};
 ///   at `first` exist in each copy of an index below it.
 #[repr(C)]
 pub(crate) struct RseqGate {
-    /// As in [`Slots`]: of this process, and known from the beginning, because a sequence stores
-    /// into the area before it looks at the limit.
+    /// As in [`CopyLocator`]: of this process, and known from the beginning, because a sequence
+    /// stores into the area before it looks at the limit.
     pub(super) area: isize,
     /// CPU ids × stride below this pass.
     pub(super) limit: AtomicU32,
@@ -58,16 +58,16 @@ impl RseqGate {
     ///
     /// # Safety
     ///
-    /// * `first` is in the copy of CPU 0, and every copy below the limit of `slots` has the two
+    /// * `first` is in the copy of CPU 0, and every copy below the limit of `locator` has the two
     ///   words there, aligned, initialised, and accessed by sequences and atomic instructions
     ///   alone.
     /// * They exist until the gate was closed and [`fence`] returned true.
     /// * Nobody opens the gate for other words before that.
-    pub(crate) unsafe fn open(&self, slots: &Slots, first: *mut u64) {
+    pub(crate) unsafe fn open(&self, locator: &CopyLocator, first: *mut u64) {
         self.first.store(first, Ordering::Relaxed);
         if has_fence() {
             // Release: for the sequences, which load the address after the limit.
-            self.limit.store(slots.cpu_limit, Ordering::Release);
+            self.limit.store(locator.cpu_limit, Ordering::Release);
         }
     }
 

@@ -9,12 +9,12 @@ use std::sync::atomic::{
 
 use zerocopy::FromZeros;
 
-use super::{At, Index};
+use super::{At, CopyIndex};
 
 /// An integer that operations on this CPU's copy work on: `u8` to `u64`, `usize`, and the signed
 /// ones. Arithmetic wraps.
-pub trait Int:
-    Sequences + Twins + Copy + Default + Ord + fmt::Debug + fmt::Display + Send + Sync + 'static
+pub trait LocalInt:
+    Sequences + AtomicOps + Copy + Default + Ord + fmt::Debug + fmt::Display + Send + Sync + 'static
 {
 }
 
@@ -22,67 +22,67 @@ pub trait Int:
 /// found no copy for this thread. An architecture without sequences implements none of them.
 pub trait Sequences: Sized {
     #[inline(always)]
-    fn read<I: Index>(_: At<'_, Self, I>) -> Option<Self> {
+    fn read<I: CopyIndex>(_: At<'_, Self, I>) -> Option<Self> {
         None
     }
     #[inline(always)]
-    fn write<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn write<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn add<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn add<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn sub<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn sub<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn inc<I: Index>(_: At<'_, Self, I>) -> Option<()> {
+    fn inc<I: CopyIndex>(_: At<'_, Self, I>) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn dec<I: Index>(_: At<'_, Self, I>) -> Option<()> {
+    fn dec<I: CopyIndex>(_: At<'_, Self, I>) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn and<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn and<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     #[inline(always)]
-    fn or<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
+    fn or<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<()> {
         None
     }
     /// The old value.
     #[inline(always)]
-    fn xchg<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+    fn xchg<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
         None
     }
     /// What was found; it is replaced if it equals `old`.
     #[inline(always)]
-    fn cmpxchg<I: Index>(_: At<'_, Self, I>, _old: Self, _new: Self) -> Option<Self> {
+    fn cmpxchg<I: CopyIndex>(_: At<'_, Self, I>, _old: Self, _new: Self) -> Option<Self> {
         None
     }
     /// The new value.
     #[inline(always)]
-    fn add_return<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+    fn add_return<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
         None
     }
     /// What was found; `value` is subtracted if that is not less.
     #[inline(always)]
-    fn sub_if_at_least<I: Index>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+    fn sub_if_at_least<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
         None
     }
     /// Pushes onto the stack whose header is the word. Returns the length found; the item was
     /// pushed if that is below `capacity`.
     #[inline(always)]
-    fn push<I: Index>(_: At<'_, Self, I>, _item: Self, _capacity: u32) -> Option<u32> {
+    fn push<I: CopyIndex>(_: At<'_, Self, I>, _item: Self, _capacity: u32) -> Option<u32> {
         None
     }
     /// Pops from the stack whose header is the word. Returns the length found, and the item if
     /// that is not 0.
     #[inline(always)]
-    fn pop<I: Index>(_: At<'_, Self, I>) -> Option<(u32, Self)> {
+    fn pop<I: CopyIndex>(_: At<'_, Self, I>) -> Option<(u32, Self)> {
         None
     }
 }
@@ -90,7 +90,7 @@ pub trait Sequences: Sized {
 /// The same operations by atomic instructions, on one copy.
 ///
 /// Relaxed throughout: a word orders nothing but itself, as with sequences.
-pub trait Twins: Sized {
+pub trait AtomicOps: Sized {
     /// The word as other threads see it.
     type Atomic: FromZeros + fmt::Debug + Send + Sync + 'static;
 
@@ -100,28 +100,28 @@ pub trait Twins: Sized {
     fn atomic(value: Self) -> Self::Atomic;
     fn exclusive(word: &mut Self::Atomic) -> &mut Self;
     fn wrapping_add(self, other: Self) -> Self;
-    fn read_twin(word: &Self::Atomic) -> Self;
-    fn write_twin(word: &Self::Atomic, value: Self);
-    fn and_twin(word: &Self::Atomic, value: Self);
-    fn or_twin(word: &Self::Atomic, value: Self);
-    fn xchg_twin(word: &Self::Atomic, value: Self) -> Self;
-    fn cmpxchg_twin(word: &Self::Atomic, old: Self, new: Self) -> Self;
-    fn add_twin(word: &Self::Atomic, value: Self);
-    fn sub_twin(word: &Self::Atomic, value: Self);
-    fn add_return_twin(word: &Self::Atomic, value: Self) -> Self;
-    fn sub_if_at_least_twin(word: &Self::Atomic, value: Self) -> Self;
+    fn read_fallback(word: &Self::Atomic) -> Self;
+    fn write_fallback(word: &Self::Atomic, value: Self);
+    fn and_fallback(word: &Self::Atomic, value: Self);
+    fn or_fallback(word: &Self::Atomic, value: Self);
+    fn xchg_fallback(word: &Self::Atomic, value: Self) -> Self;
+    fn cmpxchg_fallback(word: &Self::Atomic, old: Self, new: Self) -> Self;
+    fn add_fallback(word: &Self::Atomic, value: Self);
+    fn sub_fallback(word: &Self::Atomic, value: Self);
+    fn add_return_fallback(word: &Self::Atomic, value: Self) -> Self;
+    fn sub_if_at_least_fallback(word: &Self::Atomic, value: Self) -> Self;
 }
 
 /// Operations of a counter that collects up to a bound before it passes on what it collected.
 pub(crate) trait Collect: Sized {
     /// Adds `value` if the sum is within the bound. Returns the sum in either case.
     #[inline(always)]
-    fn add_within<I: Index>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
+    fn add_within<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
         None
     }
     /// Adds `value`; when the sum is not within the bound, leaves 0. Returns the sum.
     #[inline(always)]
-    fn add_or_take<I: Index>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
+    fn add_or_take<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
         None
     }
 }
@@ -151,24 +151,24 @@ impl Bound {
 }
 
 /// As [`Collect::add_within`].
-pub(crate) fn add_within_twin(word: &AtomicI64, value: i64, bound: Bound) -> i64 {
+pub(crate) fn add_within_fallback(word: &AtomicI64, value: i64, bound: Bound) -> i64 {
     let add = |found: i64| Some(found.wrapping_add(value)).filter(|sum| bound.contains(*sum));
     let found = word.fetch_update(Relaxed, Relaxed, add).unwrap_or_else(|found| found);
     found.wrapping_add(value)
 }
 
 /// As [`Collect::add_or_take`].
-pub(crate) fn add_or_take_twin(word: &AtomicI64, value: i64, bound: Bound) -> i64 {
+pub(crate) fn add_or_take_fallback(word: &AtomicI64, value: i64, bound: Bound) -> i64 {
     let sum = |found: i64| found.wrapping_add(value);
     let kept = |found| Some(if bound.contains(sum(found)) { sum(found) } else { 0 });
     sum(word.fetch_update(Relaxed, Relaxed, kept).unwrap_or_else(|found| found))
 }
 
-macro_rules! twins {
+macro_rules! atomic_ops {
     ($($int:ident $atomic:ident),*) => {$(
-        impl Int for $int {}
+        impl LocalInt for $int {}
 
-        impl Twins for $int {
+        impl AtomicOps for $int {
             type Atomic = $atomic;
 
             const ONE: Self = 1;
@@ -184,52 +184,52 @@ macro_rules! twins {
             }
 
             #[inline]
-            fn read_twin(word: &$atomic) -> Self {
+            fn read_fallback(word: &$atomic) -> Self {
                 word.load(Relaxed)
             }
 
             #[inline]
-            fn write_twin(word: &$atomic, value: Self) {
+            fn write_fallback(word: &$atomic, value: Self) {
                 word.store(value, Relaxed);
             }
 
             #[inline]
-            fn and_twin(word: &$atomic, value: Self) {
+            fn and_fallback(word: &$atomic, value: Self) {
                 word.fetch_and(value, Relaxed);
             }
 
             #[inline]
-            fn or_twin(word: &$atomic, value: Self) {
+            fn or_fallback(word: &$atomic, value: Self) {
                 word.fetch_or(value, Relaxed);
             }
 
             #[inline]
-            fn xchg_twin(word: &$atomic, value: Self) -> Self {
+            fn xchg_fallback(word: &$atomic, value: Self) -> Self {
                 word.swap(value, Relaxed)
             }
 
             #[inline]
-            fn cmpxchg_twin(word: &$atomic, old: Self, new: Self) -> Self {
+            fn cmpxchg_fallback(word: &$atomic, old: Self, new: Self) -> Self {
                 word.compare_exchange(old, new, Relaxed, Relaxed).unwrap_or_else(|found| found)
             }
 
             #[inline]
-            fn add_return_twin(word: &$atomic, value: Self) -> Self {
+            fn add_return_fallback(word: &$atomic, value: Self) -> Self {
                 $int::wrapping_add(word.fetch_add(value, Relaxed), value)
             }
 
             #[inline]
-            fn add_twin(word: &$atomic, value: Self) {
+            fn add_fallback(word: &$atomic, value: Self) {
                 word.fetch_add(value, Relaxed);
             }
 
             #[inline]
-            fn sub_twin(word: &$atomic, value: Self) {
+            fn sub_fallback(word: &$atomic, value: Self) {
                 word.fetch_sub(value, Relaxed);
             }
 
             #[inline]
-            fn sub_if_at_least_twin(word: &$atomic, value: Self) -> Self {
+            fn sub_if_at_least_fallback(word: &$atomic, value: Self) -> Self {
                 let rest = |found: Self| (found >= value).then(|| found.wrapping_sub(value));
                 word.fetch_update(Relaxed, Relaxed, rest).unwrap_or_else(|found| found)
             }
@@ -242,7 +242,7 @@ macro_rules! twins {
     )*};
 }
 
-twins!(
+atomic_ops!(
     u8 AtomicU8, i8 AtomicI8, u16 AtomicU16, i16 AtomicI16, u32 AtomicU32, i32 AtomicI32,
     u64 AtomicU64, i64 AtomicI64, usize AtomicUsize, isize AtomicIsize
 );
@@ -250,11 +250,11 @@ twins!(
 /// Bytes before the first item of a stack: its length, a `u32`, and padding for any item.
 pub(crate) const STACK_HEADER: usize = 8;
 
-/// Set in the length of a stack while an atomic twin works on it.
+/// Set in the length of a stack while an atomic fallback works on it.
 pub(crate) const STACK_LOCKED: u32 = 1 << 31;
 
-/// Twins of `push` and `pop`. A stack is more than a word, so they lock it, and find it full or
-/// empty when somebody else has: they never wait, and are safe in signal handlers.
+/// The fallbacks of `push` and `pop` lock the stack, which is more than a word. They find it full
+/// or empty while another thread has it locked: they never wait, and are safe in signal handlers.
 fn lock(len: &AtomicU32) -> Option<u32> {
     let found = len.load(Relaxed);
     let is_free = found & STACK_LOCKED == 0;
@@ -264,12 +264,12 @@ fn lock(len: &AtomicU32) -> Option<u32> {
 }
 
 /// As [`Sequences::push`].
-pub(crate) fn push_twin<N: Int>(len: &AtomicU32, items: &[N::Atomic], item: N) -> u32 {
+pub(crate) fn push_fallback<N: LocalInt>(len: &AtomicU32, items: &[N::Atomic], item: N) -> u32 {
     let capacity = items.len() as u32;
     let Some(found) = lock(len) else { return capacity };
     let room = items.get(found as usize);
     if let Some(place) = room {
-        N::write_twin(place, item);
+        N::write_fallback(place, item);
     }
     // Release: for the acquire in `lock`.
     len.store(found + u32::from(room.is_some()), Release);
@@ -277,10 +277,10 @@ pub(crate) fn push_twin<N: Int>(len: &AtomicU32, items: &[N::Atomic], item: N) -
 }
 
 /// As [`Sequences::pop`].
-pub(crate) fn pop_twin<N: Int>(len: &AtomicU32, items: &[N::Atomic]) -> (u32, N) {
+pub(crate) fn pop_fallback<N: LocalInt>(len: &AtomicU32, items: &[N::Atomic]) -> (u32, N) {
     let Some(found) = lock(len) else { return (0, N::default()) };
     let rest = found.saturating_sub(1);
-    let item = if found > 0 { N::read_twin(&items[rest as usize]) } else { N::default() };
+    let item = if found > 0 { N::read_fallback(&items[rest as usize]) } else { N::default() };
     // Release: for the acquire in `lock`.
     len.store(rest, Release);
     (found, item)

@@ -20,14 +20,14 @@
 //! | `x86_64/sequences` | every sequence, line by line |
 //! | `x86_64/area` | where a thread's rseq area is, and registering our own |
 //! | `x86_64/self_test` | refuses a kernel whose restartable sequences do not restart |
-//! | `elsewhere` | the same interface for other architectures: no sequences |
+//! | `generic` | the same interface for other architectures: no sequences |
 //! | `gate` | words that can be taken away while others use them |
-//! | `int` | [`Int`], the widths, and the atomic twin of every sequence |
+//! | `int` | [`LocalInt`], the widths, and the atomic fallback of every sequence |
 //! | `tier` | [`Tier`], [`ThisCpu`]: the choice made once per process |
 //!
 //! # Invariants
 //!
-//! * S1: the choice of tier happens before the first [`Slots`] exists and never changes.
+//! * S1: the choice of tier happens before the first [`CopyLocator`] exists and never changes.
 //! * S2: in [`Tier::Rseq`], the word of a CPU (or of a concurrency id) is written by sequences
 //!   alone, and the detached word by atomic instructions alone. In [`Tier::GetCpu`] there are
 //!   atomic instructions alone. So a plain store never meets an atomic update of the same word.
@@ -43,7 +43,7 @@ mod tier;
 #[path = "x86_64/mod.rs"]
 mod platform;
 #[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", not(miri))))]
-#[path = "elsewhere.rs"]
+#[path = "generic.rs"]
 mod platform;
 #[cfg(test)]
 mod tests;
@@ -54,10 +54,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{CpuId, Machine};
 use tier::Miss;
 
-pub use int::Int;
+pub use int::LocalInt;
 pub(crate) use int::{
-    Bound, Collect, STACK_HEADER, STACK_LOCKED, Sequences, Twins, add_or_take_twin,
-    add_within_twin, pop_twin, push_twin,
+    AtomicOps, Bound, Collect, STACK_HEADER, STACK_LOCKED, Sequences, add_or_take_fallback,
+    add_within_fallback, pop_fallback, push_fallback,
 };
 pub use tier::{RegisteredBy, ThisCpu, Tier};
 
@@ -91,7 +91,7 @@ const _: () = {
 /// What a sequence needs to know to find the copy of the CPU it runs on.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Slots {
+pub struct CopyLocator {
     /// Offset of every thread's rseq area from its thread pointer. Always an area of this
     /// process, if only one that nobody registered: a sequence stores into it.
     area: isize,
@@ -104,7 +104,7 @@ pub struct Slots {
     concurrency_limit: u32,
 }
 
-impl Slots {
+impl CopyLocator {
     /// For areas with a copy for each CPU of `machine`. Chooses the tier if nobody did (S1).
     pub(crate) fn of(machine: &Machine) -> Self {
         let choice = tier::choice();
@@ -117,7 +117,7 @@ impl Slots {
             true => (choice.area + platform::CONCURRENCY_ID_SHIFT, dense),
             false => (choice.area, cpus),
         };
-        Slots {
+        CopyLocator {
             area: choice.area,
             concurrency,
             cpu_limit: limit(cpus),
@@ -137,7 +137,7 @@ impl Slots {
 }
 
 /// How the copy of a word is chosen: [`ByCpu`] or [`ByConcurrency`].
-pub trait Index: sealed::Index + Send + Sync + 'static {}
+pub trait CopyIndex: sealed::CopyIndex + Send + Sync + 'static {}
 
 /// Words are indexed by the id of the CPU that runs the thread.
 #[derive(Clone, Copy, Debug)]
@@ -149,67 +149,67 @@ pub struct ByCpu(());
 #[derive(Clone, Copy, Debug)]
 pub struct ByConcurrency(());
 
-impl Index for ByCpu {}
-impl Index for ByConcurrency {}
+impl CopyIndex for ByCpu {}
+impl CopyIndex for ByConcurrency {}
 
 pub(crate) mod sealed {
     use std::mem::offset_of;
 
-    use super::Slots;
+    use super::CopyLocator;
 
-    pub trait Index {
-        /// The limit of the index is at this offset of [`Slots`].
+    pub trait CopyIndex {
+        /// The limit of the index is at this offset of [`CopyLocator`].
         const LIMIT: usize;
 
-        fn limit(slots: &Slots) -> u32;
+        fn limit(locator: &CopyLocator) -> u32;
 
         /// The thread's index is at this offset from its thread pointer, plus that of a CPU id in
         /// a rseq area.
-        fn id(slots: &Slots) -> isize;
+        fn id(locator: &CopyLocator) -> isize;
 
         /// False when the index of this thread means nothing although it is below the limit.
-        fn is_valid(slots: &Slots) -> bool;
+        fn is_valid(locator: &CopyLocator) -> bool;
     }
 
-    impl Index for super::ByCpu {
-        const LIMIT: usize = offset_of!(Slots, cpu_limit);
+    impl CopyIndex for super::ByCpu {
+        const LIMIT: usize = offset_of!(CopyLocator, cpu_limit);
 
         #[inline(always)]
-        fn limit(slots: &Slots) -> u32 {
-            slots.cpu_limit
+        fn limit(locator: &CopyLocator) -> u32 {
+            locator.cpu_limit
         }
 
         #[inline(always)]
-        fn id(slots: &Slots) -> isize {
-            slots.area
+        fn id(locator: &CopyLocator) -> isize {
+            locator.area
         }
 
         /// The sequence sees it: the CPU id of a thread without registered area is negative.
         #[inline(always)]
-        fn is_valid(_: &Slots) -> bool {
+        fn is_valid(_: &CopyLocator) -> bool {
             true
         }
     }
 
-    impl Index for super::ByConcurrency {
-        const LIMIT: usize = offset_of!(Slots, concurrency_limit);
+    impl CopyIndex for super::ByConcurrency {
+        const LIMIT: usize = offset_of!(CopyLocator, concurrency_limit);
 
         #[inline(always)]
-        fn limit(slots: &Slots) -> u32 {
-            slots.concurrency_limit
+        fn limit(locator: &CopyLocator) -> u32 {
+            locator.concurrency_limit
         }
 
         #[inline(always)]
-        fn id(slots: &Slots) -> isize {
-            slots.concurrency
+        fn id(locator: &CopyLocator) -> isize {
+            locator.concurrency
         }
 
         /// The concurrency id of a thread without registered area is 0, as that of many others.
         /// Whether it is registered may be asked before the sequence: only the thread itself
         /// changes that.
         #[inline(always)]
-        fn is_valid(slots: &Slots) -> bool {
-            super::platform::cpu_id(slots.area).is_some()
+        fn is_valid(locator: &CopyLocator) -> bool {
+            super::platform::cpu_id(locator.area).is_some()
         }
     }
 }
@@ -220,21 +220,21 @@ pub(crate) struct Word<'a, N, I> {
     at: At<'a, N, I>,
 }
 
-impl<'a, N, I: Index> Word<'a, N, I> {
+impl<'a, N, I: CopyIndex> Word<'a, N, I> {
     /// The word whose copy of index *k* is at `first + k × UNIT_STRIDE`.
     ///
     /// # Safety
     ///
-    /// For `'a`: every index below the limits of `slots`, of a possible CPU of the machine that
-    /// `slots` were made for, and the detached one has a copy, which is mapped, aligned, an
+    /// For `'a`: every index below the limits of `locator`, of a possible CPU of the machine that
+    /// `locator` was made for, and the detached one has a copy, which is mapped, aligned, an
     /// initialised `N` (or stack of `N`, for `push` and `pop`), and accessed through such a `Word`
     /// or by atomic loads alone, with one `I` (S2, S3). The machine given to [`run`](Self::run) is
     /// that machine.
-    pub(crate) unsafe fn new(slots: &'a Slots, first: *mut N) -> Self {
-        Word { at: At { slots, first, index: PhantomData } }
+    pub(crate) unsafe fn new(locator: &'a CopyLocator, first: *mut N) -> Self {
+        Word { at: At { locator, first, index: PhantomData } }
     }
 
-    /// Runs a sequence and, where that cannot work, its twin on the right copy: one that is
+    /// Runs a sequence and, where that cannot work, its fallback on the right copy: one that is
     /// valid for `'a`, and that nobody accesses but with atomic instructions (S2).
     ///
     /// A sequence returns `None` when it found no index below the limit; it did nothing then.
@@ -242,13 +242,13 @@ impl<'a, N, I: Index> Word<'a, N, I> {
     pub(crate) fn run<R>(
         self,
         sequence: impl Fn(At<'a, N, I>) -> Option<R>,
-        twin: impl Fn(*mut N) -> R,
+        fallback: impl Fn(*mut N) -> R,
         machine: impl Fn() -> &'a Machine,
     ) -> R {
-        let result = if I::is_valid(self.at.slots) { sequence(self.at) } else { None };
+        let result = if I::is_valid(self.at.locator) { sequence(self.at) } else { None };
         match result {
             Some(result) => result,
-            None => Self::miss(self.at.slots, sequence, twin, self.at.first, machine),
+            None => Self::miss(self.at.locator, sequence, fallback, self.at.first, machine),
         }
     }
 
@@ -257,13 +257,13 @@ impl<'a, N, I: Index> Word<'a, N, I> {
     #[cold]
     #[inline(never)]
     fn miss<R>(
-        slots: &'a Slots,
+        locator: &'a CopyLocator,
         sequence: impl Fn(At<'a, N, I>) -> Option<R>,
-        twin: impl Fn(*mut N) -> R,
+        fallback: impl Fn(*mut N) -> R,
         first: *mut N,
         machine: impl Fn() -> &'a Machine,
     ) -> R {
-        let at = At { slots, first, index: PhantomData };
+        let at = At { locator, first, index: PhantomData };
         let machine = machine();
         let miss = tier::after_miss();
         if miss == Miss::Registered {
@@ -277,17 +277,17 @@ impl<'a, N, I: Index> Word<'a, N, I> {
             Miss::Registered | Miss::Detached => {
                 // Relaxed: whoever has to see it is ordered after this operation anyway.
                 DETACHED.store(true, Ordering::Relaxed);
-                Slots::detached(machine)
+                CopyLocator::detached(machine)
             }
         };
-        twin(first.wrapping_byte_add(index * UNIT_STRIDE))
+        fallback(first.wrapping_byte_add(index * UNIT_STRIDE))
     }
 }
 
 /// What a sequence works on: a word whose copies are what [`Word::new`] asks for.
 #[derive(Debug)]
 pub struct At<'a, N, I> {
-    slots: &'a Slots,
+    locator: &'a CopyLocator,
     /// In the copy of CPU 0.
     first: *mut N,
     index: PhantomData<I>,

@@ -1,13 +1,13 @@
-//! The portable path of every operation is a tested twin: of plain arithmetic, and of the sequence.
+//! The fallback of every operation does what plain arithmetic does, and what the sequence does.
 //!
 //! ```text
-//!   arithmetic of the language ═══ atomic twin ═══ sequence, on the copy of the CPU that the
-//!         on one thread              one word      thread is pinned to, and on no other byte
+//!   arithmetic of the language ═══ atomic fallback ═══ sequence, on the copy of the CPU that the
+//!         on one thread               one word         thread is pinned to, and on no other byte
 //! ```
 //!
 //! Random operations are carried out on each side; results and words are compared after every one,
-//! for all ten integers. Then the limits of [`Slots`] and the arithmetic they rely on, and that
-//! the tier is chosen once.
+//! for all ten integers. Then the limits of [`CopyLocator`] and the arithmetic they rely on, and
+//! that the tier is chosen once.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -25,7 +25,7 @@ use crate::sys::{MAX_CPUS, MachineBuilder, NodeId, Reservation, page_size};
 
 /// An integer with the arithmetic of the language.
 trait Plain:
-    Int + Arbitrary + Not<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
+    LocalInt + Arbitrary + Not<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
 {
     const BORDERS: [Self; 7];
 
@@ -51,10 +51,10 @@ macro_rules! for_every_int {
 for_every_int! {
     u8 i8 u16 i16 u32 i32 u64 i64 usize isize;
     [
-        twins_agree_with_plain_arithmetic
-        sequences_agree_with_twins_and_change_nothing_else
-        stack_twins_agree_with_a_vector_and_leave_locked_stacks_alone
-        stack_sequences_agree_with_twins
+        fallbacks_agree_with_plain_arithmetic
+        sequences_agree_with_fallbacks_and_change_nothing_else
+        stack_fallbacks_agree_with_a_vector_and_leave_locked_stacks_alone
+        stack_sequences_agree_with_fallbacks
     ]
 }
 
@@ -68,31 +68,31 @@ fn cases() -> ProptestConfig {
 type Sequence<N> = fn(At<'_, N, ByCpu>, N, N) -> Option<Option<N>>;
 
 /// An operation with operands `a` and `b`, in three ways; `None` is the result of one without.
-struct Operation<N: Int> {
+struct Operation<N: LocalInt> {
     name: &'static str,
     /// What comes after the value found, and the result.
     plain: fn(N, N, N) -> (N, Option<N>),
-    twin: fn(&N::Atomic, N, N) -> Option<N>,
+    fallback: fn(&N::Atomic, N, N) -> Option<N>,
     sequence: Sequence<N>,
 }
 
 macro_rules! operations {
     (
         |$it:ident, $a:ident, $b:ident|
-        { $($update:ident($($u:expr)?), $twin:ident($($t:expr)?), $new:expr;)* }
-        { $($compute:ident($($c:expr),*), $twin_of:ident($($w:expr),*), $after:expr, $result:expr;)* }
+        { $($update:ident($($u:expr)?), $fallback:ident($($t:expr)?), $new:expr;)* }
+        { $($compute:ident($($c:expr),*), $fallback_of:ident($($w:expr),*), $after:expr, $result:expr;)* }
     ) => {
         #[allow(unused_variables, reason = "not every operation has two operands")]
         fn operations<N: Plain>() -> Vec<Operation<N>> {
             vec![$(Operation {
                 name: stringify!($update),
                 plain: |$it, $a, $b| ($new, None),
-                twin: |word, $a, $b| { N::$twin(word $(, $t)?); None },
+                fallback: |word, $a, $b| { N::$fallback(word $(, $t)?); None },
                 sequence: |at, $a, $b| N::$update(at $(, $u)?).map(|()| None),
             },)* $(Operation {
                 name: stringify!($compute),
                 plain: |$it, $a, $b| ($after, Some($result)),
-                twin: |word, $a, $b| Some(N::$twin_of(word $(, $w)*)),
+                fallback: |word, $a, $b| Some(N::$fallback_of(word $(, $w)*)),
                 sequence: |at, $a, $b| N::$compute(at $(, $c)*).map(Some),
             }),*]
         }
@@ -101,20 +101,20 @@ macro_rules! operations {
 
 operations! { |it, a, b|
     {
-        write(a), write_twin(a), a;
-        add(a), add_twin(a), it.plus(a);
-        sub(a), sub_twin(a), it.minus(a);
-        inc(), add_twin(N::ONE), it.plus(N::ONE);
-        dec(), sub_twin(N::ONE), it.minus(N::ONE);
-        and(a), and_twin(a), it & a;
-        or(a), or_twin(a), it | a;
+        write(a), write_fallback(a), a;
+        add(a), add_fallback(a), it.plus(a);
+        sub(a), sub_fallback(a), it.minus(a);
+        inc(), add_fallback(N::ONE), it.plus(N::ONE);
+        dec(), sub_fallback(N::ONE), it.minus(N::ONE);
+        and(a), and_fallback(a), it & a;
+        or(a), or_fallback(a), it | a;
     }
     {
-        read(), read_twin(), it, it;
-        xchg(a), xchg_twin(a), a, it;
-        cmpxchg(a, b), cmpxchg_twin(a, b), if it == a { b } else { it }, it;
-        add_return(a), add_return_twin(a), it.plus(a), it.plus(a);
-        sub_if_at_least(a), sub_if_at_least_twin(a), if it < a { it } else { it.minus(a) }, it;
+        read(), read_fallback(), it, it;
+        xchg(a), xchg_fallback(a), a, it;
+        cmpxchg(a, b), cmpxchg_fallback(a, b), if it == a { b } else { it }, it;
+        add_return(a), add_return_fallback(a), it.plus(a), it.plus(a);
+        sub_if_at_least(a), sub_if_at_least_fallback(a), if it < a { it } else { it.minus(a) }, it;
     }
 }
 
@@ -135,7 +135,7 @@ fn operand<N: Plain>(found: N, a: N, near: Option<bool>) -> N {
     near.map_or(a, |more| if more { found.plus(N::ONE) } else { found })
 }
 
-fn twins_agree_with_plain_arithmetic<N: Plain>() {
+fn fallbacks_agree_with_plain_arithmetic<N: Plain>() {
     assert_eq!(N::ONE.plus(!N::default()), N::default());
     let ops = operations::<N>();
     proptest!(cases(), |((start, steps) in story::<N>())| {
@@ -143,45 +143,45 @@ fn twins_agree_with_plain_arithmetic<N: Plain>() {
         for (op, a, b, near) in steps {
             let (a, op) = (operand(plain, a, near), op.get(&ops));
             let (after, result) = (op.plain)(plain, a, b);
-            assert_eq!((op.twin)(&atomic, a, b), result, "{}({a}, {b}) on {plain}", op.name);
-            assert_eq!(N::read_twin(&atomic), after, "{}({a}, {b}) on {plain}", op.name);
+            assert_eq!((op.fallback)(&atomic, a, b), result, "{}({a}, {b}) on {plain}", op.name);
+            assert_eq!(N::read_fallback(&atomic), after, "{}({a}, {b}) on {plain}", op.name);
             assert_eq!(*N::exclusive(&mut atomic), after);
             plain = after;
         }
-        assert_eq!(Twins::wrapping_add(start, plain), start.plus(plain));
+        assert_eq!(AtomicOps::wrapping_add(start, plain), start.plus(plain));
     });
 }
 
 /// A word, and neighbours that nobody uses.
-type Row<N> = [<N as Twins>::Atomic; 9];
+type Row<N> = [<N as AtomicOps>::Atomic; 9];
 
-fn sequences_agree_with_twins_and_change_nothing_else<N: Plain>() {
+fn sequences_agree_with_fallbacks_and_change_nothing_else<N: Plain>() {
     let ops = operations::<N>();
     on_some_cpus(|copies: &Copies<Row<N>>, cpu| {
         let (index, is_found) = copies.expected(cpu);
         let (word, neighbours) = copies.get(index).split_first().unwrap();
-        neighbours.iter().for_each(|cell| N::write_twin(cell, !N::default()));
+        neighbours.iter().for_each(|cell| N::write_fallback(cell, !N::default()));
         let is_same = |op: &Operation<N>, atomic: &N::Atomic, a, b| {
-            let Operation { name, twin, sequence, .. } = op;
-            let result = copies.run(|at| sequence(at, a, b), |row| twin(&row[0], a, b));
-            assert_eq!(result, (twin(atomic, a, b), is_found), "{name}({a}, {b})");
-            assert_eq!(N::read_twin(word), N::read_twin(atomic), "{name}({a}, {b})");
+            let Operation { name, fallback, sequence, .. } = op;
+            let result = copies.run(|at| sequence(at, a, b), |row| fallback(&row[0], a, b));
+            assert_eq!(result, (fallback(atomic, a, b), is_found), "{name}({a}, {b})");
+            assert_eq!(N::read_fallback(word), N::read_fallback(atomic), "{name}({a}, {b})");
         };
-        let at_limit = Slots { cpu_limit: (cpu * UNIT_STRIDE) as u32, ..copies.slots };
-        let nowhere = At { slots: &at_limit, first: copies.first().cast(), index: PhantomData };
+        let at_limit = CopyLocator { cpu_limit: (cpu * UNIT_STRIDE) as u32, ..copies.locator };
+        let nowhere = At { locator: &at_limit, first: copies.first().cast(), index: PhantomData };
         proptest!(cases(), |((start, steps) in story::<N>())| {
             let atomic = N::atomic(start);
             is_same(&ops[0], &atomic, start, start); // writes
             for (op, a, b, near) in steps {
-                let (a, op) = (operand(N::read_twin(&atomic), a, near), op.get(&ops));
+                let (a, op) = (operand(N::read_fallback(&atomic), a, near), op.get(&ops));
                 assert_eq!((op.sequence)(nowhere, a, b), None, "at the limit");
                 is_same(op, &atomic, a, b);
             }
-            assert!(neighbours.iter().all(|cell| N::read_twin(cell) == !N::default()));
+            assert!(neighbours.iter().all(|cell| N::read_fallback(cell) == !N::default()));
         });
-        let others = (0..=Slots::detached(&copies.machine)).filter(|other| *other != index);
+        let others = (0..=CopyLocator::detached(&copies.machine)).filter(|other| *other != index);
         let mut cells = others.flat_map(|other| copies.get(other));
-        assert!(cells.all(|cell| N::read_twin(cell) == N::default()), "another copy");
+        assert!(cells.all(|cell| N::read_fallback(cell) == N::default()), "another copy");
     });
 }
 
@@ -191,25 +191,25 @@ const CAP: usize = 5;
 
 #[derive(FromZeros)]
 #[repr(C, align(8))]
-struct Stack<N: Int> {
+struct Stack<N: LocalInt> {
     len: AtomicU32,
     padding: AtomicU32,
     items: [N::Atomic; CAP],
     after: [N::Atomic; 8],
 }
 
-impl<N: Int> Stack<N> {
+impl<N: LocalInt> Stack<N> {
     /// Pushes an item or pops one. Returns the length found, and what was popped.
-    fn by_twin(&self, pushed: Option<N>) -> (u32, Option<N>) {
+    fn by_fallback(&self, pushed: Option<N>) -> (u32, Option<N>) {
         match pushed {
-            Some(item) => (push_twin::<N>(&self.len, &self.items, item), None),
-            None => popped(pop_twin::<N>(&self.len, &self.items)),
+            Some(item) => (push_fallback::<N>(&self.len, &self.items, item), None),
+            None => popped(pop_fallback::<N>(&self.len, &self.items)),
         }
     }
 
     fn contents(&self) -> Vec<N> {
         let len = self.len.load(Ordering::Relaxed) as usize;
-        self.items[..len].iter().map(N::read_twin).collect()
+        self.items[..len].iter().map(N::read_fallback).collect()
     }
 }
 
@@ -222,46 +222,46 @@ fn stack_story<N: Plain>() -> impl Strategy<Value = Vec<Option<N>>> {
     prop::collection::vec(prop::option::weighted(0.6, number()), 1..40)
 }
 
-fn stack_twins_agree_with_a_vector_and_leave_locked_stacks_alone<N: Plain>() {
+fn stack_fallbacks_agree_with_a_vector_and_leave_locked_stacks_alone<N: Plain>() {
     proptest!(cases(), |(ops in stack_story::<N>())| {
         let (mut plain, stack) = (Vec::new(), Stack::<N>::new_zeroed());
         for op in ops {
             let len = plain.len() as u32;
             let item = if op.is_none() { plain.pop() } else { None };
             plain.extend(op.filter(|_| len < CAP as u32));
-            assert_eq!(stack.by_twin(op), (len, item), "{op:?}");
+            assert_eq!(stack.by_fallback(op), (len, item), "{op:?}");
             let len = stack.len.fetch_or(STACK_LOCKED, Ordering::Relaxed);
-            assert_eq!(stack.by_twin(Some(N::ONE)), (CAP as u32, None), "full");
-            assert_eq!(stack.by_twin(None), (0, None), "empty");
+            assert_eq!(stack.by_fallback(Some(N::ONE)), (CAP as u32, None), "full");
+            assert_eq!(stack.by_fallback(None), (0, None), "empty");
             assert_eq!(stack.len.swap(len, Ordering::Relaxed), len | STACK_LOCKED);
             assert_eq!(stack.contents(), plain, "{op:?}");
         }
     });
 }
 
-fn stack_sequences_agree_with_twins<N: Plain>() {
+fn stack_sequences_agree_with_fallbacks<N: Plain>() {
     on_some_cpus(|copies: &Copies<Stack<N>>, cpu| {
         let (index, is_found) = copies.expected(cpu);
         let stack = copies.get(index);
-        stack.after.iter().for_each(|cell| N::write_twin(cell, !N::default()));
+        stack.after.iter().for_each(|cell| N::write_fallback(cell, !N::default()));
         let run = |op: Option<N>| {
-            let twin = |stack: &Stack<N>| stack.by_twin(op);
+            let fallback = |stack: &Stack<N>| stack.by_fallback(op);
             match op {
                 Some(item) => {
-                    copies.run(|at| N::push(at, item, CAP as u32).map(|len| (len, None)), twin)
+                    copies.run(|at| N::push(at, item, CAP as u32).map(|len| (len, None)), fallback)
                 }
-                None => copies.run(|at| N::pop(at).map(popped), twin),
+                None => copies.run(|at| N::pop(at).map(popped), fallback),
             }
         };
         proptest!(cases(), |(ops in stack_story::<N>())| {
             while run(None).0.0 > 0 {}
             let other = Stack::<N>::new_zeroed();
             for op in ops {
-                assert_eq!(run(op), (other.by_twin(op), is_found), "{op:?}");
+                assert_eq!(run(op), (other.by_fallback(op), is_found), "{op:?}");
                 assert_eq!(stack.contents(), other.contents(), "{op:?}");
             }
             assert_eq!(stack.padding.load(Ordering::Relaxed), 0);
-            assert!(stack.after.iter().all(|cell| N::read_twin(cell) == !N::default()));
+            assert!(stack.after.iter().all(|cell| N::read_fallback(cell) == !N::default()));
         });
     });
 }
@@ -269,16 +269,17 @@ fn stack_sequences_agree_with_twins<N: Plain>() {
 /// Zeroed memory with a `T`, a word or a stack, for every index and for the detached one.
 struct Copies<T> {
     machine: Machine,
-    slots: Slots,
+    locator: CopyLocator,
     memory: Reservation,
     of: PhantomData<T>,
 }
 
 impl<T: FromZeros + Sync> Copies<T> {
     fn new(machine: Machine) -> Self {
-        let bytes = ((Slots::detached(&machine) + 1) * UNIT_STRIDE).next_multiple_of(page_size());
+        let bytes =
+            ((CopyLocator::detached(&machine) + 1) * UNIT_STRIDE).next_multiple_of(page_size());
         let memory = Reservation::new(&machine, bytes, page_size()).unwrap();
-        Copies { slots: Slots::of(&machine), machine, memory, of: PhantomData }
+        Copies { locator: CopyLocator::of(&machine), machine, memory, of: PhantomData }
     }
 
     fn first(&self) -> *mut T {
@@ -286,7 +287,7 @@ impl<T: FromZeros + Sync> Copies<T> {
     }
 
     fn get(&self, index: usize) -> &T {
-        assert!(index <= Slots::detached(&self.machine));
+        assert!(index <= CopyLocator::detached(&self.machine));
         let copy = self.first().wrapping_byte_add(index * UNIT_STRIDE);
         // SAFETY: inside of the mapping and aligned; zeros are a `T`, which consists of atomics.
         unsafe { &*copy }
@@ -296,24 +297,24 @@ impl<T: FromZeros + Sync> Copies<T> {
     fn expected(&self, cpu: usize) -> (usize, bool) {
         match ThisCpu::tier() {
             Tier::GetCpu => (self.machine.this_cpu().index(), false),
-            _ if cpu * UNIT_STRIDE < self.slots.cpu_limit as usize => (cpu, true),
-            _ => (Slots::detached(&self.machine), false),
+            _ if cpu * UNIT_STRIDE < self.locator.cpu_limit as usize => (cpu, true),
+            _ => (CopyLocator::detached(&self.machine), false),
         }
     }
 
-    /// The result of the sequence or of its twin, and whether it was the sequence's.
-    fn run<N: Int, R>(
+    /// The result of the sequence or of its fallback, and whether it was the sequence's.
+    fn run<N: LocalInt, R>(
         &self,
         sequence: impl Fn(At<'_, N, ByCpu>) -> Option<R>,
-        twin: impl Fn(&T) -> R,
+        fallback: impl Fn(&T) -> R,
     ) -> (R, bool) {
         let is_found = Cell::new(false);
         let sequence = |at: At<'_, N, ByCpu>| sequence(at).inspect(|_| is_found.set(true));
         // SAFETY: there is a copy for every index; tests change its word in no other way.
-        let word = unsafe { Word::new(&self.slots, self.first().cast()) };
+        let word = unsafe { Word::new(&self.locator, self.first().cast()) };
         // SAFETY: `run` gives a valid copy, for atomic instructions.
-        let twin = |copy: *mut N| twin(unsafe { &*copy.cast::<T>() });
-        (word.run(sequence, twin, || &self.machine), is_found.get())
+        let fallback = |copy: *mut N| fallback(unsafe { &*copy.cast::<T>() });
+        (word.run(sequence, fallback, || &self.machine), is_found.get())
     }
 }
 
@@ -359,12 +360,12 @@ fn limits_are_those_of_the_copies_that_are_summed() {
         (injected(&[1, 2]), 0, 0, 3),
         (Machine::uniform(MAX_CPUS).unwrap(), MAX_CPUS, MAX_CPUS, MAX_CPUS),
     ] {
-        let slots = Slots::of(&machine);
+        let locator = CopyLocator::of(&machine);
         let concurrent = if ThisCpu::has_concurrency_ids() { dense } else { cpus };
-        let limits = [slots.cpu_limit, slots.concurrency_limit].map(|limit| limit as usize);
+        let limits = [locator.cpu_limit, locator.concurrency_limit].map(|limit| limit as usize);
         assert_eq!(limits, [cpus * UNIT_STRIDE, concurrent * UNIT_STRIDE], "{machine:?}");
-        assert_eq!(Slots::detached(&machine), detached);
-        assert_eq!(slots.concurrency == slots.area, !ThisCpu::has_concurrency_ids());
+        assert_eq!(CopyLocator::detached(&machine), detached);
+        assert_eq!(locator.concurrency == locator.area, !ThisCpu::has_concurrency_ids());
     }
 }
 

@@ -110,7 +110,7 @@ pub(super) enum Miss {
 }
 
 pub(super) fn after_miss() -> Miss {
-    // There is a choice: `Slots` exist (S1).
+    // There is a choice: a `CopyLocator` exists (S1).
     match choice().tier {
         Tier::GetCpu => Miss::NoSequences,
         Tier::Rseq { registered_by: RegisteredBy::Libc } => Miss::Detached,

@@ -66,14 +66,14 @@ global_asm!(
 
 /// An area as the whole process sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Area {
+pub(super) struct RseqArea {
     /// From the thread pointer, in bytes.
     pub(super) offset: isize,
     /// Bytes that the kernel fills in.
     pub(super) features: u32,
 }
 
-impl Area {
+impl RseqArea {
     /// The area that the C library registered, if it did.
     pub(super) fn of_libc() -> Option<Self> {
         let (offset, size): (*const isize, *const u32);
@@ -94,7 +94,7 @@ impl Area {
         }
         // SAFETY: where they exist, they are constants of these types.
         let (offset, size) = (unsafe { offset.read() }, unsafe { size.read() });
-        Some(Area { offset, features: Kernel::own().features_of_libc(size)? })
+        Some(RseqArea { offset, features: Kernel::own().features_of_libc(size)? })
     }
 
     /// Our own area, which threads have to [register](Self::register).
@@ -108,7 +108,7 @@ impl Area {
                 options(nostack, preserves_flags),
             );
         }
-        Area { offset, features: Kernel::own().features_of_own() }
+        RseqArea { offset, features: Kernel::own().features_of_own() }
     }
 
     /// The CPU id in this thread's area: negative when it is not registered.
@@ -281,7 +281,7 @@ pub(super) mod at_thread_exit {
     use std::ptr;
     use std::sync::OnceLock;
 
-    use super::Area;
+    use super::RseqArea;
 
     static KEY: OnceLock<Option<libc::pthread_key_t>> = OnceLock::new();
 
@@ -306,7 +306,7 @@ pub(super) mod at_thread_exit {
     }
 
     extern "C" fn close(_: *mut c_void) {
-        Area::own().close();
+        RseqArea::own().close();
     }
 }
 
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn concurrency_ids_need_28_bytes() {
-        let has_ids = |features| Area { offset: 0, features }.has_concurrency_ids();
+        let has_ids = |features| RseqArea { offset: 0, features }.has_concurrency_ids();
         assert_eq!([20, 27, 28, 33].map(has_ids), [false, false, true, true]);
     }
 }

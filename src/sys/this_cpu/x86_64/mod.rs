@@ -6,7 +6,7 @@ mod sequences;
 
 use super::tier::{Choice, RegisteredBy, Tier};
 use super::{REAL_CPU_IDS, UNIT_STRIDE, gate};
-use area::Area;
+use area::RseqArea;
 
 pub(super) use sequences::{compare_exchange_on, gate_add_second, gate_add_unless};
 
@@ -17,11 +17,11 @@ const _: () = assert!(UNIT_STRIDE <= i32::MAX as usize, "an immediate operand of
 
 /// The best tier that works.
 pub(super) fn choose() -> Choice {
-    let (area, registered_by) = match Area::of_libc() {
+    let (area, registered_by) = match RseqArea::of_libc() {
         Some(area) => (area, RegisteredBy::Libc),
         None => {
             area::at_thread_exit::prepare();
-            (Area::own(), RegisteredBy::Us)
+            (RseqArea::own(), RegisteredBy::Us)
         }
     };
     if !cpu_ids_fit(&mut [0; REAL_CPU_IDS / 64]) || !self_test::passes(area, registered_by) {
@@ -46,20 +46,20 @@ fn cpu_ids_fit(mask: &mut [u64]) -> bool {
 
 /// The offset of areas that nobody registers. Sequences that use it miss.
 pub(super) fn unregistered_area() -> isize {
-    Area::own().offset
+    RseqArea::own().offset
 }
 
 /// Registers this thread's own area, if that was not tried before; returns whether it is
 /// registered now.
 pub(super) fn register() -> bool {
-    Area::own().register();
-    Area::own().cpu_id() >= 0
+    RseqArea::own().register();
+    RseqArea::own().cpu_id() >= 0
 }
 
 /// The CPU id in this thread's area at an offset that [`choose`] returned.
 #[inline]
 pub(super) fn cpu_id(area: isize) -> Option<usize> {
-    usize::try_from(Area { offset: area, features: 0 }.cpu_id()).ok()
+    usize::try_from(RseqArea { offset: area, features: 0 }.cpu_id()).ok()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::thread;
 
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 
-use super::area::Area;
+use super::area::RseqArea;
 use super::sequences::wait_for_abort;
 use crate::sys::this_cpu::RegisteredBy;
 
@@ -18,7 +18,7 @@ const PATIENCE: u64 = 20_000_000;
 
 /// True when ids are right and a sequence that is disturbed starts over. False as well when no
 /// thread can be started or moved, so that nobody knows.
-pub(super) fn passes(area: Area, registered_by: RegisteredBy) -> bool {
+pub(super) fn passes(area: RseqArea, registered_by: RegisteredBy) -> bool {
     let subject = Subject::default();
     thread::scope(|scope| {
         let tested = thread::Builder::new()
@@ -39,7 +39,7 @@ struct Subject {
 }
 
 impl Subject {
-    fn run(&self, area: Area, registered_by: RegisteredBy) -> bool {
+    fn run(&self, area: RseqArea, registered_by: RegisteredBy) -> bool {
         if registered_by == RegisteredBy::Us {
             area.register();
         }
@@ -50,7 +50,7 @@ impl Subject {
     }
 
     /// Waits in a sequence, and returns whether its abort handler was reached.
-    fn is_aborted(&self, area: Area) -> bool {
+    fn is_aborted(&self, area: RseqArea) -> bool {
         self.thread.store(gettid().as_raw_nonzero().get(), Ordering::Release);
         wait_for_abort(area, PATIENCE)
     }
@@ -72,7 +72,7 @@ impl Subject {
 }
 
 /// Compares the area with what the kernel says, on up to two CPUs.
-fn ids_follow_the_thread(area: Area) -> bool {
+fn ids_follow_the_thread(area: RseqArea) -> bool {
     let Ok(cpus) = sched_getaffinity(None) else { return false };
     let agrees = (0..CpuSet::MAX_CPU).filter(|&cpu| cpus.is_set(cpu)).take(2).all(|cpu| {
         let mut only = CpuSet::new();
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn where_nothing_is_registered_nothing_is_aborted() {
-        assert!(!disturbed(|subject| subject.is_aborted(Area::own())));
+        assert!(!disturbed(|subject| subject.is_aborted(RseqArea::own())));
     }
 
     /// A kernel that tells the right ids and restarts nothing.
@@ -116,7 +116,7 @@ mod tests {
             only.set(cpu);
             sched_setaffinity(None, &only).unwrap();
             disturbed(|subject| {
-                let area = Area::own();
+                let area = RseqArea::own();
                 area.pretend(cpu as i32);
                 assert!(ids_follow_the_thread(area));
                 let passes = subject.run(area, RegisteredBy::Libc);

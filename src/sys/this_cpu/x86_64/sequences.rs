@@ -15,7 +15,7 @@
 //!     mov fs:[area + 8], t              `rseq_cs` at every abort. The only field we may write.
 //!  3: imul t, fs:[id + 4], STRIDE       From here the kernel restarts us. The id is read *inside*,
 //!                                       so that it is right until the commit, and as 32 bits.
-//!     cmp t, [slots + LIMIT]            Not registered (-1), failed (-2) and CPUs that have no
+//!     cmp t, [locator + LIMIT]            Not registered (-1), failed (-2) and CPUs that have no
 //!     jae miss                          copy give products at or above the limit. Leaving a
 //!                                       sequence before its commit is allowed.
 //!     …                                 Only registers are changed, or memory that nobody reads
@@ -41,9 +41,9 @@
 use std::arch::asm;
 use std::mem::offset_of;
 
-use super::area::{Area, CPU_ID, RSEQ_CS};
+use super::area::{CPU_ID, RSEQ_CS, RseqArea};
 use crate::sys::this_cpu::gate::RseqGate;
-use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, UNIT_STRIDE};
+use crate::sys::this_cpu::{At, Bound, Collect, CopyIndex, STACK_HEADER, Sequences, UNIT_STRIDE};
 
 /// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
 ///
@@ -51,7 +51,7 @@ use crate::sys::this_cpu::{At, Bound, Collect, Index, STACK_HEADER, Sequences, U
 macro_rules! section {
     ($miss:literal, $($body:expr),+ $(,)?) => {
         section!(
-            concat!("cmp {t:e}, dword ptr [{slots} + {limit}]\njae ", $miss),
+            concat!("cmp {t:e}, dword ptr [{locator} + {limit}]\njae ", $miss),
             then $($body),+
         )
     };
@@ -86,9 +86,9 @@ macro_rules! update {
         unsafe {
             asm!(
                 section!("{miss}", $commit),
-                area = in(reg) $at.slots.area,
-                id = in(reg) $index::id($at.slots),
-                slots = in(reg) $at.slots,
+                area = in(reg) $at.locator.area,
+                id = in(reg) $index::id($at.locator),
+                locator = in(reg) $at.locator,
                 first = in(reg) $at.first,
                 t = out(reg) _,
                 rseq_cs = const RSEQ_CS,
@@ -113,9 +113,9 @@ macro_rules! compute {
         unsafe {
             asm!(
                 section!("4f", $($body),+),
-                area = in(reg) $at.slots.area,
-                id = in(reg) $index::id($at.slots),
-                slots = in(reg) $at.slots,
+                area = in(reg) $at.locator.area,
+                id = in(reg) $index::id($at.locator),
+                locator = in(reg) $at.locator,
                 first = in(reg) $at.first,
                 t = out(reg) product,
                 rseq_cs = const RSEQ_CS,
@@ -126,7 +126,7 @@ macro_rules! compute {
                 options(nostack),
             );
         }
-        product < u64::from($index::limit($at.slots))
+        product < u64::from($index::limit($at.locator))
     }};
 }
 
@@ -136,7 +136,7 @@ macro_rules! sequences {
     ($int:ty, $ptr:literal, $scale:literal, $class:ident, $part:literal, $less:literal) => {
         impl Sequences for $int {
             #[inline(always)]
-            fn read<I: Index>(at: At<'_, Self, I>) -> Option<Self> {
+            fn read<I: CopyIndex>(at: At<'_, Self, I>) -> Option<Self> {
                 let value: Self;
                 let hit = compute!(at, I, [
                     concat!("mov {value", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
@@ -145,52 +145,52 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn write<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn write<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("mov ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn add<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn add<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("add ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn sub<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn sub<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("sub ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn inc<I: Index>(at: At<'_, Self, I>) -> Option<()> {
+            fn inc<I: CopyIndex>(at: At<'_, Self, I>) -> Option<()> {
                 update!(at, I, concat!("inc ", $ptr, " ptr [{first} + {t}]"))
             }
 
             #[inline(always)]
-            fn dec<I: Index>(at: At<'_, Self, I>) -> Option<()> {
+            fn dec<I: CopyIndex>(at: At<'_, Self, I>) -> Option<()> {
                 update!(at, I, concat!("dec ", $ptr, " ptr [{first} + {t}]"))
             }
 
             #[inline(always)]
-            fn and<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn and<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("and ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn or<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<()> {
+            fn or<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<()> {
                 update!(at, I,
                     concat!("or ", $ptr, " ptr [{first} + {t}], {value", $part, "}"),
                     value = in($class) value)
             }
 
             #[inline(always)]
-            fn xchg<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+            fn xchg<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
                 let old: Self;
                 let hit = compute!(at, I, [
                     // A register that the next attempt loads again.
@@ -202,7 +202,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn cmpxchg<I: Index>(at: At<'_, Self, I>, old: Self, new: Self) -> Option<Self> {
+            fn cmpxchg<I: CopyIndex>(at: At<'_, Self, I>, old: Self, new: Self) -> Option<Self> {
                 let found: Self;
                 let hit = compute!(at, I, [
                     concat!("mov {found", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
@@ -216,7 +216,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn add_return<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+            fn add_return<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
                 let sum: Self;
                 let hit = compute!(at, I, [
                     concat!("mov {sum", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
@@ -229,7 +229,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn sub_if_at_least<I: Index>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+            fn sub_if_at_least<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
                 let found: Self;
                 let hit = compute!(at, I, [
                     concat!("mov {found", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
@@ -243,7 +243,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn push<I: Index>(at: At<'_, Self, I>, item: Self, capacity: u32) -> Option<u32> {
+            fn push<I: CopyIndex>(at: At<'_, Self, I>, item: Self, capacity: u32) -> Option<u32> {
                 let len: u32;
                 let hit = compute!(at, I, [
                     "lea {stack}, [{first} + {t}]",
@@ -264,7 +264,7 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn pop<I: Index>(at: At<'_, Self, I>) -> Option<(u32, Self)> {
+            fn pop<I: CopyIndex>(at: At<'_, Self, I>) -> Option<(u32, Self)> {
                 let len: u32;
                 let item: Self;
                 let hit = compute!(at, I, [
@@ -299,7 +299,7 @@ sequences!(isize, "qword", "8", reg, ":r", "l");
 
 impl Collect for i64 {
     #[inline(always)]
-    fn add_within<I: Index>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
+    fn add_within<I: CopyIndex>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
         let sum: i64;
         let hit = compute!(at, I, [
             "mov {sum}, qword ptr [{first} + {t}]",
@@ -317,7 +317,7 @@ impl Collect for i64 {
     }
 
     #[inline(always)]
-    fn add_or_take<I: Index>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
+    fn add_or_take<I: CopyIndex>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
         let sum: i64;
         let hit = compute!(at, I, [
             "mov {sum}, qword ptr [{first} + {t}]",
@@ -346,10 +346,10 @@ macro_rules! through {
         // area.
         unsafe {
             asm!(
-                section!("{miss}", "mov {word}, qword ptr [{slots} + {first}]", $($body),+),
+                section!("{miss}", "mov {word}, qword ptr [{locator} + {first}]", $($body),+),
                 area = in(reg) gate.area,
                 id = in(reg) gate.area,
-                slots = in(reg) gate,
+                locator = in(reg) gate,
                 t = out(reg) _,
                 word = out(reg) _,
                 rseq_cs = const RSEQ_CS,
@@ -439,7 +439,7 @@ pub(in super::super) unsafe fn compare_exchange_on(
 
 /// Waits in a sequence without commit for so many turns; true as soon as it is aborted. For the self
 /// test.
-pub(super) fn wait_for_abort(area: Area, turns: u64) -> bool {
+pub(super) fn wait_for_abort(area: RseqArea, turns: u64) -> bool {
     let aborted: u32;
     // SAFETY: the frame of `section` but for its abort handler, which goes on behind the sequence
     // instead of starting over. It stores nothing but the descriptor's address.

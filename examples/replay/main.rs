@@ -15,19 +15,13 @@
 //! nothing differs, 1 when something does, 2 for a bad file or bad arguments.
 #![allow(unreachable_pub, reason = "in a program, `pub` is what modules show to each other")]
 
-#[path = "replay/args.rs"]
 mod args;
-#[path = "replay/backed.rs"]
 mod backed;
-#[path = "replay/memory.rs"]
 mod memory;
-#[path = "replay/output.rs"]
 mod output;
-#[path = "replay/packing.rs"]
 mod packing;
-#[path = "../tests/recording/mod.rs"]
+#[path = "../../tests/recording/mod.rs"]
 mod recording;
-#[path = "replay/subject.rs"]
 mod subject;
 
 use std::error::Error;

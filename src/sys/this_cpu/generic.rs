@@ -1,4 +1,4 @@
-//! No sequences: every operation is carried out by its atomic twin.
+//! No sequences: every operation is carried out by its atomic fallback.
 
 use super::gate::RseqGate;
 use super::int::{Collect, Sequences};

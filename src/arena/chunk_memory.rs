@@ -16,23 +16,23 @@ use super::Owner;
 use super::geometry::{Geometry, Window};
 use crate::sys::{CpuId, Machine, MapError, Reservation, detached_is_used};
 
-/// Memory for one chunk (the first region serves the first and the reserved chunk).
+/// The memory of one chunk (the first one serves the first and the reserved chunk).
 #[derive(Debug)]
-pub(crate) struct Region<O: Owner> {
+pub(crate) struct ChunkMemory<O: Owner> {
     reservation: Reservation,
     geometry: Geometry,
     owners: PhantomData<O>,
 }
 
-impl<O: Owner> Region<O> {
+impl<O: Owner> ChunkMemory<O> {
     /// Reserves the address space and binds each CPU's copies to its node.
     pub(crate) fn new(machine: &Machine, geometry: Geometry) -> Result<Self, MapError> {
         let reservation = Reservation::new(machine, geometry.len(), geometry.span())?;
-        let region = Region { reservation, geometry, owners: PhantomData };
+        let memory = ChunkMemory { reservation, geometry, owners: PhantomData };
         if machine.nr_nodes() > 1 {
-            region.bind_copies(machine)?;
+            memory.bind_copies(machine)?;
         }
-        Ok(region)
+        Ok(memory)
     }
 
     /// Binds runs of neighbouring CPUs of one node with one call per window.
@@ -49,7 +49,7 @@ impl<O: Owner> Region<O> {
         Ok(())
     }
 
-    /// The span that the region's addresses lie in.
+    /// The span that its addresses lie in.
     pub(crate) fn span(&self) -> usize {
         self.geometry.span_of(self.reservation.base().addr().get())
     }
