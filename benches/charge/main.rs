@@ -1,0 +1,24 @@
+//! What charging costs, beside what a service would write by hand.
+//!
+//! Each module below is one question and says at its head what it measures. The groups:
+//!
+//! | group | module | what |
+//! |---|---|---|
+//! | `charge_1t`, `charge_2t` | `depths` | one charge and its end, by depth of the cgroup |
+//! | `cgroup` | `cgroups` | creating and removing a cgroup |
+//!
+//! `_1t` is one thread and `_2t` two. A thread is pinned to a CPU of its own. The figure of `_2t`
+//! is the time on the first thread.
+
+mod cgroups;
+mod depths;
+mod measure;
+mod rivals;
+
+use criterion::{criterion_group, criterion_main};
+
+/// What every charge is, unless the group is about amounts.
+const BYTES: u64 = 512;
+
+criterion_group!(benches, depths::charge, cgroups::create_and_remove);
+criterion_main!(benches);
