@@ -6,13 +6,18 @@
 //! |---|---|---|
 //! | `charge_1t`, `charge_2t` | `depths` | one charge and its end, by depth of the cgroup |
 //! | `cgroup` | `cgroups` | creating and removing a cgroup |
+//! | `refusal` | `refusal` | a charge that a limit refuses |
+//! | `drain_leaf` | `drain_leaf` | a drain of one cgroup among others |
 //!
 //! `_1t` is one thread and `_2t` two. A thread is pinned to a CPU of its own. The figure of `_2t`
 //! is the time on the first thread.
 
 mod cgroups;
+mod crowd;
 mod depths;
+mod drain_leaf;
 mod measure;
+mod refusal;
 mod rivals;
 
 use criterion::{criterion_group, criterion_main};
@@ -20,5 +25,11 @@ use criterion::{criterion_group, criterion_main};
 /// What every charge is, unless the group is about amounts.
 const BYTES: u64 = 512;
 
-criterion_group!(benches, depths::charge, cgroups::create_and_remove);
+criterion_group!(
+    benches,
+    depths::charge,
+    cgroups::create_and_remove,
+    refusal::refusal,
+    drain_leaf::drain_leaf,
+);
 criterion_main!(benches);

@@ -34,6 +34,17 @@ pub(crate) fn pin(index: usize) {
     assert!(core_affinity::set_for_current(CPUS[index]), "CPU {index} of {CPUS:?}");
 }
 
+/// A group whose functions take less than a second each.
+pub(crate) fn short_group<'a>(
+    criterion: &'a mut Criterion,
+    name: &str,
+) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(500));
+    group.nresamples(10_000);
+    group
+}
+
 /// A group of the functions that have figures in the README.
 pub(crate) fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(name);
