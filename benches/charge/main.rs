@@ -6,16 +6,22 @@
 //! |---|---|---|
 //! | `charge_1t`, `charge_2t` | `depths` | one charge and its end, by depth of the cgroup |
 //! | `cgroup` | `cgroups` | creating and removing a cgroup |
+//! | `in_turn_1t`, `in_turn_2t` | `in_turn` | one charge and its end, in turn over n cgroups |
 //! | `refusal` | `refusal` | a charge that a limit refuses |
 //! | `drain_leaf` | `drain_leaf` | a drain of one cgroup among others |
 //!
 //! `_1t` is one thread and `_2t` two. A thread is pinned to a CPU of its own. The figure of `_2t`
 //! is the time on the first thread.
+//!
+//! A ratio is the figure of `ours_…` divided by that of `naive_3_levels_…` with the same end of the
+//! name, out of one run. Both do the same calls in the same loop. Figures of two runs are not
+//! comparable: the frequency of the CPUs is not the same.
 
 mod cgroups;
 mod crowd;
 mod depths;
 mod drain_leaf;
+mod in_turn;
 mod measure;
 mod refusal;
 mod rivals;
@@ -29,6 +35,7 @@ criterion_group!(
     benches,
     depths::charge,
     cgroups::create_and_remove,
+    in_turn::in_turn,
     refusal::refusal,
     drain_leaf::drain_leaf,
 );

@@ -4,9 +4,12 @@
 //! |---|---|
 //! | `naive_atomic_depth_8` | [`Chain`]: one atomic counter for each level, compared with a limit |
 //! | `flat_atomic_pool` | [`Pool`]: one counter, as in DataFusion's `GreedyMemoryPool` |
+//! | `naive_3_levels_…` | [`Levels`]: one atomic counter for each leaf, for their parent and for the root |
+//! | `budget_context_…` | [`Budgets`]: the same tree in the crate `budget-context` |
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use budget_context::{Budget, Reservation, Resource};
 use crossbeam_utils::CachePadded;
 
 /// What is used, and how much may be.
@@ -56,6 +59,56 @@ impl Chain {
 
     pub(crate) fn uncharge(&self, bytes: u64) {
         uncharge(self.0.iter(), bytes);
+    }
+}
+
+/// A tree of three levels: a counter for each leaf, one for their parent, one for the root.
+pub(crate) struct Levels {
+    leaves: Box<[CachePadded<Level>]>,
+    /// The parent and the root.
+    above: [CachePadded<Level>; 2],
+}
+
+impl Levels {
+    pub(crate) fn new(leaves: usize) -> Self {
+        let leaves = std::iter::repeat_with(Level::new).take(leaves).collect();
+        Levels { leaves, above: [Level::new(), Level::new()] }
+    }
+
+    fn upwards(&self, leaf: usize) -> impl Iterator<Item = &CachePadded<Level>> + Clone {
+        std::iter::once(&self.leaves[leaf]).chain(&self.above)
+    }
+
+    pub(crate) fn charge(&self, leaf: usize, bytes: u64) -> bool {
+        charge(self.upwards(leaf), bytes)
+    }
+
+    pub(crate) fn uncharge(&self, leaf: usize, bytes: u64) {
+        uncharge(self.upwards(leaf), bytes);
+    }
+}
+
+/// A tree of budgets: a root, one child with a limit, and leaves below it with a limit each.
+///
+/// A reservation that is dropped without being committed gives back all that it holds.
+pub(crate) struct Budgets {
+    leaves: Vec<Budget>,
+    memory: Resource,
+}
+
+impl Budgets {
+    pub(crate) fn new(leaves: usize) -> Self {
+        let memory = Resource::new("memory").expect("not empty");
+        let below = |budget: &Budget| {
+            budget.child().limit(memory.clone(), 1 << 40).build().expect("one limit")
+        };
+        let root = Budget::builder().build().expect("no limit");
+        let parent = below(&root);
+        Budgets { leaves: (0..leaves).map(|_| below(&parent)).collect(), memory }
+    }
+
+    pub(crate) fn reserve(&self, leaf: usize, bytes: u64) -> Reservation {
+        self.leaves[leaf].reserve(&self.memory, bytes).expect("room")
     }
 }
 
