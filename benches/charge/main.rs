@@ -7,6 +7,8 @@
 //! | `charge_1t`, `charge_2t` | `depths` | one charge and its end, by depth of the cgroup |
 //! | `cgroup` | `cgroups` | creating and removing a cgroup |
 //! | `in_turn_1t`, `in_turn_2t` | `in_turn` | one charge and its end, in turn over n cgroups |
+//! | `other_sizes` | `other_sizes` | the same with other amounts, and other n |
+//! | `held` | `held` | the same with eight charges at a time |
 //! | `refusal` | `refusal` | a charge that a limit refuses |
 //! | `drain_leaf` | `drain_leaf` | a drain of one cgroup among others |
 //!
@@ -21,8 +23,10 @@ mod cgroups;
 mod crowd;
 mod depths;
 mod drain_leaf;
+mod held;
 mod in_turn;
 mod measure;
+mod other_sizes;
 mod refusal;
 mod rivals;
 
@@ -36,6 +40,8 @@ criterion_group!(
     depths::charge,
     cgroups::create_and_remove,
     in_turn::in_turn,
+    other_sizes::other_sizes,
+    held::held,
     refusal::refusal,
     drain_leaf::drain_leaf,
 );
