@@ -42,9 +42,11 @@ impl World {
                 threads: handle.nr_threads(),
             };
             let usage = self.tree.usage(*id);
-            // What one stock holds while another one is filled may be used without making a peak.
+            // What stocks of other cgroups hold when a charge is made counts in its peak.
             let peak = if self.drains { cgroup.peak } else { handle.peak() };
-            prop_assert!(usage <= peak && peak <= cgroup.peak, "a peak that was really there");
+            let slack = self.pcpu.machine().nr_possible() as u64 * (2 << 20);
+            let possible = cgroup.peak..=cgroup.peak + slack;
+            prop_assert!(possible.contains(&peak), "peak {} in {:?}", peak, possible);
             let model = Figures {
                 path: self.tree.path(*id),
                 current: usage,

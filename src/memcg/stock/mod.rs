@@ -188,8 +188,11 @@ impl<P: Payer> LockedCpu<'_, P> {
         let word = StockWord::from_bits(token.words().load(self.cpu));
         self.move_count(token, word);
         let grant = word.grant();
+        if bytes > BATCH {
+            return grant;
+        }
         let wanted = (2 * bytes).next_power_of_two().max(2 * grant).clamp(MIN_GRANT, BATCH);
-        if bytes > BATCH || wanted == grant {
+        if wanted == grant {
             return grant;
         }
         let more = wanted - grant;
