@@ -65,7 +65,27 @@ pub(crate) fn charge_slowly(
     gfp: Gfp,
 ) -> Result<Uncommitted, ChargeError> {
     let node = node.live();
-    charge_token(node, node.token(), 1, bytes, gfp)
+    Ok(match charge_token(node, node.token(), 1, bytes, gfp)? {
+        Paid::Stock => Uncommitted::hit(node.token(), bytes, true),
+        Paid::Counters => Uncommitted::walked(node.token(), bytes, true, Arc::clone(node)),
+        Paid::Others(payer) => Uncommitted::walked(node.token(), bytes, true, payer),
+    })
+}
+
+/// As [`charge_slowly`] for what exists already: it stays.
+#[cold]
+pub(crate) fn charge_for_good(
+    node: &Arc<Node>,
+    bytes: u64,
+    gfp: Gfp,
+) -> Result<&'static Token, ChargeError> {
+    let node = node.live();
+    match charge_token(node, node.token(), 1, bytes, gfp)? {
+        Paid::Stock => {}
+        Paid::Counters => walk::note_peaks(node),
+        Paid::Others(payer) => walk::note_peaks(&payer),
+    }
+    Ok(node.token())
 }
 
 /// Charges `bytes` more to the cgroup that a token points at; to none when its tree was dropped.
@@ -77,38 +97,51 @@ pub(crate) fn grow_slowly(
     gfp: Gfp,
 ) -> Result<Option<Uncommitted>, ChargeError> {
     let Some(payer) = token.payer() else { return Ok(None) };
-    charge_token(&payer, token, 0, bytes, gfp).map(Some)
+    Ok(Some(match charge_token(&payer, token, 0, bytes, gfp)? {
+        Paid::Stock => Uncommitted::hit(token, bytes, false),
+        Paid::Counters => Uncommitted::walked(token, bytes, false, payer),
+        Paid::Others(payer) => Uncommitted::walked(token, bytes, false, payer),
+    }))
 }
 
-/// Charges `bytes` to `payer`, which the token points at or has pointed at (O4).
+/// Where the bytes of a charge came from.
+enum Paid {
+    /// This CPU's stock: no counter was changed.
+    Stock,
+    /// The counters of the cgroup that was asked for, and of those above.
+    Counters,
+    /// The counters of another one, as the first was removed in between.
+    Others(Arc<Node>),
+}
+
+/// Charges `bytes` to `payer`, which the token points at or has pointed at (O4), and counts so many
+/// references.
 fn charge_token(
     payer: &Arc<Node>,
     token: &'static Token,
     references: i32,
     bytes: u64,
     gfp: Gfp,
-) -> Result<Uncommitted, ChargeError> {
-    // What is found missing is counted once it is known that the charge succeeds.
+) -> Result<Paid, ChargeError> {
     let count_reference = || match references {
         0 => {}
         _ => std::mem::forget(token.get()),
     };
-    let has_reference = references != 0;
-    let hit = || Uncommitted::hit(token, bytes, has_reference);
-    let walked =
-        |payer: &Arc<Node>| Uncommitted::walked(token, bytes, has_reference, Arc::clone(payer));
     if bytes == 0 {
         // Needs no memory, so that no limit can refuse it.
         count_reference();
-        return Ok(hit());
+        return Ok(Paid::Stock);
     }
-    let owns = ptr::eq(payer.token(), token);
-    let mut here = if owns { payer.stock().lock_here() } else { None };
+    let mut here = None;
+    if ptr::eq(payer.token(), token) {
+        token.open();
+        here = payer.stock().lock_here(token);
+    }
     let (mut grant, mut taken) = (0, 0);
     if let Some(here) = &mut here {
         // With sequences, the caller has tried that.
         if !gate::has_fence() && here.take(token, bytes, references) {
-            return Ok(hit());
+            return Ok(Paid::Stock);
         }
         grant = here.grant(payer, bytes);
         // What this CPU has is used first, so that usage grows by no more than is used.
@@ -118,7 +151,7 @@ fn charge_token(
                 token.uncharge(rest);
                 count_reference();
             }
-            return Ok(hit());
+            return Ok(Paid::Stock);
         }
     }
     let needed = bytes - taken;
@@ -131,7 +164,7 @@ fn charge_token(
             payer.uncharge(ahead);
             count_reference();
         }
-        return Ok(walked(payer));
+        return Ok(Paid::Counters);
     }
     let is_charged = walk::try_add(payer, needed).is_ok();
     if !is_charged {
@@ -139,14 +172,20 @@ fn charge_token(
     }
     // What was taken is spent or uncharged (T5); hooks and callbacks are called under no lock.
     drop(here);
+    if is_charged && !payer.ancestors().any(|level| level.counter.is_above_high()) {
+        count_reference();
+        return Ok(Paid::Counters);
+    }
     let payer = match is_charged {
         true => Arc::clone(payer),
         false => charge_hard(payer, token, bytes, gfp)?,
     };
-    count_reference();
-    let uncommitted = walked(&payer);
+    // A callback may panic: nothing is charged then.
+    let uncommitted = Uncommitted::walked(token, bytes, false, Arc::clone(&payer));
     high::after_charge(&payer, payer.depth() + 1, bytes, gfp);
-    Ok(uncommitted)
+    uncommitted.keep();
+    count_reference();
+    Ok(Paid::Others(payer))
 }
 
 /// A limit stood against the charge, at least a moment ago. Returns the cgroup that was charged.

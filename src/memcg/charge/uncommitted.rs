@@ -39,6 +39,12 @@ impl Uncommitted {
         self.token
     }
 
+    /// What was undone otherwise is the caller's from here on.
+    pub(crate) fn keep(mut self) {
+        self.walked = None;
+        mem::forget(self);
+    }
+
     /// The charge stays: peaks count it. The caller has the reference from here on.
     pub(crate) fn commit(mut self) -> &'static Token {
         let (token, walked) = (self.token, self.walked.take());

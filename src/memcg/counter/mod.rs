@@ -30,21 +30,22 @@ pub(crate) type Full = (u64, Limit);
 /// Usage, limits and peak of one cgroup, in bytes.
 ///
 /// Not padded: most charges come out of a stock and touch no counter, and there may be 100 000 of
-/// them.
+/// them. What a charge reads comes first.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Counter {
     usage: AtomicU64,
     max: AtomicU64,
     high: AtomicU64,
+    /// The most that usage was, stocks included.
+    peak: AtomicU64,
+    readers: Peaks,
     /// Threads that keep the stocks below empty; see `node::stocks`.
     bans: AtomicU32,
     low: AtomicU64,
     min: AtomicU64,
-    /// The most that usage was, stocks included.
-    peak: AtomicU64,
     /// Bytes charged while usage was above `high`, since the last throttling.
     over_high: AtomicU64,
-    readers: Peaks,
 }
 
 /// One of the amounts that are set from outside.
@@ -57,6 +58,9 @@ pub(crate) enum Bound {
 }
 
 impl Counter {
+    /// Bytes up to which a charge reads it.
+    pub(crate) const HOT: usize = std::mem::offset_of!(Counter, readers) + Peaks::HOT;
+
     pub(crate) fn new() -> Self {
         Counter {
             usage: AtomicU64::new(0),

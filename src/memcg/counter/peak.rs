@@ -35,6 +35,7 @@ impl Peak {
 
 /// The readers' peaks of one cgroup; a pointer and a flag until there is one.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Peaks {
     is_any: AtomicBool,
     peaks: OnceArc<List>,
@@ -48,6 +49,9 @@ struct List {
 }
 
 impl Peaks {
+    /// Bytes up to which a charge reads it, while there is no reader.
+    pub(crate) const HOT: usize = 1;
+
     pub(crate) fn new() -> Self {
         Peaks { is_any: AtomicBool::new(false), peaks: OnceArc::new() }
     }

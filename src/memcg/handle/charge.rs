@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::arena::Owner;
 use crate::memcg::charge::high;
-use crate::memcg::charge::try_charge::{self, charge_slowly, grow_slowly};
+use crate::memcg::charge::try_charge::{self, charge_for_good, grow_slowly};
 use crate::memcg::charge::uncommitted::Uncommitted;
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
@@ -120,7 +120,7 @@ impl Memcg {
         let token = self.node().token();
         match token.take(bytes, 1) {
             true => Ok(Charge { token, bytes }),
-            false => Ok(Charge { token: charge_slowly(self.node(), bytes, gfp)?.commit(), bytes }),
+            false => Ok(Charge { token: charge_for_good(self.node(), bytes, gfp)?, bytes }),
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::memcg::notify::callbacks::Callbacks;
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::{self, Events};
 use crate::memcg::stock::Stock;
-use crate::memcg::stock::objcg::{ObjCgroup, ObjcgRef};
+use crate::memcg::stock::objcg::{Inherited, ObjCgroup, ObjcgRef};
 use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use crate::memcg::sync::{Mutex, WordPair};
 
@@ -43,29 +43,32 @@ pub(crate) const WORDS_SIZE: usize = WordPair::<TokenRef>::SIZE;
 /// A cgroup. References: a parent holds its children until they are removed, a child its parent
 /// for good, an object only its token; so a removed cgroup is dropped with its last handle,
 /// whatever objects it left behind.
+///
+/// What a charge that misses reads is the first cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Node {
-    pub(crate) name: Box<str>,
-    parent: Option<Arc<Node>>,
-    /// How many ancestors it has.
-    depth: usize,
-    pub(crate) counter: Counter,
-    pub(crate) shared: Arc<Shared>,
     /// The node holds a reference.
     token: &'static Token,
-    listed: Listed,
-    /// Changed only under the tree's topology lock.
-    children: Mutex<BTreeMap<Box<str>, Arc<Node>>>,
-    /// Tokens of removed descendants (O3).
-    inherited: Mutex<Vec<&'static Token>>,
-    pub(crate) events: Events,
-    pub(crate) callbacks: Callbacks<Node>,
-    /// Threads attached. Changed only under the topology lock, or by a thread that leaves.
-    pub(crate) threads: Mutex<Vec<u32>>,
+    parent: Option<Arc<Node>>,
+    /// How many ancestors it has.
+    depth: u32,
     removed: AtomicBool,
     /// The tree of the cgroup was dropped.
     is_orphan: AtomicBool,
     pub(crate) oom_group: AtomicBool,
+    pub(crate) counter: Counter,
+    listed: Listed,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) name: Box<str>,
+    /// Changed only under the tree's topology lock.
+    children: Mutex<BTreeMap<Box<str>, Arc<Node>>>,
+    /// Tokens of removed descendants (O3).
+    inherited: Mutex<Inherited<Node>>,
+    pub(crate) events: Events,
+    pub(crate) callbacks: Callbacks<Node>,
+    /// Threads attached. Changed only under the topology lock, or by a thread that leaves.
+    pub(crate) threads: Mutex<Vec<u32>>,
     pub(crate) nr_descendants: AtomicUsize,
     /// Removed descendants that are still referenced.
     pub(crate) nr_dying: AtomicUsize,
@@ -77,21 +80,21 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(name: &str, parent: Option<&Arc<Node>>, shared: &Arc<Shared>) -> Self {
         Node {
-            name: name.into(),
-            parent: parent.cloned(),
-            depth: parent.map_or(0, |parent| parent.depth + 1),
-            counter: Counter::new(),
-            shared: Arc::clone(shared),
             token: ObjCgroup::new(),
+            parent: parent.cloned(),
+            counter: Counter::new(),
+            depth: parent.map_or(0, |parent| parent.depth + 1),
+            removed: AtomicBool::new(false),
+            is_orphan: AtomicBool::new(false),
+            oom_group: AtomicBool::new(false),
             listed: Listed::new(),
+            shared: Arc::clone(shared),
+            name: name.into(),
             children: Mutex::default(),
             inherited: Mutex::default(),
             events: Events::new(),
             callbacks: Callbacks::new(),
             threads: Mutex::default(),
-            removed: AtomicBool::new(false),
-            is_orphan: AtomicBool::new(false),
-            oom_group: AtomicBool::new(false),
             nr_descendants: AtomicUsize::new(0),
             nr_dying: AtomicUsize::new(0),
             max_depth: AtomicU32::new(u32::MAX),
@@ -104,7 +107,7 @@ impl Node {
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.depth
+        self.depth as usize
     }
 
     pub(crate) fn is_oom_group(&self) -> bool {
@@ -159,16 +162,16 @@ impl Node {
 
     /// True for this cgroup itself and for descendants of it.
     pub(crate) fn is_below(self: &Arc<Self>, ancestor: &Node) -> bool {
-        let level = self.ancestors().nth(self.depth.saturating_sub(ancestor.depth));
+        let level = self.ancestors().nth(self.depth().saturating_sub(ancestor.depth()));
         level.is_some_and(|node| ptr::eq(&**node, ancestor))
     }
 
     /// The depth of the nearest cgroup that has both this and `other` below it.
     pub(crate) fn common_depth(self: &Arc<Self>, other: &Arc<Node>) -> usize {
-        let depth = self.depth.min(other.depth);
-        let ours = self.ancestors().skip(self.depth - depth);
-        let theirs = other.ancestors().skip(other.depth - depth);
-        ours.zip(theirs).find(|(a, b)| Arc::ptr_eq(a, b)).map_or(0, |(common, _)| common.depth)
+        let depth = self.depth().min(other.depth());
+        let ours = self.ancestors().skip(self.depth() - depth);
+        let theirs = other.ancestors().skip(other.depth() - depth);
+        ours.zip(theirs).find(|(a, b)| Arc::ptr_eq(a, b)).map_or(0, |(common, _)| common.depth())
     }
 
     /// This cgroup, or its nearest ancestor that is not removed.
@@ -265,7 +268,7 @@ impl Node {
         let mut cached = HashMap::new();
         for node in stocks::stocked(self) {
             let bytes = node.stock().amount(node.token);
-            for level in node.ancestors().take(node.depth + 1 - self.depth) {
+            for level in node.ancestors().take(node.depth() + 1 - self.depth()) {
                 *cached.entry(Arc::as_ptr(level)).or_insert(0) += bytes;
             }
         }
@@ -328,3 +331,10 @@ impl Drop for Node {
         }
     }
 }
+
+#[cfg(not(any(percpu_loom, percpu_shuttle)))]
+const _: () = {
+    assert!(size_of::<Token>() == 64, "one cache line");
+    let first = std::mem::offset_of!(Node, counter) + Counter::HOT;
+    assert!(first <= 64, "what a charge that misses reads is one cache line");
+};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::arena::{Freed, Owner};
 use crate::memcg::node::shared::Shared;
 use crate::memcg::node::{Node, Token, TokenRef, stocks, walk};
-use crate::memcg::stock::objcg::{Payer, Pool};
+use crate::memcg::stock::objcg::{Inherited, Payer, Pool};
 use crate::memcg::sync::Mutex;
 
 impl Payer for Node {
@@ -33,7 +33,7 @@ impl Payer for Node {
             && self.ancestors_above().all(|level| level.counter.may_stock())
     }
 
-    fn inherited(&self) -> &Mutex<Vec<&'static Token>> {
+    fn inherited(&self) -> &Mutex<Inherited<Node>> {
         &self.inherited
     }
 
@@ -49,7 +49,7 @@ pub(crate) fn pass_to_parent(node: &Node, parent: &Arc<Node>) {
     {
         let mut own = node.inherited.lock();
         let mut parents = parent.inherited.lock();
-        for token in own.drain(..).chain([node.token]) {
+        for token in std::mem::take(&mut *own).into_values().chain([node.token]) {
             token.reparent(parent, &mut parents);
         }
     }
@@ -61,7 +61,7 @@ pub(crate) fn pass_to_parent(node: &Node, parent: &Arc<Node>) {
 pub(crate) fn detach_tokens(node: &Node) {
     // Under the lock, so that none of them is released and used again in between (O3).
     let mut inherited = node.inherited.lock();
-    let tokens = inherited.drain(..).chain([node.token]);
+    let tokens = std::mem::take(&mut *inherited).into_values().chain([node.token]);
     tokens.for_each(|token| token.detach(node.parent.clone()));
 }
 
@@ -104,7 +104,7 @@ fn uncharge_slowly(token: &'static Token, bytes: u64, references: i32) -> bool {
     let payer = token.look_at_payer();
     let Some(payer) = &*payer else { return false };
     if std::ptr::eq(payer.token, token)
-        && let Some(mut here) = payer.stock().lock_here()
+        && let Some(mut here) = payer.stock().lock_here(token)
     {
         let grant = here.grant(payer, bytes);
         if here.put(token, bytes, references) {

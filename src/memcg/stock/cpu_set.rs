@@ -1,7 +1,6 @@
 //! A set of CPUs that threads change at the same time.
 
-use std::sync::OnceLock;
-
+use crate::memcg::once_arc::OnceArc;
 use crate::memcg::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sys::MAX_CPUS;
 
@@ -15,37 +14,38 @@ const MORE: usize = MAX_CPUS / BITS - 1;
 pub(crate) struct CpuSet {
     first: AtomicU64,
     /// Of the CPUs from 64 on, once there is one.
-    more: OnceLock<Box<[AtomicU64; MORE]>>,
+    more: OnceArc<More>,
 }
 
 impl CpuSet {
     pub(crate) fn new() -> Self {
-        CpuSet { first: AtomicU64::new(0), more: OnceLock::new() }
+        CpuSet { first: AtomicU64::new(0), more: OnceArc::new() }
     }
 
-    fn word(&self, cpu: usize) -> (Option<&AtomicU64>, u64) {
-        let word = match cpu / BITS {
-            0 => Some(&self.first),
-            above => self.more.get().map(|more| &more[above - 1]),
-        };
-        (word, 1 << (cpu % BITS))
+    /// Does something with the word that a CPU's bit is in, if there is one.
+    fn with_word<R>(&self, cpu: usize, act: impl FnOnce(&AtomicU64, u64) -> R) -> Option<R> {
+        let bit = 1 << (cpu % BITS);
+        match cpu / BITS {
+            0 => Some(act(&self.first, bit)),
+            above => self.more.get().map(|more| act(&more.0[above - 1], bit)),
+        }
     }
 
     pub(crate) fn insert(&self, cpu: usize) {
         if cpu >= BITS {
-            self.more.get_or_init(|| Box::new([0; MORE].map(AtomicU64::new)));
+            self.more.get_or_init();
             // With the one in `words`: `more` is part of the order, too.
             fence(Ordering::SeqCst);
         }
-        if let (Some(word), bit) = self.word(cpu) {
-            word.fetch_or(bit, Ordering::SeqCst);
-        }
+        self.with_word(cpu, |word, bit| word.fetch_or(bit, Ordering::SeqCst));
     }
 
     pub(crate) fn remove(&self, cpu: usize) {
-        if let (Some(word), bit) = self.word(cpu) {
-            word.fetch_and(!bit, Ordering::SeqCst);
-        }
+        self.with_word(cpu, |word, bit| word.fetch_and(!bit, Ordering::SeqCst));
+    }
+
+    pub(crate) fn contains(&self, cpu: usize) -> bool {
+        self.with_word(cpu, |word, bit| word.load(Ordering::SeqCst) & bit != 0) == Some(true)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -65,9 +65,21 @@ impl CpuSet {
 
     fn words(&self) -> impl Iterator<Item = (usize, u64)> {
         fence(Ordering::SeqCst);
-        let more = self.more.get().into_iter().flat_map(|more| more.iter());
-        let words = std::iter::once(&self.first).chain(more);
-        words.enumerate().map(|(nth, word)| (nth * BITS, word.load(Ordering::SeqCst)))
+        let load = |word: &AtomicU64| word.load(Ordering::SeqCst);
+        let more = self.more.get();
+        let more = (0..MORE).map_while(move |nth| more.as_ref().map(|more| load(&more.0[nth])));
+        let words = std::iter::once(load(&self.first)).chain(more);
+        words.enumerate().map(|(nth, word)| (nth * BITS, word))
+    }
+}
+
+/// The words of CPUs from 64 on.
+#[derive(Debug)]
+struct More([AtomicU64; MORE]);
+
+impl Default for More {
+    fn default() -> Self {
+        More([0; MORE].map(AtomicU64::new))
     }
 }
 

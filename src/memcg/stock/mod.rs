@@ -20,7 +20,9 @@
 //!
 //! A token's grant on a CPU is what its stock may hold there. It starts small, doubles when the
 //! token misses again, and goes to another token when the CPU's budget is spent: a clock hand picks
-//! a victim. A token that misses makes room by at most one eviction.
+//! a victim. Only every [`EVICT_EVERY`]th miss evicts, and one token at most. The others go to the
+//! counters at once: where more tokens take turns than the budget has room for, some keep their
+//! grants, in place of all losing them.
 //!
 //! * T1: a token has a grant on a CPU exactly if it is in that CPU's [`Grants`], and then its bit
 //!   is set. The grants of a CPU are together at most [`BUDGET`](grants::BUDGET), so that stocks
@@ -55,18 +57,55 @@ use crossbeam_utils::CachePadded;
 use crate::memcg::stock::grants::{Grants, MIN_GRANT};
 use crate::memcg::stock::objcg::{ObjCgroup, ObjcgRef, Payer};
 use crate::memcg::stock::word::{BATCH, StockWord};
+use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::memcg::sync::{Mutex, MutexGuard, TakenOut, gate};
 use crate::sys::Machine;
+
+/// Of so many misses that find the CPU's budget spent, one evicts.
+const EVICT_EVERY: u32 = 32;
 
 /// The stocks of all CPUs of a machine.
 pub(crate) struct Stock<P: Payer> {
     machine: Machine,
-    cpus: Box<[CachePadded<Mutex<Grants<P>>>]>,
+    cpus: Box<[CachePadded<Cpu<P>>]>,
+}
+
+#[derive(Debug)]
+struct Cpu<P: Payer> {
+    grants: Mutex<Grants<P>>,
+    /// The budget has no room for another token. Changed under the lock.
+    is_spent: AtomicBool,
+    /// Misses that found it spent.
+    misses: AtomicU32,
+}
+
+impl<P: Payer> Cpu<P> {
+    fn new() -> Self {
+        Cpu {
+            grants: Mutex::new(Grants::new()),
+            is_spent: AtomicBool::new(false),
+            misses: AtomicU32::new(0),
+        }
+    }
+
+    /// Counts a miss; true when it is one that evicts.
+    fn is_evicting(&self) -> bool {
+        // Relaxed: no count has to be exact, and this is this CPU's line.
+        let misses = self.misses.load(Ordering::Relaxed).wrapping_add(1);
+        self.misses.store(misses, Ordering::Relaxed);
+        misses.is_multiple_of(EVICT_EVERY)
+    }
+
+    fn note_spent(&self, grants: &Grants<P>) {
+        // Relaxed: a hint.
+        self.is_spent.store(grants.left() < MIN_GRANT, Ordering::Relaxed);
+    }
 }
 
 /// The lock of a CPU, which is or was this one.
 pub(crate) struct LockedCpu<'a, P: Payer> {
     cpu: usize,
+    state: &'a Cpu<P>,
     grants: MutexGuard<'a, Grants<P>>,
     /// The payer of an evicted token. Dropped after the lock is released, because a cgroup may be
     /// dropped with it, and what users have registered there.
@@ -75,7 +114,7 @@ pub(crate) struct LockedCpu<'a, P: Payer> {
 
 impl<P: Payer> Stock<P> {
     pub(crate) fn new(machine: &Machine) -> Self {
-        let cpu = || CachePadded::new(Mutex::new(Grants::new()));
+        let cpu = || CachePadded::new(Cpu::new());
         Stock {
             machine: machine.clone(),
             cpus: std::iter::repeat_with(cpu).take(machine.cpu_id_limit()).collect(),
@@ -91,11 +130,17 @@ impl<P: Payer> Stock<P> {
         cpu.filter(|cpu| *cpu < self.cpus.len())
     }
 
-    /// Locks this CPU, unless another thread has it locked.
-    pub(crate) fn lock_here(&self) -> Option<LockedCpu<'_, P>> {
+    /// Locks this CPU for a token that has missed there; unless another thread has it locked, or the
+    /// token has no grant and is not to get one.
+    pub(crate) fn lock_here(&self, token: &ObjCgroup<P>) -> Option<LockedCpu<'_, P>> {
         let cpu = self.this_cpu()?;
-        let grants = self.cpus[cpu].try_lock()?;
-        Some(LockedCpu { cpu, grants, evicted: None })
+        let state = &*self.cpus[cpu];
+        // Relaxed: a hint.
+        let is_spent = state.is_spent.load(Ordering::Relaxed);
+        if is_spent && !token.cpus().contains(cpu) && !state.is_evicting() {
+            return None;
+        }
+        Some(LockedCpu { cpu, state, grants: state.grants.try_lock()?, evicted: None })
     }
 
     /// What the stocks hold for a token; a snapshot.
@@ -124,13 +169,15 @@ impl<P: Payer> Stock<P> {
 
     /// Takes a token's grant on a CPU away. Sequences on its words are stopped.
     fn revoke(&self, token: &'static ObjCgroup<P>, cpu: usize) -> u64 {
-        let mut grants = self.cpus[cpu].lock();
+        let state = &self.cpus[cpu];
+        let mut grants = state.grants.lock();
         let revoke = |word| Some(StockWord::from_bits(word).revoked().bits());
         let old = token.words().update(cpu, revoke).map_or(StockWord::EMPTY, StockWord::from_bits);
         if old.place() == 0 {
             return 0;
         }
         grants.remove(old.place(), old.grant());
+        state.note_spent(&grants);
         // Under the lock (T5), and before the bit goes, by which other drains know to wait for it.
         token.uncharge(old.amount());
         token.cpus().remove(cpu);
@@ -196,13 +243,21 @@ impl<P: Payer> LockedCpu<'_, P> {
             return grant;
         }
         let more = wanted - grant;
-        let is_granted = (more <= self.grants.left() || self.evict(token, grant))
-            && more <= self.grants.left()
+        let has_room = |here: &Self| more <= here.grants.left();
+        let is_granted = (has_room(self) || (self.may_evict(grant) && self.evict(token, grant)))
+            && has_room(self)
             && match grant {
                 0 => self.admit(payer, wanted),
                 _ => self.enlarge(token, more),
             };
+        self.state.note_spent(&self.grants);
         if is_granted { wanted } else { grant }
+    }
+
+    /// Whether a token with that grant may make room by an eviction. One without was asked before
+    /// the lock was taken, if the budget is spent.
+    fn may_evict(&self, grant: u64) -> bool {
+        grant == 0 && self.grants.left() < MIN_GRANT || self.state.is_evicting()
     }
 
     /// Moves the count of references out of the word before it leaves its field (O1).
@@ -217,7 +272,6 @@ impl<P: Payer> LockedCpu<'_, P> {
     /// A first grant on this CPU.
     fn admit(&mut self, payer: &Arc<P>, grant: u64) -> bool {
         let (token, place) = (payer.token(), self.grants.next_place());
-        token.words().open();
         token.cpus().insert(self.cpu);
         let is_admitted = P::note_stocked(payer)
             && payer.may_stock()

@@ -19,13 +19,14 @@
 //!   stock word moves there: safe code cannot wrap it.
 //! * O2: while a cgroup lives, its token points at it. When it is removed the token is pointed at
 //!   the parent, then its words are taken out, and what they held passes to the parent.
-//! * O3: a token whose cgroup was removed is in the `inherited` list of the cgroup it points at, at
-//!   `place`. Both are changed under the lock of that list.
+//! * O3: a token whose cgroup was removed is among the `inherited` tokens of the cgroup it points at.
+//!   Both are changed under the lock of those.
 //! * O4: a token only ever moves to an ancestor. So what was charged at a cgroup that the token
 //!   pointed at is uncharged there or above, and no counter goes below 0 (M6): the amount is charged
 //!   first, at a payer that was loaded from the token, and is uncharged later, at the one that is
 //!   loaded then.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use std::sync::Arc;
 use crate::arena::Owner;
 use crate::memcg::stock::cpu_set::CpuSet;
 use crate::memcg::stock::word::{BATCH, StockWord};
-use crate::memcg::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::memcg::sync::atomic::{AtomicU64, Ordering};
 use crate::memcg::sync::{ArcSwapOption, Loaded, Mutex, RevocableWords, WordPair};
 
 /// Who pays for charges: a cgroup, or the toy of a test.
@@ -56,19 +57,22 @@ pub(crate) trait Payer: Send + Sync + Sized + 'static {
     fn may_stock(&self) -> bool;
 
     /// Tokens that passed to it (O3).
-    fn inherited(&self) -> &Mutex<Vec<&'static ObjCgroup<Self>>>;
+    fn inherited(&self) -> &Mutex<Inherited<Self>>;
 
     /// Where tokens come from.
     fn pool() -> &'static Pool<Self>;
 }
+
+/// Tokens, by address.
+pub(crate) type Inherited<P> = BTreeMap<usize, &'static ObjCgroup<P>>;
 
 /// One reference in `refs`.
 const ONE: u64 = 1 << 1;
 /// Set when the words were taken out: the count is complete.
 const COMPLETE: u64 = 1;
 
-/// See the module's documentation. What every charge reads is in the first cache line, and what
-/// only some of them write in the second.
+/// See the module's documentation. One cache line: charges that miss in turn over many cgroups fetch
+/// it from memory each time.
 #[repr(C, align(64))]
 pub(crate) struct ObjCgroup<P: Payer> {
     words: RevocableWords<ObjcgRef<P>>,
@@ -76,7 +80,6 @@ pub(crate) struct ObjCgroup<P: Payer> {
     payer: ArcSwapOption<P>,
     /// References beyond those in the words, which wrap, above the lowest bit.
     refs: AtomicU64,
-    place: AtomicUsize,
     /// Where it has a grant (T1).
     cpus: CpuSet,
 }
@@ -110,7 +113,6 @@ impl<P: Payer> ObjCgroup<P> {
                 words: RevocableWords::new(),
                 payer: ArcSwapOption::empty(),
                 refs: AtomicU64::new(0),
-                place: AtomicUsize::new(0),
                 cpus: CpuSet::new(),
             };
             let block: Vec<ObjCgroup<P>> = std::iter::repeat_with(unused).take(BLOCK).collect();
@@ -129,6 +131,11 @@ impl<P: Payer> ObjCgroup<P> {
         // Relaxed: no other thread knows it yet.
         self.refs.store(ONE, Ordering::Relaxed);
         self.words.install(words);
+    }
+
+    /// Lets sequences count references from now on.
+    pub(crate) fn open(&self) {
+        self.words.open();
     }
 
     /// The cgroup that pays.
@@ -212,14 +219,8 @@ impl<P: Payer> ObjCgroup<P> {
 
     /// Points it at `parent`, whose cgroup is being removed. `inherited` is the parent's list, which
     /// is locked.
-    pub(crate) fn reparent(
-        &'static self,
-        parent: &Arc<P>,
-        inherited: &mut Vec<&'static ObjCgroup<P>>,
-    ) {
-        // Relaxed: read under the lock that is held.
-        self.place.store(inherited.len(), Ordering::Relaxed);
-        inherited.push(self);
+    pub(crate) fn reparent(&'static self, parent: &Arc<P>, inherited: &mut Inherited<P>) {
+        inherited.insert(ptr::from_ref(self).addr(), self);
         self.payer.store(Some(Arc::clone(parent)));
     }
 
@@ -239,18 +240,10 @@ impl<P: Payer> ObjCgroup<P> {
     fn release(&'static self) {
         while let Some(payer) = self.payer.load_full() {
             let mut inherited = payer.inherited().lock();
-            // The payer may have been removed, and the list be its parent's.
+            // The payer may have been removed, and the tokens be its parent's.
             let is_here = self.payer.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &payer));
-            // Relaxed: changed under the lock that is held.
-            let place = self.place.load(Ordering::Relaxed);
             if is_here {
-                if inherited.get(place).is_some_and(|objcg| ptr::eq(*objcg, self)) {
-                    inherited.swap_remove(place);
-                    if let Some(moved) = inherited.get(place) {
-                        moved.place.store(place, Ordering::Relaxed);
-                    }
-                }
-                drop(inherited);
+                inherited.remove(&ptr::from_ref(self).addr());
                 break;
             }
         }

@@ -77,6 +77,11 @@ impl RseqGate {
         self.limit.store(0, Ordering::SeqCst);
     }
 
+    /// True when sequences are let through. A snapshot.
+    pub(crate) fn is_open(&self) -> bool {
+        self.limit.load(Ordering::Relaxed) != 0
+    }
+
     /// Adds `delta` to this CPU's first word. False, having done nothing, when the gate is closed,
     /// when the sum would have bit `GUARD` set, or when it would overflow as a signed number.
     #[inline(always)]
@@ -93,9 +98,7 @@ impl RseqGate {
 
 impl fmt::Debug for RseqGate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Relaxed: a snapshot.
-        let is_open = self.limit.load(Ordering::Relaxed) != 0;
-        f.debug_struct("RseqGate").field("is_open", &is_open).finish_non_exhaustive()
+        f.debug_struct("RseqGate").field("is_open", &self.is_open()).finish_non_exhaustive()
     }
 }
 
