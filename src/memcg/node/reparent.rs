@@ -53,8 +53,9 @@ pub(crate) fn pass_to_parent(node: &Node, parent: &Arc<Node>) {
             token.reparent(parent, &mut parents);
         }
     }
-    stocks::unlist(node);
     take_words(node);
+    // Only now: a thread that is about to refuse a charge has to find what its stocks held.
+    stocks::unlist(node);
 }
 
 /// A cgroup's tree is dropped: its tokens point at its parent, or at none.

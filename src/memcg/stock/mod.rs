@@ -46,6 +46,8 @@
 
 pub(crate) mod cpu_set;
 pub(crate) mod grants;
+#[cfg(all(test, percpu_loom))]
+mod models;
 pub(crate) mod objcg;
 pub(crate) mod word;
 
@@ -58,11 +60,11 @@ use crate::memcg::stock::grants::{Grants, MIN_GRANT};
 use crate::memcg::stock::objcg::{ObjCgroup, ObjcgRef, Payer};
 use crate::memcg::stock::word::{BATCH, StockWord};
 use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use crate::memcg::sync::{Mutex, MutexGuard, TakenOut, gate};
+use crate::memcg::sync::{IS_MODEL, Mutex, MutexGuard, TakenOut, gate};
 use crate::sys::Machine;
 
 /// Of so many misses that find the CPU's budget spent, one evicts.
-const EVICT_EVERY: u32 = 32;
+const EVICT_EVERY: u32 = if IS_MODEL { 1 } else { 32 };
 
 /// The stocks of all CPUs of a machine.
 pub(crate) struct Stock<P: Payer> {

@@ -35,7 +35,7 @@ use crate::arena::Owner;
 use crate::memcg::stock::cpu_set::CpuSet;
 use crate::memcg::stock::word::{BATCH, StockWord};
 use crate::memcg::sync::atomic::{AtomicU64, Ordering};
-use crate::memcg::sync::{ArcSwapOption, Loaded, Mutex, RevocableWords, WordPair};
+use crate::memcg::sync::{ArcSwapOption, IS_MODEL, Loaded, Mutex, RevocableWords, WordPair};
 
 /// Who pays for charges: a cgroup, or the toy of a test.
 pub(crate) trait Payer: Send + Sync + Sized + 'static {
@@ -91,7 +91,6 @@ pub(crate) struct ObjcgRef<P: Payer>(&'static ObjCgroup<P>);
 /// Tokens are allocated so many at a time. Model checkers want everything to be created by the
 /// execution that uses it.
 const BLOCK: usize = if IS_MODEL { 1 } else { 32 };
-const IS_MODEL: bool = cfg!(all(test, any(percpu_loom, percpu_shuttle)));
 
 /// Tokens that are not referred to.
 ///

@@ -28,3 +28,6 @@ pub(crate) use real::*;
 mod model;
 #[cfg(all(test, any(percpu_loom, percpu_shuttle)))]
 pub(crate) use model::*;
+
+/// The cells are a model checker's. Limits are smaller then, so that rare paths are met.
+pub(crate) const IS_MODEL: bool = cfg!(all(test, any(percpu_loom, percpu_shuttle)));

@@ -112,7 +112,7 @@ type Copies = [(AtomicU64, AtomicU64); CPUS];
 /// The guarded word and the sum on every CPU; see `arena::RevocableWords`.
 #[derive(Debug)]
 pub(crate) struct WordPair<O: Owner> {
-    owner: Option<&'static O::Target>,
+    owner: Option<O>,
     copies: Arc<Copies>,
 }
 
@@ -123,7 +123,9 @@ impl<O: Owner> WordPair<O> {
         _: &Arc<Arena<O>>,
         owner: Option<&'static O::Target>,
     ) -> Result<(Self, bool), NoArea> {
-        Ok((WordPair { owner, ..WordPair::without_owner() }, owner.is_some()))
+        let owner = owner.map(O::from_static);
+        let is_owned = owner.is_some();
+        Ok((WordPair { owner, ..WordPair::without_owner() }, is_owned))
     }
 
     pub(crate) fn without_owner() -> Self {
@@ -134,7 +136,7 @@ impl<O: Owner> WordPair<O> {
     /// No thread may have them any more.
     pub(crate) fn release(self) -> Freed<O> {
         assert!(Arc::into_inner(self.copies).is_some(), "freed while a sequence is under way");
-        Freed { size: Self::SIZE, owner: self.owner.map(O::from_static) }
+        Freed { size: Self::SIZE, owner: self.owner }
     }
 }
 
