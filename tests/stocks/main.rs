@@ -20,6 +20,8 @@
 
 mod counts;
 mod processes;
+mod race;
+mod removal;
 mod tiers;
 
 use std::time::Duration;
