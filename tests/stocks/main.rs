@@ -19,8 +19,10 @@
 //! environment it runs for 20 seconds, and references are counted beyond 2^32.
 
 mod counts;
+mod fence;
 mod processes;
 mod race;
+mod refused;
 mod removal;
 mod tiers;
 
