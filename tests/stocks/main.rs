@@ -20,10 +20,12 @@
 
 mod counts;
 mod fence;
+mod peaks;
 mod processes;
 mod race;
 mod refused;
 mod removal;
+mod shadow;
 mod tiers;
 
 use std::time::Duration;
