@@ -20,11 +20,13 @@
 
 mod counts;
 mod fence;
+mod limits;
 mod peaks;
 mod processes;
 mod race;
 mod refused;
 mod removal;
+mod requests;
 mod shadow;
 mod tiers;
 
