@@ -34,10 +34,11 @@ impl CpuSet {
     pub(crate) fn insert(&self, cpu: usize) {
         if cpu >= BITS {
             self.more.get_or_init();
-            // With the one in `words`: `more` is part of the order, too.
-            fence(Ordering::SeqCst);
         }
         self.with_word(cpu, |word, bit| word.fetch_or(bit, Ordering::SeqCst));
+        // With the one in `words`: a thread that changes something and then looks here finds this
+        // CPU, or this thread sees what it has changed.
+        fence(Ordering::SeqCst);
     }
 
     pub(crate) fn remove(&self, cpu: usize) {
