@@ -295,11 +295,27 @@ fn force(payer: &Arc<Node>, bytes: u64) -> bool {
 pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<usize, ChargeError> {
     let common = from.common_depth(to);
     let gained = to.depth() - common;
-    if let Err((level, full)) = try_without_stocks(to, gained, bytes) {
-        level.raise(EventKind::Max);
-        return Err(refusal(&level, bytes, full));
+    // As for a charge, what this CPU has is used first. It is charged above `common` as well.
+    let mut here = to.stock().lock_here(to.token());
+    let mut taken = here.as_ref().map_or(0, |here| here.take_all(to.token()));
+    let rest = taken.saturating_sub(bytes);
+    if !here.as_ref().is_some_and(|here| here.put(to.token(), rest, 0)) {
+        to.token().uncharge(rest);
     }
-    walk::sub_levels(from, from.depth() - common, bytes);
+    taken -= rest;
+    if walk::try_add_levels(to, gained, bytes - taken).is_err() {
+        to.token().uncharge(taken);
+        taken = 0;
+        here = None;
+        if let Err((level, full)) = try_without_stocks(to, gained, bytes) {
+            level.raise(EventKind::Max);
+            return Err(refusal(&level, bytes, full));
+        }
+    }
+    drop(here);
+    let lost = from.depth() - common;
+    walk::sub_levels(from, lost, bytes);
+    from.ancestors().skip(lost).for_each(|level| level.counter.sub(taken));
     walk::note_peaks(to);
     Ok(gained)
 }
