@@ -49,6 +49,8 @@ pub(crate) mod grants;
 #[cfg(all(test, percpu_loom))]
 mod models;
 pub(crate) mod objcg;
+#[cfg(test)]
+pub(crate) mod observed;
 pub(crate) mod word;
 
 use std::fmt;
@@ -123,6 +125,13 @@ impl<P: Payer> Stock<P> {
         }
     }
 
+    /// The only way to a CPU's state, other than this CPU's words.
+    fn state_of(&self, cpu: usize) -> &Cpu<P> {
+        #[cfg(test)]
+        observed::note(cpu);
+        &self.cpus[cpu]
+    }
+
     /// The CPU that runs this thread, and maybe no more when this returns, if it has a stock.
     fn this_cpu(&self) -> Option<usize> {
         let cpu = match gate::has_fence() {
@@ -136,7 +145,7 @@ impl<P: Payer> Stock<P> {
     /// token has no grant and is not to get one.
     pub(crate) fn lock_here(&self, token: &ObjCgroup<P>) -> Option<LockedCpu<'_, P>> {
         let cpu = self.this_cpu()?;
-        let state = &*self.cpus[cpu];
+        let state = self.state_of(cpu);
         // Relaxed: a hint.
         let is_spent = state.is_spent.load(Ordering::Relaxed);
         if is_spent && !token.cpus().contains(cpu) && !state.is_evicting() {
@@ -147,7 +156,11 @@ impl<P: Payer> Stock<P> {
 
     /// What the stocks hold for a token; a snapshot.
     pub(crate) fn amount(&self, token: &ObjCgroup<P>) -> u64 {
-        let amount = |cpu| StockWord::from_bits(token.words().load(cpu)).amount();
+        let amount = |cpu| {
+            #[cfg(test)]
+            observed::note(cpu);
+            StockWord::from_bits(token.words().load(cpu)).amount()
+        };
         token.cpus().iter().map(amount).sum()
     }
 
@@ -171,7 +184,7 @@ impl<P: Payer> Stock<P> {
 
     /// Takes a token's grant on a CPU away. Sequences on its words are stopped.
     fn revoke(&self, token: &'static ObjCgroup<P>, cpu: usize) -> u64 {
-        let state = &self.cpus[cpu];
+        let state = self.state_of(cpu);
         let mut grants = state.grants.lock();
         let revoke = |word| Some(StockWord::from_bits(word).revoked().bits());
         let old = token.words().update(cpu, revoke).map_or(StockWord::EMPTY, StockWord::from_bits);

@@ -5,5 +5,7 @@ mod layers;
 mod loom;
 #[cfg(any(percpu_loom, percpu_shuttle))]
 mod models;
+#[cfg(not(any(percpu_loom, percpu_shuttle)))]
+mod own_cpu;
 #[cfg(percpu_shuttle)]
 mod shuttle;
