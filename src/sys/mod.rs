@@ -15,6 +15,7 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `atomic_ref` | a reference that may be replaced while others read it |
 //! | `cpu` | [`CpuId`], [`NodeId`] and the bounds on both |
 //! | `machine` | [`Machine`]: possible CPUs, NUMA nodes, distances, the CPU a thread runs on |
 //! | `sysfs` | reading a machine out of `/sys/devices/system` |
@@ -31,6 +32,7 @@
 //! memory is sized by possible CPUs, not by those online now, so that hotplug never has to
 //! reallocate anything.
 
+mod atomic_ref;
 mod cpu;
 mod error;
 mod faults;
@@ -40,6 +42,7 @@ mod reservation;
 mod sysfs;
 mod this_cpu;
 
+pub(crate) use atomic_ref::AtomicRef;
 pub use cpu::{CpuId, MAX_CPUS, NodeId};
 pub use error::{MachineError, MapError};
 pub use faults::{FaultInjection, MapOp};

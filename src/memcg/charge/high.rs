@@ -23,12 +23,12 @@ use crate::memcg::notify::counts::EventKind;
 
 /// Usage, if it is above `high`. The stocks below are empty then, so that this is what is in use.
 fn above_high(node: &Arc<Node>) -> Option<u64> {
-    if node.is_root() || !node.counter.is_above_high() {
+    if node.is_root() || !node.counter().is_above_high() {
         return None;
     }
     // T4.
     node.drain();
-    node.counter.is_above_high().then(|| node.current())
+    node.counter().is_above_high().then(|| node.current())
 }
 
 /// `bytes` were charged at so many levels from this one upwards, which may have been too many for
@@ -40,7 +40,7 @@ pub(crate) fn after_charge(node: &Arc<Node>, levels: usize, bytes: u64, gfp: Gfp
             && !Inside::is(Inside::RECLAIM)
         {
             if !is_noted {
-                node.counter.add_over_high(bytes);
+                node.counter().add_over_high(bytes);
                 is_noted = true;
             }
             tell(level, usage, bytes, gfp);
@@ -57,21 +57,21 @@ fn tell(node: &Arc<Node>, usage: u64, bytes: u64, gfp: Gfp) {
     let Some(_inside) = Inside::begin(Inside::HIGH) else { return };
     for callback in node.callbacks.high.live() {
         let Some(usage) = above_high(node) else { return };
-        let high = node.counter.get(Bound::High);
+        let high = node.counter().get(Bound::High);
         let delay = HighDelay::of(usage, high).delay(bytes);
         callback(&HighAsk { node, usage, high, delay });
     }
 }
 
 fn reclaim_above_high(node: &Arc<Node>, usage: u64) -> u64 {
-    let above = usage.saturating_sub(node.counter.get(Bound::High).number());
+    let above = usage.saturating_sub(node.counter().get(Bound::High).number());
     reclaim::run(node, above, ReclaimReason::High, || above_high(node).is_none())
 }
 
 /// Reclaims at a cgroup and its ancestors as long as that helps, and returns the delay for what is
 /// left above.
 pub(crate) fn penalty(node: &Arc<Node>) -> Duration {
-    let bytes = node.counter.take_over_high();
+    let bytes = node.counter().take_over_high();
     for attempt in 0..RETRIES {
         let (mut excess, mut freed) = (HighDelay::default(), 0u64);
         for level in node.ancestors() {
@@ -80,7 +80,8 @@ pub(crate) fn penalty(node: &Arc<Node>) -> Duration {
                     level.raise(EventKind::High);
                 }
                 freed = freed.saturating_add(reclaim_above_high(level, usage));
-                excess = excess.max(HighDelay::of(level.current(), level.counter.get(Bound::High)));
+                excess =
+                    excess.max(HighDelay::of(level.current(), level.counter().get(Bound::High)));
             }
         }
         let delay = excess.delay(bytes);

@@ -17,7 +17,7 @@ pub(crate) fn ask(node: &Arc<Node>, bytes: u64) -> bool {
     let mut called: Vec<Arc<OomCallback<Node>>> = Vec::new();
     let Some(_inside) = Inside::begin(Inside::RECLAIM) else { return false };
     let _one = node.shared.reclaiming.lock();
-    if node.counter.check(bytes).is_ok() {
+    if node.counter().check(bytes).is_ok() {
         return true;
     }
     callbacks().filter_map(|(_, callback)| callback.upgrade()).any(|callback| {

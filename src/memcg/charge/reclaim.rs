@@ -136,7 +136,7 @@ fn effective_protection(node: &Arc<Node>, target: &Arc<Node>, claims: &mut Claim
     levels.reverse();
     let mut effective = |bound: Bound| {
         // A cgroup that sets nothing gets nothing, and has nothing to hand on.
-        if levels.iter().any(|level| level.counter.get(bound).number() == 0) {
+        if levels.iter().any(|level| level.counter().get(bound).number() == 0) {
             return 0;
         }
         let mut protection = Protection::Literal;
@@ -148,7 +148,7 @@ fn effective_protection(node: &Arc<Node>, target: &Arc<Node>, claims: &mut Claim
                 let claimed = *claimed.or_insert_with(|| claimed_below(parent, bound));
                 protection = Protection::Shared { effective, claimed };
             }
-            effective = protection.of_child(level.current(), level.counter.get(bound).number());
+            effective = protection.of_child(level.current(), level.counter().get(bound).number());
         }
         effective
     };
@@ -160,8 +160,8 @@ fn claimed_below(parent: &Arc<Node>, bound: Bound) -> u128 {
     let cached = parent.cached_by_cgroup();
     let claim = |child: &Arc<Node>| {
         let cached = cached.get(&Arc::as_ptr(child)).copied().unwrap_or(0);
-        let usage = child.counter.usage().saturating_sub(cached);
-        u128::from(claim(usage, child.counter.get(bound).number()))
+        let usage = child.counter().usage().saturating_sub(cached);
+        u128::from(claim(usage, child.counter().get(bound).number()))
     };
     parent.children().iter().map(claim).sum()
 }

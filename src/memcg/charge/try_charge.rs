@@ -32,15 +32,16 @@ use std::sync::Arc;
 
 use crate::memcg::charge::reclaim::{self, RETRIES};
 use crate::memcg::charge::reentrancy::Inside;
-use crate::memcg::charge::uncommitted::Uncommitted;
+use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::charge::{high, oom};
-use crate::memcg::counter::Full;
+use crate::memcg::counter::{Counter, Full};
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::walk::{self, Refused};
 use crate::memcg::node::{Node, Token};
 use crate::memcg::notify::callbacks::ReclaimReason;
 use crate::memcg::notify::counts::EventKind;
+use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::gate;
 
@@ -52,7 +53,7 @@ const COSTLY: u64 = 8 * 4096;
 #[inline]
 pub(crate) fn charge(node: &Arc<Node>, bytes: u64, gfp: Gfp) -> Result<Uncommitted, ChargeError> {
     match node.token().take(bytes, 1) {
-        true => Ok(Uncommitted::hit(node.token(), bytes, true)),
+        true => Ok(Uncommitted::new(node.token(), bytes, true, Paid::Stock)),
         false => charge_slowly(node, bytes, gfp),
     }
 }
@@ -65,27 +66,27 @@ pub(crate) fn charge_slowly(
     gfp: Gfp,
 ) -> Result<Uncommitted, ChargeError> {
     let node = node.live();
-    Ok(match charge_token(node, node.token(), 1, bytes, gfp)? {
-        Paid::Stock => Uncommitted::hit(node.token(), bytes, true),
-        Paid::Counters => Uncommitted::walked(node.token(), bytes, true, Arc::clone(node)),
-        Paid::Others(payer) => Uncommitted::walked(node.token(), bytes, true, payer),
-    })
+    let paid = charge_token(node, node.stock(), node.token(), 1, bytes, gfp)?;
+    Ok(Uncommitted::new(node.token(), bytes, true, paid))
 }
 
-/// As [`charge_slowly`] for what exists already: it stays.
+/// As [`charge_slowly`], for good. `token` is the cgroup's, and `stock` the tree's: a miss that goes
+/// past the stock does not touch the cgroup.
 #[cold]
 pub(crate) fn charge_for_good(
     node: &Arc<Node>,
+    stock: &Stock<Node>,
+    token: &'static Token,
     bytes: u64,
     gfp: Gfp,
 ) -> Result<&'static Token, ChargeError> {
-    let node = node.live();
-    match charge_token(node, node.token(), 1, bytes, gfp)? {
-        Paid::Stock => {}
-        Paid::Counters => walk::note_peaks(node),
-        Paid::Others(payer) => walk::note_peaks(&payer),
+    if token.account().is_closed() {
+        return charge_slowly(node, bytes, gfp).map(Uncommitted::commit);
     }
-    Ok(node.token())
+    if charge_token(node, stock, token, 1, bytes, gfp)? == Paid::Counters {
+        walk::note_peaks(token);
+    }
+    Ok(token)
 }
 
 /// Charges `bytes` more to the cgroup that a token points at; to none when its tree was dropped.
@@ -97,27 +98,15 @@ pub(crate) fn grow_slowly(
     gfp: Gfp,
 ) -> Result<Option<Uncommitted>, ChargeError> {
     let Some(payer) = token.payer() else { return Ok(None) };
-    Ok(Some(match charge_token(&payer, token, 0, bytes, gfp)? {
-        Paid::Stock => Uncommitted::hit(token, bytes, false),
-        Paid::Counters => Uncommitted::walked(token, bytes, false, payer),
-        Paid::Others(payer) => Uncommitted::walked(token, bytes, false, payer),
-    }))
-}
-
-/// Where the bytes of a charge came from.
-enum Paid {
-    /// This CPU's stock: no counter was changed.
-    Stock,
-    /// The counters of the cgroup that was asked for, and of those above.
-    Counters,
-    /// The counters of another one, as the first was removed in between.
-    Others(Arc<Node>),
+    let paid = charge_token(&payer, payer.stock(), token, 0, bytes, gfp)?;
+    Ok(Some(Uncommitted::new(token, bytes, false, paid)))
 }
 
 /// Charges `bytes` to `payer`, which the token points at or has pointed at (O4), and counts so many
 /// references.
 fn charge_token(
     payer: &Arc<Node>,
+    stock: &Stock<Node>,
     token: &'static Token,
     references: i32,
     bytes: u64,
@@ -132,10 +121,14 @@ fn charge_token(
         count_reference();
         return Ok(Paid::Stock);
     }
+    let account = token.account();
+    // An open account is the payer's own (M8).
+    let is_open = !account.is_closed();
     let mut here = None;
-    if ptr::eq(payer.token(), token) {
+    if is_open {
         token.open();
-        here = payer.stock().lock_here(token);
+        here = stock.lock_here(token);
+        account.note_bypass(if here.is_some() { None } else { gate::sequence_cpu() });
     }
     let (mut grant, mut taken) = (0, 0);
     if let Some(here) = &mut here {
@@ -154,38 +147,37 @@ fn charge_token(
             return Ok(Paid::Stock);
         }
     }
+    let pays = if is_open { token } else { payer.token() };
     let needed = bytes - taken;
     // So that the bytes find room when they come back.
     let ahead = (grant / 2).min(grant.saturating_sub(bytes));
     if let Some(here) = here.as_ref().filter(|_| ahead > 0)
-        && walk::try_add_ahead(payer, needed + ahead)
+        && walk::try_add_ahead(pays, needed + ahead)
     {
         if !here.put(token, ahead, references) {
-            payer.uncharge(ahead);
+            walk::sub(pays, ahead);
             count_reference();
         }
         return Ok(Paid::Counters);
     }
-    let is_charged = walk::try_add(payer, needed).is_ok();
+    let is_charged = walk::try_add(pays, needed).is_ok();
     if !is_charged {
         token.uncharge(taken);
     }
     // What was taken is spent or uncharged (T5); hooks and callbacks are called under no lock.
     drop(here);
-    if is_charged && !payer.ancestors().any(|level| level.counter.is_above_high()) {
-        count_reference();
-        return Ok(Paid::Counters);
+    if !is_charged || walk::counters(pays).any(Counter::is_above_high) {
+        let payer = match is_charged {
+            true => Arc::clone(payer),
+            false => charge_hard(payer, token, bytes, gfp)?,
+        };
+        // A callback may panic: nothing is charged then.
+        let uncommitted = Uncommitted::new(token, bytes, false, Paid::Counters);
+        high::after_charge(&payer, payer.depth() + 1, bytes, gfp);
+        uncommitted.keep();
     }
-    let payer = match is_charged {
-        true => Arc::clone(payer),
-        false => charge_hard(payer, token, bytes, gfp)?,
-    };
-    // A callback may panic: nothing is charged then.
-    let uncommitted = Uncommitted::walked(token, bytes, false, Arc::clone(&payer));
-    high::after_charge(&payer, payer.depth() + 1, bytes, gfp);
-    uncommitted.keep();
     count_reference();
-    Ok(Paid::Others(payer))
+    Ok(Paid::Counters)
 }
 
 /// A limit stood against the charge, at least a moment ago. Returns the cgroup that was charged.
@@ -199,7 +191,7 @@ fn charge_hard(
     let (mut retries, mut had_oom, mut has_raised) = (RETRIES, false, false);
     let mut payer = Arc::clone(payer);
     let error = loop {
-        let Err((level, full)) = try_without_stocks(&payer, payer.depth() + 1, bytes) else {
+        let Err((level, full)) = try_without_stocks(&payer, usize::MAX, bytes) else {
             return Ok(payer);
         };
         if !has_raised && !Inside::is(Inside::RECLAIM) {
@@ -209,7 +201,7 @@ fn charge_hard(
         let may_try = gfp.may_block() && !Inside::is(Inside::RECLAIM) && !level.is_root();
         let mut is_worth_another_try = false;
         if may_try && retries > 0 {
-            let has_room = || level.counter.check(bytes).is_ok();
+            let has_room = || level.counter().check(bytes).is_ok();
             let freed = reclaim::run(&level, bytes, ReclaimReason::Max, has_room);
             // When nothing is to be had, a second look would find the same.
             let is_over = gfp.contains(Gfp::NORETRY) || freed == 0;
@@ -239,7 +231,7 @@ struct StocksBanned(Arc<Node>);
 
 impl StocksBanned {
     fn new(level: &Arc<Node>) -> Self {
-        level.counter.ban_stocks();
+        level.counter().ban_stocks();
         let banned = StocksBanned(Arc::clone(level));
         level.drain();
         banned
@@ -248,7 +240,7 @@ impl StocksBanned {
 
 impl Drop for StocksBanned {
     fn drop(&mut self) {
-        self.0.counter.unban_stocks();
+        self.0.counter().unban_stocks();
     }
 }
 
@@ -260,7 +252,9 @@ fn try_without_stocks(
     bytes: u64,
 ) -> Result<(), (Arc<Node>, Full)> {
     let mut banned: Vec<StocksBanned> = Vec::new();
-    while let Err(Refused { level, full }) = walk::try_add_levels(payer, levels, bytes) {
+    while let Err(Refused { level, full }) = walk::try_add_levels(payer.token(), levels, bytes) {
+        let level = payer.ancestors().find(|node| ptr::eq(node.token(), level));
+        let level = level.expect("tokens and cgroups have the same ancestors");
         if banned.iter().any(|banned| Arc::ptr_eq(&banned.0, level)) {
             return Err((Arc::clone(level), full));
         }
@@ -280,11 +274,11 @@ fn refusal(level: &Arc<Node>, requested: u64, (usage, max): Full) -> ChargeError
 
 /// Charges whatever the limits. False, and nothing is charged, when a counter cannot hold so much.
 fn force(payer: &Arc<Node>, bytes: u64) -> bool {
-    if !walk::force(payer, bytes) {
+    if !walk::force(payer.token(), bytes) {
         return false;
     }
     // T4.
-    payer.ancestors().filter(|level| level.counter.is_above_max()).for_each(|level| {
+    payer.ancestors().filter(|level| level.counter().is_above_max()).for_each(|level| {
         level.drain();
     });
     true
@@ -303,7 +297,7 @@ pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<u
         to.token().uncharge(rest);
     }
     taken -= rest;
-    if walk::try_add_levels(to, gained, bytes - taken).is_err() {
+    if walk::try_add_levels(to.token(), gained, bytes - taken).is_err() {
         to.token().uncharge(taken);
         taken = 0;
         here = None;
@@ -313,9 +307,7 @@ pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<u
         }
     }
     drop(here);
-    let lost = from.depth() - common;
-    walk::sub_levels(from, lost, bytes);
-    from.ancestors().skip(lost).for_each(|level| level.counter.sub(taken));
-    walk::note_peaks(to);
+    walk::sub_levels(from.token(), from.depth() - common, bytes, taken);
+    walk::note_peaks(to.token());
     Ok(gained)
 }

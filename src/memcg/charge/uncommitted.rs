@@ -1,9 +1,8 @@
 //! A charge whose object does not exist yet.
 
 use std::mem;
-use std::sync::Arc;
 
-use crate::memcg::node::{Node, Token, walk};
+use crate::memcg::node::{Token, walk};
 
 /// A charge that is undone when this is dropped: when what it was made for fails, or a callback
 /// panics. [`commit`](Uncommitted::commit) makes it stay.
@@ -13,25 +12,14 @@ pub(crate) struct Uncommitted {
     token: &'static Token,
     bytes: u64,
     has_reference: bool,
-    /// The cgroup whose counters were changed, if any: they may have a new peak, once the charge is
-    /// known to be for good.
-    walked: Option<Arc<Node>>,
+    /// Counters were changed: they may have a new peak, once the charge is known to be for good.
+    is_walked: bool,
 }
 
 impl Uncommitted {
-    /// Out of a stock.
-    pub(crate) fn hit(token: &'static Token, bytes: u64, has_reference: bool) -> Self {
-        Uncommitted { token, bytes, has_reference, walked: None }
-    }
-
-    /// Out of counters.
-    pub(crate) fn walked(
-        token: &'static Token,
-        bytes: u64,
-        has_reference: bool,
-        payer: Arc<Node>,
-    ) -> Self {
-        Uncommitted { token, bytes, has_reference, walked: Some(payer) }
+    /// A charge that was paid so, with a reference if it has one.
+    pub(crate) fn new(token: &'static Token, bytes: u64, has_reference: bool, paid: Paid) -> Self {
+        Uncommitted { token, bytes, has_reference, is_walked: paid == Paid::Counters }
     }
 
     /// What the charge refers to.
@@ -39,21 +27,29 @@ impl Uncommitted {
         self.token
     }
 
-    /// What was undone otherwise is the caller's from here on.
-    pub(crate) fn keep(mut self) {
-        self.walked = None;
-        mem::forget(self);
-    }
-
     /// The charge stays: peaks count it. The caller has the reference from here on.
-    pub(crate) fn commit(mut self) -> &'static Token {
-        let (token, walked) = (self.token, self.walked.take());
+    pub(crate) fn commit(self) -> &'static Token {
+        let (token, is_walked) = (self.token, self.is_walked);
         mem::forget(self);
-        if let Some(payer) = walked {
-            walk::note_peaks(&payer);
+        if is_walked {
+            walk::note_peaks(token);
         }
         token
     }
+
+    /// What was undone otherwise is the caller's from here on.
+    pub(crate) fn keep(self) {
+        mem::forget(self);
+    }
+}
+
+/// Where the bytes of a charge came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Paid {
+    /// This CPU's stock: no counter was changed.
+    Stock,
+    /// The counters of the cgroup and of those above.
+    Counters,
 }
 
 impl Drop for Uncommitted {

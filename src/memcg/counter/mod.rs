@@ -75,6 +75,24 @@ impl Counter {
         }
     }
 
+    /// Begins anew, for another cgroup.
+    pub(crate) fn reset(&self) {
+        let Counter { usage, max, high, peak, readers: _, bans, low, min, over_high } = self;
+        // Relaxed: no other thread knows it yet.
+        for (number, first) in [
+            (usage, 0),
+            (max, u64::MAX),
+            (high, u64::MAX),
+            (peak, 0),
+            (low, 0),
+            (min, 0),
+            (over_high, 0),
+        ] {
+            number.store(first, Ordering::Relaxed);
+        }
+        bans.store(0, Ordering::Relaxed);
+    }
+
     /// Whether `bytes` could be added now.
     pub(crate) fn check(&self, bytes: u64) -> Result<(), Full> {
         let (usage, max) = (self.usage(), self.get(Bound::Max));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::arena::Owner;
 use crate::memcg::charge::high;
 use crate::memcg::charge::try_charge::{self, charge_for_good, grow_slowly};
-use crate::memcg::charge::uncommitted::Uncommitted;
+use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::memcg::Memcg;
@@ -117,11 +117,18 @@ impl Memcg {
     /// As for [`charge`](Memcg::charge), unless the flags say that limits do not hold.
     #[inline]
     pub fn charge_with(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
-        let token = self.node().token();
+        let token = self.token();
         match token.take(bytes, 1) {
             true => Ok(Charge { token, bytes }),
-            false => Ok(Charge { token: charge_for_good(self.node(), bytes, gfp)?, bytes }),
+            false => self.charge_missed(bytes, gfp),
         }
+    }
+
+    #[cold]
+    fn charge_missed(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
+        let stock = self.tree().stock();
+        let token = charge_for_good(self.node(), stock, self.token(), bytes, gfp)?;
+        Ok(Charge { token, bytes })
     }
 }
 
@@ -205,7 +212,7 @@ impl Charge {
         make: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
         let charged = match self.token.take(bytes, 0) {
-            true => Some(Uncommitted::hit(self.token, bytes, false)),
+            true => Some(Uncommitted::new(self.token, bytes, false, Paid::Stock)),
             false => grow_slowly(self.token, bytes, gfp)?,
         };
         make()?;

@@ -12,7 +12,7 @@ use crate::memcg::notify::counts::EventKind;
 impl Memcg {
     /// The limit; [`Limit::MAX`] at first. The kernel's `memory.max`.
     pub fn max(&self) -> Limit {
-        self.node().counter.get(Bound::Max)
+        self.node().counter().get(Bound::Max)
     }
 
     /// Sets the limit for this cgroup with its descendants. Usage may be equal to it.
@@ -27,7 +27,7 @@ impl Memcg {
     pub fn set_max(&self, max: Limit) -> Result<(), TreeError> {
         self.set(Bound::Max, max)?;
         let node = self.node();
-        let above = || node.counter.usage().saturating_sub(self.max().number());
+        let above = || node.counter().usage().saturating_sub(self.max().number());
         if above() > 0 {
             // T4.
             node.drain();
@@ -48,7 +48,7 @@ impl Memcg {
     /// The amount above which charges are slowed down; [`Limit::MAX`] at first. The kernel's
     /// `memory.high`.
     pub fn high(&self) -> Limit {
-        self.node().counter.get(Bound::High)
+        self.node().counter().get(Bound::High)
     }
 
     /// Sets the amount above which charges are slowed down (see [`throttle`](Memcg::throttle)), and
@@ -60,7 +60,7 @@ impl Memcg {
     pub fn set_high(&self, high: Limit) -> Result<(), TreeError> {
         self.set(Bound::High, high)?;
         let node = self.node();
-        let above = || node.counter.usage().saturating_sub(self.high().number());
+        let above = || node.counter().usage().saturating_sub(self.high().number());
         if above() > 0 {
             // T4.
             node.drain();
@@ -87,7 +87,7 @@ impl Memcg {
     /// Usage up to which this cgroup is reclaimed from only when nothing else is left; 0 at first.
     /// The kernel's `memory.low`.
     pub fn low(&self) -> Limit {
-        self.node().counter.get(Bound::Low)
+        self.node().counter().get(Bound::Low)
     }
 
     /// Sets the protection by `low`. What it amounts to depends on that of the ancestors and
@@ -102,7 +102,7 @@ impl Memcg {
 
     /// Usage up to which this cgroup is never reclaimed from; 0 at first. The kernel's `memory.min`.
     pub fn min(&self) -> Limit {
-        self.node().counter.get(Bound::Min)
+        self.node().counter().get(Bound::Min)
     }
 
     /// Sets the protection by `min`, as [`set_low`](Memcg::set_low).
@@ -116,7 +116,7 @@ impl Memcg {
 
     fn set(&self, bound: Bound, limit: Limit) -> Result<(), TreeError> {
         self.check_can_be_set()?;
-        self.node().counter.set(bound, limit);
+        self.node().counter().set(bound, limit);
         Ok(())
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::memcg::error::TreeError;
-use crate::memcg::node::Node;
+use crate::memcg::node::{Node, Token};
+use crate::memcg::stock::objcg::Payer;
 use crate::memcg::tree::Tree;
 use crate::memcg::tree::current::{self, EnterGuard};
 
@@ -43,6 +44,8 @@ use crate::memcg::tree::current::{self, EnterGuard};
 /// ```
 #[derive(Clone)]
 pub struct Memcg {
+    /// The node's, so that a charge need not touch the node.
+    token: &'static Token,
     node: Arc<Node>,
     tree: Arc<Tree>,
 }
@@ -62,12 +65,16 @@ pub struct MemcgUsage {
 impl Memcg {
     /// The root of a tree.
     pub(crate) fn root_of(tree: &Arc<Tree>) -> Self {
-        Memcg { node: Arc::clone(tree.root()), tree: Arc::clone(tree) }
+        Memcg::of(tree.root(), tree)
     }
 
     /// A handle for a node of a tree.
     pub(crate) fn of(node: &Arc<Node>, tree: &Arc<Tree>) -> Self {
-        Memcg { node: Arc::clone(node), tree: Arc::clone(tree) }
+        Memcg { token: node.token(), node: Arc::clone(node), tree: Arc::clone(tree) }
+    }
+
+    pub(crate) fn token(&self) -> &'static Token {
+        self.token
     }
 
     pub(crate) fn node(&self) -> &Arc<Node> {
@@ -79,7 +86,7 @@ impl Memcg {
     }
 
     fn with(&self, node: Arc<Node>) -> Self {
-        Memcg { node, tree: Arc::clone(&self.tree) }
+        Memcg { token: node.token(), node, tree: Arc::clone(&self.tree) }
     }
 
     /// Creates a child cgroup without limit.
@@ -167,7 +174,7 @@ impl Memcg {
     pub fn peak(&self) -> u64 {
         // Reading it raises the peak.
         self.node.current();
-        self.node.counter.peak()
+        self.node.counter().peak()
     }
 
     /// Bytes that are charged but not in use: CPUs keep some of what is uncharged there for the next

@@ -48,7 +48,7 @@ impl PeakReader {
     /// Sets the peak to what is in use now.
     pub fn reset(&self) {
         let node = self.memcg.node();
-        let peak = self.since_reset.get_or_init(|| node.counter.readers().insert());
+        let peak = self.since_reset.get_or_init(|| node.counter().readers().insert());
         // From here on every charge is noted. What is in stocks would count as used.
         node.drain();
         // A charge that is noted between these two was there at the reset or is found in usage.
@@ -60,7 +60,7 @@ impl PeakReader {
 impl Drop for PeakReader {
     fn drop(&mut self) {
         if self.since_reset.take().is_some() {
-            self.memcg.node().counter.readers().forget_dropped();
+            self.memcg.node().counter().readers().forget_dropped();
         }
     }
 }

@@ -121,13 +121,13 @@ impl Memcg {
 impl MemcgStats {
     fn of(node: &Node, path: String, depth: usize, cached: u64, percpu: i64) -> Self {
         let current = node.current_without(cached);
-        let [min, low, high, max] =
-            [Bound::Min, Bound::Low, Bound::High, Bound::Max].map(|bound| node.counter.get(bound));
+        let [min, low, high, max] = [Bound::Min, Bound::Low, Bound::High, Bound::Max]
+            .map(|bound| node.counter().get(bound));
         MemcgStats {
             path,
             depth,
             current,
-            peak: node.counter.peak(),
+            peak: node.counter().peak(),
             percpu: percpu.cast_unsigned(),
             charged: 0,
             cached,

@@ -2,6 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `account` | what charges read and write of a cgroup; lies in its token |
 //! | `shared` | what all cgroups of a tree share |
 //! | `walk` | counters upwards: adding to all levels or to none |
 //! | `stocks` | which cgroups below may have stocks |
@@ -11,6 +12,7 @@
 //! * M4: a removed cgroup's counter is never read for a decision: no new charge begins there. It may
 //!   keep bytes that were uncharged at its parent.
 
+pub(crate) mod account;
 pub(crate) mod reparent;
 pub(crate) mod shared;
 pub(crate) mod stocks;
@@ -20,8 +22,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::ptr;
 use std::sync::Arc;
 
+use crate::arena::Owner;
 use crate::memcg::counter::Counter;
 use crate::memcg::error::{Consumers, TopConsumer};
+use crate::memcg::node::account::Account;
 use crate::memcg::node::shared::Shared;
 use crate::memcg::node::stocks::Listed;
 use crate::memcg::notify::callbacks::Callbacks;
@@ -44,9 +48,8 @@ pub(crate) const WORDS_SIZE: usize = WordPair::<TokenRef>::SIZE;
 /// for good, an object only its token; so a removed cgroup is dropped with its last handle,
 /// whatever objects it left behind.
 ///
-/// What a charge that misses reads is the first cache line.
+/// Its numbers are in its token's [`Account`].
 #[derive(Debug)]
-#[repr(C, align(64))]
 pub(crate) struct Node {
     /// The node holds a reference.
     token: &'static Token,
@@ -57,7 +60,6 @@ pub(crate) struct Node {
     /// The tree of the cgroup was dropped.
     is_orphan: AtomicBool,
     pub(crate) oom_group: AtomicBool,
-    pub(crate) counter: Counter,
     listed: Listed,
     pub(crate) shared: Arc<Shared>,
     pub(crate) name: Box<str>,
@@ -79,10 +81,12 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(name: &str, parent: Option<&Arc<Node>>, shared: &Arc<Shared>) -> Self {
+        let token: &'static Token = ObjCgroup::new();
+        // With a reference (M7).
+        token.account().open(parent.map(|parent| parent.token.get().into_static()));
         Node {
-            token: ObjCgroup::new(),
+            token,
             parent: parent.cloned(),
-            counter: Counter::new(),
             depth: parent.map_or(0, |parent| parent.depth + 1),
             removed: AtomicBool::new(false),
             is_orphan: AtomicBool::new(false),
@@ -110,6 +114,10 @@ impl Node {
         self.depth as usize
     }
 
+    pub(crate) fn counter(&self) -> &'static Counter {
+        &self.token.account().counter
+    }
+
     pub(crate) fn is_oom_group(&self) -> bool {
         // Relaxed: a setting.
         self.oom_group.load(Ordering::Relaxed)
@@ -128,6 +136,7 @@ impl Node {
     pub(crate) fn mark_removed(&self) {
         // SeqCst: before the look for grants, see `Payer::may_stock`.
         self.removed.store(true, Ordering::SeqCst);
+        self.token.account().close();
     }
 
     pub(crate) fn has_tree(&self) -> bool {
@@ -139,6 +148,7 @@ impl Node {
     pub(crate) fn mark_orphan(&self) {
         // SeqCst: as for `removed`.
         self.is_orphan.store(true, Ordering::SeqCst);
+        self.token.account().close();
     }
 
     /// True when nothing will be charged here again: removed, or its tree was dropped.
@@ -257,9 +267,9 @@ impl Node {
         if self.is_removed() {
             return 0;
         }
-        let current = self.counter.usage().saturating_sub(cached);
+        let current = self.counter().usage().saturating_sub(cached);
         // No peak is lower than what was read.
-        self.counter.note_peak(current);
+        self.counter().note_peak(current);
         current
     }
 
@@ -294,7 +304,7 @@ impl Node {
 impl Consumers for Node {
     fn top(&self, count: usize) -> Vec<TopConsumer> {
         // What is in stocks counts here: it is small.
-        let usage = |child: &Arc<Node>| (child.counter.usage(), Arc::clone(child));
+        let usage = |child: &Arc<Node>| (child.counter().usage(), Arc::clone(child));
         let mut children: Vec<_> = self.children.lock().values().map(usage).collect();
         children.retain(|(usage, _)| *usage > 0);
         children.sort_by_key(|(usage, _)| std::cmp::Reverse(*usage));
@@ -334,7 +344,6 @@ impl Drop for Node {
 
 #[cfg(not(any(percpu_loom, percpu_shuttle)))]
 const _: () = {
-    assert!(size_of::<Token>() == 64, "one cache line");
-    let first = std::mem::offset_of!(Node, counter) + Counter::HOT;
-    assert!(first <= 64, "what a charge that misses reads is one cache line");
+    assert!(Token::ACCOUNT == 64, "one cache line");
+    assert!(Account::HOT <= 64, "what a charge that misses reads is one cache line more");
 };

@@ -3,18 +3,22 @@
 use std::sync::Arc;
 
 use crate::arena::{Freed, Owner};
+use crate::memcg::counter::Counter;
+use crate::memcg::node::account::Account;
 use crate::memcg::node::shared::Shared;
 use crate::memcg::node::{Node, Token, TokenRef, stocks, walk};
 use crate::memcg::stock::objcg::{Inherited, Payer, Pool};
-use crate::memcg::sync::Mutex;
+use crate::memcg::sync::{Mutex, gate};
 
 impl Payer for Node {
+    type Account = Account;
+
     fn token(&self) -> &'static Token {
         self.token
     }
 
     fn uncharge(&self, bytes: u64) {
-        walk::sub(self, bytes);
+        walk::sub(self.token, bytes);
     }
 
     fn count(&self, bytes: i64) {
@@ -28,13 +32,15 @@ impl Payer for Node {
     }
 
     fn may_stock(&self) -> bool {
-        !self.is_gone()
-            && self.counter.may_stock()
-            && self.ancestors_above().all(|level| level.counter.may_stock())
+        !self.is_gone() && walk::counters(self.token).all(Counter::may_stock)
     }
 
     fn inherited(&self) -> &Mutex<Inherited<Node>> {
         &self.inherited
+    }
+
+    fn give_up(account: &Account) -> Option<&'static Token> {
+        account.take_parent()
     }
 
     fn pool() -> &'static Pool<Node> {
@@ -102,6 +108,11 @@ pub(crate) fn uncharge(token: &'static Token, bytes: u64) {
 /// out of the counters. False when the references were not counted.
 #[cold]
 fn uncharge_slowly(token: &'static Token, bytes: u64, references: i32) -> bool {
+    if !token.account().is_closed() && token.account().is_bypassed(gate::sequence_cpu()) {
+        // As it was charged, without a look at the cgroup (M8).
+        walk::sub(token, bytes);
+        return false;
+    }
     let payer = token.look_at_payer();
     let Some(payer) = &*payer else { return false };
     if std::ptr::eq(payer.token, token)

@@ -3,20 +3,30 @@
 //! * M2: a charge is made at the cgroup and all its ancestors, or at none.
 
 use std::ptr;
-use std::sync::Arc;
 
-use crate::memcg::counter::Full;
-use crate::memcg::node::Node;
+use crate::memcg::counter::{Counter, Full};
+use crate::memcg::node::Token;
 
 /// A limit that stands against a charge.
-pub(crate) struct Refused<'a> {
-    pub(crate) level: &'a Arc<Node>,
+pub(crate) struct Refused {
+    /// The token of the cgroup that has the limit.
+    pub(crate) level: &'static Token,
     pub(crate) full: Full,
 }
 
+fn tokens(token: &'static Token) -> impl Iterator<Item = &'static Token> {
+    std::iter::successors(Some(token), |token| token.account().parent())
+}
+
+/// The counters of a cgroup and its ancestors, upwards. The caller has a reference to the token, or
+/// the cgroup (M7).
+pub(crate) fn counters(token: &'static Token) -> impl Iterator<Item = &'static Counter> {
+    tokens(token).map(|token| &token.account().counter)
+}
+
 /// Charges a cgroup and all its ancestors, or none of them.
-pub(crate) fn try_add(node: &Arc<Node>, bytes: u64) -> Result<(), Refused<'_>> {
-    try_add_levels(node, node.depth() + 1, bytes)
+pub(crate) fn try_add(token: &'static Token, bytes: u64) -> Result<(), Refused> {
+    try_add_levels(token, usize::MAX, bytes)
 }
 
 /// As [`try_add`], at so many levels from this cgroup upwards.
@@ -25,16 +35,16 @@ pub(crate) fn try_add(node: &Arc<Node>, bytes: u64) -> Result<(), Refused<'_>> {
 /// where it would stand in the way of others. Only charges that race for the last bytes of a limit
 /// come to be undone.
 pub(crate) fn try_add_levels(
-    node: &Arc<Node>,
+    token: &'static Token,
     levels: usize,
     bytes: u64,
-) -> Result<(), Refused<'_>> {
-    for level in node.ancestors().take(levels) {
-        level.counter.check(bytes).map_err(|full| Refused { level, full })?;
+) -> Result<(), Refused> {
+    for level in tokens(token).take(levels) {
+        level.account().counter.check(bytes).map_err(|full| Refused { level, full })?;
     }
-    for level in node.ancestors().take(levels) {
-        if let Err(full) = level.counter.try_add(bytes) {
-            sub_below(node, level, bytes);
+    for level in tokens(token).take(levels) {
+        if let Err(full) = level.account().counter.try_add(bytes) {
+            sub_below(token, &level.account().counter, bytes);
             return Err(Refused { level, full });
         }
     }
@@ -42,17 +52,17 @@ pub(crate) fn try_add_levels(
 }
 
 /// Charges what is needed and more, where the rest cannot bother anyone (T3).
-pub(crate) fn try_add_ahead(node: &Arc<Node>, bytes: u64) -> bool {
-    let has_room = node.ancestors().all(|level| level.counter.has_room_to_spare(bytes));
-    has_room && try_add(node, bytes).is_ok()
+pub(crate) fn try_add_ahead(token: &'static Token, bytes: u64) -> bool {
+    let has_room = counters(token).all(|counter| counter.has_room_to_spare(bytes));
+    has_room && try_add(token, bytes).is_ok()
 }
 
 /// Charges at every level, whatever the limits. False, and nothing is charged, when a counter
 /// cannot hold so much.
-pub(crate) fn force(node: &Arc<Node>, bytes: u64) -> bool {
-    for level in node.ancestors() {
-        if !level.counter.add(bytes) {
-            sub_below(node, level, bytes);
+pub(crate) fn force(token: &'static Token, bytes: u64) -> bool {
+    for counter in counters(token) {
+        if !counter.add(bytes) {
+            sub_below(token, counter, bytes);
             return false;
         }
     }
@@ -60,24 +70,25 @@ pub(crate) fn force(node: &Arc<Node>, bytes: u64) -> bool {
 }
 
 /// Uncharges at every level.
-pub(crate) fn sub(node: &Node, bytes: u64) {
+pub(crate) fn sub(token: &'static Token, bytes: u64) {
     if bytes > 0 {
-        node.counter.sub(bytes);
-        node.ancestors_above().for_each(|level| level.counter.sub(bytes));
+        counters(token).for_each(|counter| counter.sub(bytes));
     }
 }
 
-/// Uncharges so many levels from this cgroup upwards.
-pub(crate) fn sub_levels(node: &Arc<Node>, levels: usize, bytes: u64) {
-    node.ancestors().take(levels).for_each(|level| level.counter.sub(bytes));
+/// Uncharges so many levels from this cgroup upwards, and `above` of those above them.
+pub(crate) fn sub_levels(token: &'static Token, levels: usize, bytes: u64, above: u64) {
+    for (nth, counter) in counters(token).enumerate() {
+        counter.sub(if nth < levels { bytes } else { above });
+    }
 }
 
-fn sub_below(node: &Arc<Node>, end: &Arc<Node>, bytes: u64) {
-    let below = node.ancestors().take_while(|level| !ptr::eq(*level, end));
-    below.for_each(|level| level.counter.sub(bytes));
+fn sub_below(token: &'static Token, end: &Counter, bytes: u64) {
+    let below = counters(token).take_while(|counter| !ptr::eq(*counter, end));
+    below.for_each(|counter| counter.sub(bytes));
 }
 
 /// Notes that usage is what it is for good: raises the peaks of all levels.
-pub(crate) fn note_peaks(node: &Arc<Node>) {
-    node.ancestors().for_each(|level| level.counter.note_peak(level.counter.usage()));
+pub(crate) fn note_peaks(token: &'static Token) {
+    counters(token).for_each(|counter| counter.note_peak(counter.usage()));
 }

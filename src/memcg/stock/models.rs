@@ -24,6 +24,8 @@ struct Toy {
 }
 
 impl Payer for Toy {
+    type Account = ();
+
     fn token(&self) -> &'static ObjCgroup<Toy> {
         self.token
     }
@@ -45,6 +47,10 @@ impl Payer for Toy {
 
     fn inherited(&self) -> &Mutex<Inherited<Toy>> {
         &self.inherited
+    }
+
+    fn give_up((): &()) -> Option<&'static ObjCgroup<Toy>> {
+        None
     }
 
     fn pool() -> &'static Pool<Toy> {

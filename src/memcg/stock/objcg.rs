@@ -39,6 +39,9 @@ use crate::memcg::sync::{ArcSwapOption, IS_MODEL, Loaded, Mutex, RevocableWords,
 
 /// Who pays for charges: a cgroup, or the toy of a test.
 pub(crate) trait Payer: Send + Sync + Sized + 'static {
+    /// What lies in the token, so that charges need not go to the payer.
+    type Account: Default + fmt::Debug + Send + Sync;
+
     /// The token that was created with it.
     fn token(&self) -> &'static ObjCgroup<Self>;
 
@@ -59,6 +62,10 @@ pub(crate) trait Payer: Send + Sync + Sized + 'static {
     /// Tokens that passed to it (O3).
     fn inherited(&self) -> &Mutex<Inherited<Self>>;
 
+    /// A token that this account holds a reference to, and gives up: the token of the account is not
+    /// in use any more.
+    fn give_up(account: &Self::Account) -> Option<&'static ObjCgroup<Self>>;
+
     /// Where tokens come from.
     fn pool() -> &'static Pool<Self>;
 }
@@ -71,8 +78,8 @@ const ONE: u64 = 1 << 1;
 /// Set when the words were taken out: the count is complete.
 const COMPLETE: u64 = 1;
 
-/// See the module's documentation. One cache line: charges that miss in turn over many cgroups fetch
-/// it from memory each time.
+/// See the module's documentation. Charges that miss in turn over many cgroups fetch it from memory
+/// each time: a cache line of its own, and what the payer says of its account.
 #[repr(C, align(64))]
 pub(crate) struct ObjCgroup<P: Payer> {
     words: RevocableWords<ObjcgRef<P>>,
@@ -82,6 +89,7 @@ pub(crate) struct ObjCgroup<P: Payer> {
     refs: AtomicU64,
     /// Where it has a grant (T1).
     cpus: CpuSet,
+    account: P::Account,
 }
 
 /// A reference to a token.
@@ -104,6 +112,9 @@ impl<P: Payer> Pool<P> {
 }
 
 impl<P: Payer> ObjCgroup<P> {
+    /// Where the account begins, in bytes.
+    pub(crate) const ACCOUNT: usize = std::mem::offset_of!(ObjCgroup<P>, account);
+
     /// A token without payer, with one reference.
     pub(crate) fn new() -> &'static Self {
         let mut free = P::pool().0.lock();
@@ -113,6 +124,7 @@ impl<P: Payer> ObjCgroup<P> {
                 payer: ArcSwapOption::empty(),
                 refs: AtomicU64::new(0),
                 cpus: CpuSet::new(),
+                account: P::Account::default(),
             };
             let block: Vec<ObjCgroup<P>> = std::iter::repeat_with(unused).take(BLOCK).collect();
             free.extend(&*block.leak());
@@ -151,6 +163,10 @@ impl<P: Payer> ObjCgroup<P> {
         &self.words
     }
 
+    pub(crate) fn account(&self) -> &P::Account {
+        &self.account
+    }
+
     pub(crate) fn cpus(&self) -> &CpuSet {
         &self.cpus
     }
@@ -172,14 +188,16 @@ impl<P: Payer> ObjCgroup<P> {
 
     /// Gives a reference back.
     pub(crate) fn put(&'static self) {
-        if self.words.add_unless::<{ StockWord::PUT_GUARD }>(StockWord::putting(0, -1)) {
-            return;
-        }
-        // Release: what this user did comes before the last one's release; acquire: for that one.
-        let before = self.refs.fetch_sub(ONE, Ordering::AcqRel);
-        if before == ONE | COMPLETE {
+        if self.is_last() {
             self.release();
         }
+    }
+
+    /// As [`put`](Self::put), but only says whether that was the last one.
+    fn is_last(&self) -> bool {
+        // Release: what this user did comes before the last one's release; acquire: for that one.
+        !self.words.add_unless::<{ StockWord::PUT_GUARD }>(StockWord::putting(0, -1))
+            && self.refs.fetch_sub(ONE, Ordering::AcqRel) == ONE | COMPLETE
     }
 
     /// Takes `bytes` that were charged out of this CPU's stock, and so many references. False, and
@@ -234,9 +252,18 @@ impl<P: Payer> ObjCgroup<P> {
         self.refs.fetch_add((count as u64).wrapping_mul(ONE) | COMPLETE, Ordering::AcqRel);
     }
 
-    /// The last reference was given back.
+    /// The last reference was given back. A loop in place of recursion: the tokens that are released
+    /// with this one may be many.
     #[cold]
     fn release(&'static self) {
+        let mut last = Some(self);
+        while let Some(token) = last {
+            last = token.release_alone().filter(|next| next.is_last());
+        }
+    }
+
+    /// Returns the token whose reference was given up.
+    fn release_alone(&'static self) -> Option<&'static Self> {
         while let Some(payer) = self.payer.load_full() {
             let mut inherited = payer.inherited().lock();
             // The payer may have been removed, and the tokens be its parent's.
@@ -247,9 +274,11 @@ impl<P: Payer> ObjCgroup<P> {
             }
         }
         drop(self.payer.swap(None));
+        let given_up = P::give_up(&self.account);
         if !IS_MODEL {
             P::pool().0.lock().push(self);
         }
+        given_up
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn root() -> Memcg {
 pub(crate) fn assert_charged(memcg: &Memcg, bytes: u64) {
     memcg.drain();
     assert_eq!((memcg.current(), memcg.cached()), (bytes, 0), "{memcg:?}");
-    assert_eq!(memcg.node().counter.usage(), bytes, "{memcg:?}");
+    assert_eq!(memcg.node().counter().usage(), bytes, "{memcg:?}");
 }
 
 /// A charge that came out of, or went into, this CPU's stock before.

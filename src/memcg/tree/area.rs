@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::arena::{Arena, NoArea};
 use crate::memcg::charge::try_charge::charge_slowly;
-use crate::memcg::charge::uncommitted::Uncommitted;
+use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, ChargeError, FreeError};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::{Node, TokenRef, reparent};
@@ -53,7 +53,7 @@ impl Tree {
         let stocked = |node: &Arc<Node>| match node.is_root() {
             true => None,
             false if node.token().take(bytes, 1) => {
-                Some(Ok(Uncommitted::hit(node.token(), bytes, true)))
+                Some(Ok(Uncommitted::new(node.token(), bytes, true, Paid::Stock)))
             }
             false => Some(Err(Arc::clone(node))),
         };

@@ -19,6 +19,7 @@ use crate::memcg::error::{MAX_NAME_BYTES, TreeError};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::shared::Shared;
 use crate::memcg::node::{Node, TokenRef, WORDS_SIZE, reparent};
+use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::atomic::Ordering;
 use crate::memcg::sync::{RwLock, WordPair};
@@ -60,6 +61,10 @@ impl Tree {
             topology: RwLock::new(()),
             id: TreeId::new(),
         }))
+    }
+
+    pub(crate) fn stock(&self) -> &Stock<Node> {
+        &self.shared.stock
     }
 
     pub(crate) fn root(&self) -> &Arc<Node> {
@@ -160,8 +165,8 @@ impl Tree {
         let found = look(parent);
         node.unlink();
         node.mark_removed();
-        node.counter.set(Bound::Min, Limit::bytes(0));
-        node.counter.set(Bound::Low, Limit::bytes(0));
+        node.counter().set(Bound::Min, Limit::bytes(0));
+        node.counter().set(Bound::Low, Limit::bytes(0));
         reparent::pass_to_parent(node, parent);
         self.words_arena.balance_if_pending();
         Ok(Some(found))
