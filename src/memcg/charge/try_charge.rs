@@ -124,10 +124,13 @@ fn charge_token(
     let account = token.account();
     // An open account is the payer's own (M8).
     let is_open = !account.is_closed();
+    let pays = if is_open { token } else { payer.token() };
+    // A charge that is about to be refused needs no grant, which would have to be revoked at once.
+    let has_room = walk::has_room(pays, bytes);
     let mut here = None;
     if is_open {
         token.open();
-        here = stock.lock_here(token);
+        here = stock.lock_here(token, has_room);
         account.note_bypass(if here.is_some() { None } else { gate::sequence_cpu() });
     }
     let (mut grant, mut taken) = (0, 0);
@@ -147,7 +150,6 @@ fn charge_token(
             return Ok(Paid::Stock);
         }
     }
-    let pays = if is_open { token } else { payer.token() };
     let needed = bytes - taken;
     // So that the bytes find room when they come back.
     let ahead = (grant / 2).min(grant.saturating_sub(bytes));
@@ -160,7 +162,8 @@ fn charge_token(
         }
         return Ok(Paid::Counters);
     }
-    let is_charged = walk::try_add(pays, needed).is_ok();
+    let has_room = has_room || walk::has_room(pays, needed);
+    let is_charged = has_room && walk::add_checked(pays, usize::MAX, needed).is_ok();
     if !is_charged {
         token.uncharge(taken);
     }
@@ -290,7 +293,7 @@ pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<u
     let common = from.common_depth(to);
     let gained = to.depth() - common;
     // As for a charge, what this CPU has is used first. It is charged above `common` as well.
-    let mut here = to.stock().lock_here(to.token());
+    let mut here = to.stock().lock_here(to.token(), false);
     let mut taken = here.as_ref().map_or(0, |here| here.take_all(to.token()));
     let rest = taken.saturating_sub(bytes);
     if !here.as_ref().is_some_and(|here| here.put(to.token(), rest, 0)) {

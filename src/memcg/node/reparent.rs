@@ -116,7 +116,7 @@ fn uncharge_slowly(token: &'static Token, bytes: u64, references: i32) -> bool {
     let payer = token.look_at_payer();
     let Some(payer) = &*payer else { return false };
     if std::ptr::eq(payer.token, token)
-        && let Some(mut here) = payer.stock().lock_here(token)
+        && let Some(mut here) = payer.stock().lock_here(token, true)
     {
         let grant = here.grant(payer, bytes);
         if here.put(token, bytes, references) {

@@ -24,12 +24,7 @@ pub(crate) fn counters(token: &'static Token) -> impl Iterator<Item = &'static C
     tokens(token).map(|token| &token.account().counter)
 }
 
-/// Charges a cgroup and all its ancestors, or none of them.
-pub(crate) fn try_add(token: &'static Token, bytes: u64) -> Result<(), Refused> {
-    try_add_levels(token, usize::MAX, bytes)
-}
-
-/// As [`try_add`], at so many levels from this cgroup upwards.
+/// Charges so many levels from this cgroup upwards, or none of them.
 ///
 /// Limits are asked first, so that a charge which a limit high up refuses is never added below,
 /// where it would stand in the way of others. Only charges that race for the last bytes of a limit
@@ -39,9 +34,25 @@ pub(crate) fn try_add_levels(
     levels: usize,
     bytes: u64,
 ) -> Result<(), Refused> {
+    check_levels(token, levels, bytes)?;
+    add_checked(token, levels, bytes)
+}
+
+/// Whether `bytes` could be added to so many levels now.
+fn check_levels(token: &'static Token, levels: usize, bytes: u64) -> Result<(), Refused> {
     for level in tokens(token).take(levels) {
         level.account().counter.check(bytes).map_err(|full| Refused { level, full })?;
     }
+    Ok(())
+}
+
+/// Whether `bytes` could be added to a cgroup and all its ancestors now.
+pub(crate) fn has_room(token: &'static Token, bytes: u64) -> bool {
+    check_levels(token, usize::MAX, bytes).is_ok()
+}
+
+/// As [`try_add_levels`], after [`has_room`] has said yes for as much or more.
+pub(crate) fn add_checked(token: &'static Token, levels: usize, bytes: u64) -> Result<(), Refused> {
     for level in tokens(token).take(levels) {
         if let Err(full) = level.account().counter.try_add(bytes) {
             sub_below(token, &level.account().counter, bytes);
@@ -54,7 +65,7 @@ pub(crate) fn try_add_levels(
 /// Charges what is needed and more, where the rest cannot bother anyone (T3).
 pub(crate) fn try_add_ahead(token: &'static Token, bytes: u64) -> bool {
     let has_room = counters(token).all(|counter| counter.has_room_to_spare(bytes));
-    has_room && try_add(token, bytes).is_ok()
+    has_room && add_checked(token, usize::MAX, bytes).is_ok()
 }
 
 /// Charges at every level, whatever the limits. False, and nothing is charged, when a counter

@@ -142,13 +142,21 @@ impl<P: Payer> Stock<P> {
     }
 
     /// Locks this CPU for a token that has missed there; unless another thread has it locked, or the
-    /// token has no grant and is not to get one.
-    pub(crate) fn lock_here(&self, token: &ObjCgroup<P>) -> Option<LockedCpu<'_, P>> {
+    /// token has no grant and is not to get one: because the budget is spent, or because the caller
+    /// does not want one.
+    pub(crate) fn lock_here(
+        &self,
+        token: &ObjCgroup<P>,
+        wants_grant: bool,
+    ) -> Option<LockedCpu<'_, P>> {
         let cpu = self.this_cpu()?;
         let state = self.state_of(cpu);
         // Relaxed: a hint.
         let is_spent = state.is_spent.load(Ordering::Relaxed);
-        if is_spent && !token.cpus().contains(cpu) && !state.is_evicting() {
+        if (is_spent || !wants_grant)
+            && !token.cpus().contains(cpu)
+            && !(wants_grant && state.is_evicting())
+        {
             return None;
         }
         Some(LockedCpu { cpu, state, grants: state.grants.try_lock()?, evicted: None })

@@ -39,7 +39,7 @@ fn crowd(parent: &Memcg, count: usize) -> Vec<Memcg> {
         let memcg = parent.create(&format!("{nth}")).unwrap();
         for turn in 0..3 {
             let cpu = REAL + (nth + turn * 64) % (CPUS - REAL);
-            walk::try_add(memcg.token(), 2048).ok().unwrap();
+            walk::try_add_levels(memcg.token(), usize::MAX, 2048).ok().unwrap();
             memcg.node().stock().fill(cpu, memcg.node(), 2048);
         }
         memcg
