@@ -98,12 +98,12 @@ impl PerCpuCounter {
     /// Adds where a batch would be full, and moves what this CPU collected to the total.
     #[cold]
     fn add_full(&self, amount: i64) {
-        // An amount on its way to the total is nowhere. `settle` waits for those that are, and
+        // An amount on its way to the total is nowhere. `resync` waits for those that are, and
         // keeps others from leaving: either it sees this one or this one sees it.
         self.moving.begin();
         if self.is_settling.load(Ordering::SeqCst) {
-            // Not waited for, because `settle` may be what this signal handler interrupted. Added
-            // to one place, which `settle` sees or not.
+            // Not waited for, because `resync` may be what this signal handler interrupted. Added
+            // to one place, which `resync` sees or not.
             self.total.fetch_add(amount, Ordering::Relaxed);
         } else {
             // Relaxed: ordered by what follows.
@@ -166,18 +166,18 @@ impl PerCpuCounter {
     /// Not for signal handlers: waits for other callers of `set` and `take`. So it would in a
     /// forked child, for one that was at it when the process forked.
     pub fn set(&self, value: i64) {
-        self.settle(|_| value);
+        self.resync(|_| value);
     }
 
     /// Returns the value and leaves 0. Whatever is added is returned by exactly one `take`.
     ///
     /// Not for signal handlers, as [`set`](Self::set).
     pub fn take(&self) -> i64 {
-        self.settle(|_| 0)
+        self.resync(|_| 0)
     }
 
     /// Replaces the value seen by another, leaving alone what was not seen.
-    fn settle(&self, to: impl FnOnce(i64) -> i64) -> i64 {
+    fn resync(&self, to: impl FnOnce(i64) -> i64) -> i64 {
         let _alone = self.settling.lock();
         self.is_settling.store(true, Ordering::SeqCst);
         forks::notice();

@@ -75,18 +75,21 @@ pub(crate) fn unlist(node: &Node) {
         return;
     };
     let mut children = children.lock();
-    match node.listed.place.swap(0, Ordering::SeqCst) {
-        0 => {}
+    let moved = match node.listed.place.swap(0, Ordering::SeqCst) {
+        0 => None,
         place => remove(&mut children, place),
-    }
+    };
+    // No cgroup is dropped under the lock.
+    drop(children);
+    drop(moved);
 }
 
-/// Takes the child that was at `place` off the list.
-fn remove(children: &mut Vec<Weak<Node>>, place: usize) {
+/// Takes the child that was at `place` off the list. Returns the one that is there from here on.
+fn remove(children: &mut Vec<Weak<Node>>, place: usize) -> Option<Arc<Node>> {
     children.swap_remove(place - 1);
-    if let Some(moved) = children.get(place - 1).and_then(Weak::upgrade) {
-        moved.listed.place.store(place, Ordering::SeqCst);
-    }
+    let moved = children.get(place - 1).and_then(Weak::upgrade)?;
+    moved.listed.place.store(place, Ordering::SeqCst);
+    Some(moved)
 }
 
 /// The cgroups at and below a cgroup whose tokens have a grant on some CPU.
@@ -116,7 +119,8 @@ fn listed_children(children: &mut Vec<Weak<Node>>) -> Vec<Arc<Node>> {
             (0, _) => {}
             // For a charge that has found it listed before.
             (place, true) => child.listed.place.store(place, Ordering::SeqCst),
-            (place, false) => remove(children, place),
+            // The child that moves is among those that are returned.
+            (place, false) => drop(remove(children, place)),
         }
     }
     listed
