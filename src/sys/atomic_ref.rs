@@ -5,7 +5,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A reference to something that stays where it is for good, or none.
-pub(crate) struct AtomicRef<T: Sync + 'static>(AtomicPtr<T>);
+pub(crate) struct AtomicRef<T: 'static>(AtomicPtr<T>);
 
 impl<T: Sync + 'static> AtomicRef<T> {
     /// None.
@@ -28,7 +28,7 @@ impl<T: Sync + 'static> AtomicRef<T> {
     }
 }
 
-impl<T: Sync + 'static> fmt::Debug for AtomicRef<T> {
+impl<T: 'static> fmt::Debug for AtomicRef<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("AtomicRef").field(&self.0).finish()
     }

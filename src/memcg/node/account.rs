@@ -14,16 +14,16 @@
 //!   that refers to the token was charged at the account.
 
 use crate::memcg::counter::Counter;
-use crate::memcg::node::Token;
+use crate::memcg::stock::objcg::{ObjCgroup, Payer};
 use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sys::AtomicRef;
 
 /// See the module's documentation. What a charge reads comes first.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct Account {
+pub(crate) struct Account<P: Payer> {
     /// With a reference.
-    parent: AtomicRef<Token>,
+    parent: AtomicRef<ObjCgroup<P>>,
     /// The CPU on which the last miss found that it should go past the stock, plus 1.
     bypassed: AtomicU32,
     /// The cgroup was removed, or its tree is dropped.
@@ -31,7 +31,7 @@ pub(crate) struct Account {
     pub(crate) counter: Counter,
 }
 
-impl Default for Account {
+impl<P: Payer> Default for Account<P> {
     fn default() -> Self {
         Account {
             parent: AtomicRef::none(),
@@ -42,12 +42,12 @@ impl Default for Account {
     }
 }
 
-impl Account {
+impl<P: Payer> Account<P> {
     /// Bytes up to which a charge reads it.
-    pub(crate) const HOT: usize = std::mem::offset_of!(Account, counter) + Counter::HOT;
+    pub(crate) const HOT: usize = std::mem::offset_of!(Account<P>, counter) + Counter::HOT;
 
     /// Begins anew below `parent`, whose reference it holds from here on.
-    pub(crate) fn open(&self, parent: Option<&'static Token>) {
+    pub(crate) fn open(&self, parent: Option<&'static ObjCgroup<P>>) {
         self.parent.store(parent);
         // Relaxed: no other thread knows it yet.
         self.bypassed.store(0, Ordering::Relaxed);
@@ -55,12 +55,12 @@ impl Account {
         self.counter.reset();
     }
 
-    pub(crate) fn parent(&self) -> Option<&'static Token> {
+    pub(crate) fn parent(&self) -> Option<&'static ObjCgroup<P>> {
         self.parent.load()
     }
 
     /// Gives the parent's token back.
-    pub(crate) fn take_parent(&self) -> Option<&'static Token> {
+    pub(crate) fn take_parent(&self) -> Option<&'static ObjCgroup<P>> {
         let parent = self.parent.load();
         self.parent.store(None);
         parent

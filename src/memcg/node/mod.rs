@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `account` | what charges read and write of a cgroup; lies in its token |
 //! | `shared` | what all cgroups of a tree share |
+//! | `listed` | which children may have stocks |
 //! | `walk` | counters upwards: adding to all levels or to none |
-//! | `stocks` | which cgroups below may have stocks |
+//! | `stocks` | the stocks below a cgroup, and what is in use without them |
 //! | `reparent` | what a cgroup is to its token, and what becomes of both at removal |
 //!
 //! * M3: a token points at a live cgroup, or at one that is being removed.
@@ -13,12 +14,13 @@
 //!   keep bytes that were uncharged at its parent.
 
 pub(crate) mod account;
+mod listed;
 pub(crate) mod reparent;
 pub(crate) mod shared;
 pub(crate) mod stocks;
 pub(crate) mod walk;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::Arc;
 
@@ -26,8 +28,8 @@ use crate::arena::Owner;
 use crate::memcg::counter::Counter;
 use crate::memcg::error::{Consumers, TopConsumer};
 use crate::memcg::node::account::Account;
+use crate::memcg::node::listed::Listed;
 use crate::memcg::node::shared::Shared;
-use crate::memcg::node::stocks::Listed;
 use crate::memcg::notify::callbacks::Callbacks;
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::{self, Events};
@@ -48,7 +50,7 @@ pub(crate) const WORDS_SIZE: usize = WordPair::<TokenRef>::SIZE;
 /// for good, an object only its token; so a removed cgroup is dropped with its last handle,
 /// whatever objects it left behind.
 ///
-/// Its numbers are in its token's [`Account`].
+/// Its numbers are in its token's `account::Account`.
 #[derive(Debug)]
 pub(crate) struct Node {
     /// The node holds a reference.
@@ -60,8 +62,8 @@ pub(crate) struct Node {
     /// The tree of the cgroup was dropped.
     is_orphan: AtomicBool,
     pub(crate) oom_group: AtomicBool,
-    listed: Listed,
-    pub(crate) shared: Arc<Shared>,
+    listed: Listed<Node>,
+    pub(crate) shared: Arc<Shared<Node>>,
     pub(crate) name: Box<str>,
     /// Changed only under the tree's topology lock.
     children: Mutex<BTreeMap<Box<str>, Arc<Node>>>,
@@ -80,7 +82,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(name: &str, parent: Option<&Arc<Node>>, shared: &Arc<Shared>) -> Self {
+    pub(crate) fn new(name: &str, parent: Option<&Arc<Node>>, shared: &Arc<Shared<Node>>) -> Self {
         let token: &'static Token = ObjCgroup::new();
         // With a reference (M7).
         token.account().open(parent.map(|parent| parent.token.get().into_static()));
@@ -250,49 +252,6 @@ impl Node {
         nodes
     }
 
-    /// Bytes in stocks for it and its descendants; a snapshot.
-    pub(crate) fn cached(self: &Arc<Self>) -> u64 {
-        stocks::stocked(self).iter().map(|node| node.stock().amount(node.token)).sum()
-    }
-
-    /// Bytes in use by this cgroup and its descendants: charged, but for what is in stocks.
-    pub(crate) fn current(self: &Arc<Self>) -> u64 {
-        // The stocks first: what is taken from one in between is missing there and not here.
-        let cached = self.cached();
-        self.current_without(cached)
-    }
-
-    /// As [`current`](Self::current), for a caller that knows what stocks hold.
-    pub(crate) fn current_without(&self, cached: u64) -> u64 {
-        if self.is_removed() {
-            return 0;
-        }
-        let current = self.counter().usage().saturating_sub(cached);
-        // No peak is lower than what was read.
-        self.counter().note_peak(current);
-        current
-    }
-
-    /// What is in stocks for this cgroup and everything below it, by cgroup.
-    pub(crate) fn cached_by_cgroup(self: &Arc<Self>) -> HashMap<*const Node, u64> {
-        let mut cached = HashMap::new();
-        for node in stocks::stocked(self) {
-            let bytes = node.stock().amount(node.token);
-            for level in node.ancestors().take(node.depth() + 1 - self.depth()) {
-                *cached.entry(Arc::as_ptr(level)).or_insert(0) += bytes;
-            }
-        }
-        cached
-    }
-
-    /// Empties the stocks of this cgroup and its descendants, and returns how much they held.
-    pub(crate) fn drain(self: &Arc<Self>) -> u64 {
-        match stocks::stocked(self) {
-            nodes if nodes.is_empty() => 0,
-            nodes => self.stock().drain(&nodes),
-        }
-    }
-
     /// Counts an event of this cgroup, and wakes the watches. Under no lock.
     pub(crate) fn raise(&self, kind: EventKind) {
         let own = (&self.events, self.is_root());
@@ -345,5 +304,5 @@ impl Drop for Node {
 #[cfg(not(any(percpu_loom, percpu_shuttle)))]
 const _: () = {
     assert!(Token::ACCOUNT == 64, "one cache line");
-    assert!(Account::HOT <= 64, "what a charge that misses reads is one cache line more");
+    assert!(Account::<Node>::HOT <= 64, "what a charge that misses reads is one cache line more");
 };

@@ -11,7 +11,7 @@ use crate::memcg::stock::objcg::{Inherited, Payer, Pool};
 use crate::memcg::sync::{Mutex, gate};
 
 impl Payer for Node {
-    type Account = Account;
+    type Account = Account<Node>;
 
     fn token(&self) -> &'static Token {
         self.token
@@ -39,7 +39,7 @@ impl Payer for Node {
         &self.inherited
     }
 
-    fn give_up(account: &Account) -> Option<&'static Token> {
+    fn give_up(account: &Account<Node>) -> Option<&'static Token> {
         account.take_parent()
     }
 
@@ -82,7 +82,7 @@ pub(crate) fn take_words(node: &Node) {
 }
 
 /// Uncharges an area that was freed.
-pub(crate) fn finish_free(shared: &Shared, freed: Freed<TokenRef>) {
+pub(crate) fn finish_free(shared: &Shared<Node>, freed: Freed<TokenRef>) {
     if let Some(owner) = freed.owner {
         let bytes = shared.cost.full_size(freed.size);
         owner.objcg().count(-(bytes as i64));

@@ -1,17 +1,17 @@
 //! What all cgroups of a tree share.
 
 use crate::memcg::counter::cost::AreaCost;
-use crate::memcg::node::Node;
 use crate::memcg::stock::Stock;
+use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::Mutex;
 use crate::memcg::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::Machine;
 
 /// The rule of what areas cost, the stocks, and the lock of reclaim.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct Shared<P: Payer> {
     pub(crate) cost: AreaCost,
-    pub(crate) stock: Stock<Node>,
+    pub(crate) stock: Stock<P>,
     /// Held by the thread that reclaims: one at a time. Which hook gave something last.
     pub(crate) reclaiming: Mutex<Option<HookId>>,
     /// A hook was ever registered.
@@ -22,7 +22,7 @@ pub(crate) struct Shared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HookId(pub(crate) usize);
 
-impl Shared {
+impl<P: Payer> Shared<P> {
     pub(crate) fn new(machine: &Machine) -> Self {
         Shared {
             cost: AreaCost::new(machine.nr_possible()),

@@ -18,31 +18,56 @@
 //!   that takes a level off its list marks it as not listed, and then looks again. All of it is
 //!   SeqCst, so that one of the two sees the other.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use crate::memcg::node::Node;
-use crate::memcg::once_arc::OnceArc;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::Mutex;
-use crate::memcg::sync::atomic::{AtomicUsize, Ordering};
+use crate::memcg::sync::atomic::Ordering;
 
-/// What a cgroup knows of stocks below it, and its own place in its parent's list.
-#[derive(Debug)]
-pub(crate) struct Listed {
-    /// None until a child is listed. Weak, as a list must not keep a cgroup.
-    children: OnceArc<Mutex<Vec<Weak<Node>>>>,
-    /// 1 more than its index in its parent's list; 0 when it is not listed. Changed under that
-    /// list's lock.
-    place: AtomicUsize,
-}
-
-impl Listed {
-    pub(crate) fn new() -> Self {
-        Listed { children: OnceArc::new(), place: AtomicUsize::new(0) }
+impl Node {
+    /// Bytes in stocks for it and its descendants; a snapshot.
+    pub(crate) fn cached(self: &Arc<Self>) -> u64 {
+        stocked(self).iter().map(|node| node.stock().amount(node.token)).sum()
     }
 
-    fn is_listed(&self) -> bool {
-        self.place.load(Ordering::SeqCst) != 0
+    /// Bytes in use by this cgroup and its descendants: charged, but for what is in stocks.
+    pub(crate) fn current(self: &Arc<Self>) -> u64 {
+        // The stocks first: what is taken from one in between is missing there and not here.
+        let cached = self.cached();
+        self.current_without(cached)
+    }
+
+    /// As [`current`](Self::current), for a caller that knows what stocks hold.
+    pub(crate) fn current_without(&self, cached: u64) -> u64 {
+        if self.is_removed() {
+            return 0;
+        }
+        let current = self.counter().usage().saturating_sub(cached);
+        // No peak is lower than what was read.
+        self.counter().note_peak(current);
+        current
+    }
+
+    /// What is in stocks for this cgroup and everything below it, by cgroup.
+    pub(crate) fn cached_by_cgroup(self: &Arc<Self>) -> HashMap<*const Node, u64> {
+        let mut cached = HashMap::new();
+        for node in stocked(self) {
+            let bytes = node.stock().amount(node.token);
+            for level in node.ancestors().take(node.depth() + 1 - self.depth()) {
+                *cached.entry(Arc::as_ptr(level)).or_insert(0) += bytes;
+            }
+        }
+        cached
+    }
+
+    /// Empties the stocks of this cgroup and its descendants, and returns how much they held.
+    pub(crate) fn drain(self: &Arc<Self>) -> u64 {
+        match stocked(self) {
+            nodes if nodes.is_empty() => 0,
+            nodes => self.stock().drain(&nodes),
+        }
     }
 }
 

@@ -3,14 +3,14 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::arena::{Arena, NoArea};
+use crate::arena::Arena;
 use crate::memcg::charge::try_charge::charge_slowly;
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, ChargeError, FreeError};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::{Node, TokenRef, reparent};
 use crate::memcg::stock::objcg::Payer;
-use crate::memcg::tree::{Tree, current};
+use crate::memcg::tree::{Tree, current, no_area};
 use crate::placement::{Place, Request, RequestFlags};
 
 impl Tree {
@@ -81,13 +81,5 @@ impl Tree {
     pub(crate) fn verify(&self) -> Result<(), String> {
         self.arena.verify()?;
         self.words_arena.verify().map_err(|broken| format!("statistics: {broken}"))
-    }
-}
-
-#[cold]
-pub(crate) fn no_area(error: NoArea, size: usize) -> AllocError {
-    match error {
-        NoArea::NoRoom => AllocError::NoRoom { size },
-        NoArea::Memory(error) => AllocError::Memory(error),
     }
 }

@@ -15,7 +15,7 @@ use crate::memcg::charge::try_charge::charge;
 use crate::memcg::charge::uncommitted::Uncommitted;
 use crate::memcg::counter::Bound;
 use crate::memcg::counter::amount::Limit;
-use crate::memcg::error::{MAX_NAME_BYTES, TreeError};
+use crate::memcg::error::{AllocError, MAX_NAME_BYTES, TreeError};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::shared::Shared;
 use crate::memcg::node::{Node, TokenRef, WORDS_SIZE, reparent};
@@ -23,7 +23,6 @@ use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::atomic::Ordering;
 use crate::memcg::sync::{RwLock, WordPair};
-use crate::memcg::tree::area::no_area;
 use crate::memcg::tree::current::TreeId;
 
 /// A tree of cgroups and the arena that their objects and statistics live in.
@@ -36,7 +35,7 @@ pub(crate) struct Tree {
     /// Where the cgroups' own words live, so that they neither lie between the users' areas nor
     /// count among them.
     words_arena: Arc<Arena<TokenRef>>,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<Node>>,
     root: Arc<Node>,
     /// Guards parent-child links and removal; read to walk a subtree.
     topology: RwLock<()>,
@@ -248,6 +247,14 @@ fn check_bounds(parent: &Arc<Node>, name: &str) -> Result<(), TreeError> {
         }
     }
     Ok(())
+}
+
+#[cold]
+fn no_area(error: NoArea, size: usize) -> AllocError {
+    match error {
+        NoArea::NoRoom => AllocError::NoRoom { size },
+        NoArea::Memory(error) => AllocError::Memory(error),
+    }
 }
 
 impl Drop for Tree {
