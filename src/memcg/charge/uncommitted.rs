@@ -1,30 +1,30 @@
-//! A charge whose object does not exist yet.
+//! A charge that is undone unless its object comes to exist.
 
 use std::mem;
 use std::sync::Arc;
 
 use crate::memcg::node::{Node, Token, walk};
 
-/// A charge that is undone when this is dropped: when what it was made for fails, or a callback
-/// panics. [`commit`](Uncommitted::commit) makes it stay.
+/// A charge that is undone when this is dropped, because an allocation failed or a callback panicked.
+///
+/// [`commit`](Uncommitted::commit) makes it permanent.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Uncommitted {
     token: &'static Token,
     bytes: u64,
     has_reference: bool,
-    /// The cgroup whose counters were changed, if any: they may have a new peak, once the charge is
-    /// known to be for good.
+    /// The cgroup whose counters were changed; `None` when a stock paid. The commit raises its peaks.
     walked: Option<Arc<Node>>,
 }
 
 impl Uncommitted {
-    /// Out of a stock.
+    /// A charge that a stock paid.
     pub(crate) fn hit(token: &'static Token, bytes: u64, has_reference: bool) -> Self {
         Uncommitted { token, bytes, has_reference, walked: None }
     }
 
-    /// Out of counters.
+    /// A charge that was added to the counters of `payer` and its ancestors.
     pub(crate) fn walked(
         token: &'static Token,
         bytes: u64,
@@ -34,18 +34,18 @@ impl Uncommitted {
         Uncommitted { token, bytes, has_reference, walked: Some(payer) }
     }
 
-    /// What the charge refers to.
+    /// The token to which the charge refers.
     pub(crate) fn token(&self) -> &'static Token {
         self.token
     }
 
-    /// What was undone otherwise is the caller's from here on.
+    /// Makes the charge permanent without raising peaks. The caller owns the reference from here on.
     pub(crate) fn keep(mut self) {
         self.walked = None;
         mem::forget(self);
     }
 
-    /// The charge stays: peaks count it. The caller has the reference from here on.
+    /// Makes the charge permanent and raises peaks. The caller owns the reference from here on.
     pub(crate) fn commit(mut self) -> &'static Token {
         let (token, walked) = (self.token, self.walked.take());
         mem::forget(self);
@@ -58,7 +58,7 @@ impl Uncommitted {
 
 impl Drop for Uncommitted {
     fn drop(&mut self) {
-        // Not into the stock, as no peak knows the bytes (T3).
+        // Not into the stock, because no peak has counted the bytes (T3).
         self.token.uncharge(self.bytes);
         if self.has_reference {
             self.token.put();
