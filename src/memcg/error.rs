@@ -10,7 +10,8 @@ use crate::memcg::counter::amount::Limit;
 use crate::placement::InvalidRequest;
 use crate::sys::MapError;
 
-/// The longest name of a cgroup, in bytes: `NAME_MAX`, because names are directory names in cgroup v2.
+/// The longest name of a cgroup, in bytes: `NAME_MAX`, because names are directory names in cgroup
+/// v2.
 pub(crate) const MAX_NAME_BYTES: usize = 255;
 
 /// A cgroup refused a charge. Nothing was charged anywhere.
@@ -35,8 +36,8 @@ pub struct ChargeError(Box<Refusal>);
 
 /// The facts of a refused charge: which cgroup refused, how much was asked, used and allowed.
 ///
-/// The fields are as of the refusal. [`top`](Refusal::top) and `Display` also name the children of the
-/// refusing cgroup that use most. They look at the children when they are called.
+/// The fields are as of the refusal. [`top`](Refusal::top) and `Display` also name the children of
+/// the refusing cgroup that use most. They look at the children when they are called.
 ///
 /// # Examples
 ///
@@ -66,9 +67,10 @@ pub struct Refusal {
     pub max: Limit,
     /// Bytes in stocks below the refusing cgroup that could not be drained.
     ///
-    /// That happens only if a filter was installed after the start that forbids both `membarrier` and
-    /// a visit to each CPU (`sched_getaffinity`, `sched_setaffinity`, `/proc/self/task`). Otherwise
-    /// the stocks are empty, except for bytes that other threads uncharged since the drain.
+    /// That happens only if a filter was installed after the start that forbids both `membarrier`
+    /// and a visit to each CPU (`sched_getaffinity`, `sched_setaffinity`, `/proc/self/task`).
+    /// Otherwise the stocks are empty, except for bytes that other threads uncharged since the
+    /// drain.
     pub cached: u64,
     consumers: Weak<dyn Consumers>,
 }
@@ -138,8 +140,8 @@ impl Refusal {
     /// The children of the refusing cgroup that use most now: up to three, the largest first.
     ///
     /// The list is computed by this call and by `Display`. It is empty when the refusing cgroup was
-    /// dropped. Cost: visits every child of the refusing cgroup. A refusal that is not displayed visits
-    /// none.
+    /// dropped. Cost: visits every child of the refusing cgroup. A refusal that is not displayed
+    /// visits none.
     pub fn top(&self) -> Vec<TopConsumer> {
         self.consumers.upgrade().map_or_else(Vec::new, |cgroup| cgroup.top(TOP))
     }
@@ -235,7 +237,8 @@ impl AllocError {
         matches!(self, AllocError::Limit(_))
     }
 
-    /// True when no permitted memory had room. The same request may succeed if it is allowed to block.
+    /// True when no permitted memory had room. The same request may succeed if it is allowed to
+    /// block.
     pub fn is_no_room(&self) -> bool {
         matches!(self, AllocError::NoRoom { .. })
     }
@@ -391,8 +394,8 @@ pub enum TreeError {
     /// The calling thread is ending: its thread-local values are being dropped.
     #[error("the thread is about to end")]
     ThreadEnding,
-    /// The new cgroup's own statistics could not be allocated, or its parent could not be charged for
-    /// them.
+    /// The new cgroup's own statistics could not be allocated, or its parent could not be charged
+    /// for them.
     #[error("no memory for the statistics of cgroup {path}")]
     Statistics {
         /// The path that was to be created.

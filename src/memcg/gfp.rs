@@ -17,21 +17,30 @@ bitflags! {
     /// | `KERNEL \| RETRY_MAYFAIL` | yes | refused after reclaim, without OOM callbacks | |
     /// | `… \| ACCOUNT` | | | an area is charged to the current cgroup; without this flag it is not charged |
     ///
-    /// In every row, stocks are drained before a limit refuses or is exceeded. A charge of 0 bytes is
-    /// never refused. [`Memcg::charge_with`](crate::Memcg::charge_with) names its cgroup and does not
-    /// need `ACCOUNT`.
+    /// In every row, stocks are drained before a limit refuses or is exceeded. A charge of 0 bytes
+    /// is never refused. [`Memcg::charge_with`](crate::Memcg::charge_with) names its cgroup and
+    /// does not need `ACCOUNT`.
     ///
-    /// A request that must not block never waits for reclaim or for memory to be mapped. It is served
-    /// from populated pages. The first such request of an allocator may find no populated page: the
-    /// default profile keeps a reserve of empty pages only after a request that must not block.
+    /// A request that must not block never waits for reclaim or for memory to be mapped. It is
+    /// served from populated pages. The first such request of an allocator may find no populated
+    /// page: the default profile keeps a reserve of empty pages only after a request that must not
+    /// block.
     ///
     /// # Examples
     ///
     /// ```
-    /// use percpu_memcg::Gfp;
+    /// use percpu_memcg::{Gfp, Limit, PerCpuAllocator};
     ///
     /// assert!(Gfp::KERNEL_ACCOUNT.contains(Gfp::ACCOUNT) && Gfp::KERNEL.may_block());
     /// assert!(!Gfp::NOWAIT.may_block() && !Gfp::ATOMIC.may_block());
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(100))?;
+    /// assert!(tenant.charge_with(200, Gfp::NOWAIT).is_err());
+    /// let _beyond = tenant.charge_with(200, Gfp::ATOMIC)?;
+    /// assert_eq!(tenant.current(), 200);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Gfp: u32 {

@@ -68,8 +68,8 @@ pub trait Footprint {
 /// A collection whose capacity is charged to a cgroup.
 ///
 /// It dereferences to the collection for reading. [`reserve`](Accounted::reserve) obeys limits: it
-/// charges before it allocates. Changes through [`edit`](Accounted::edit) are charged afterwards. The
-/// memory is allocated by then, so no limit can refuse it. Therefore reserve first.
+/// charges before it allocates. Changes through [`edit`](Accounted::edit) are charged afterwards.
+/// The memory is allocated by then, so no limit can refuse it. Therefore reserve first.
 ///
 /// # Examples
 ///
@@ -197,7 +197,8 @@ impl<C: Footprint> Accounted<C> {
         let (footprint, charged) = (self.value.footprint(), self.charge.bytes());
         match footprint.checked_sub(charged) {
             Some(more) => self.charge.grow_forced(more),
-            None => self.charge.shrink(charged - footprint).unwrap_or_default(), // never more than is charged
+            // Cannot fail: no more than is charged.
+            None => self.charge.shrink(charged - footprint).unwrap_or_default(),
         }
     }
 }
@@ -279,7 +280,7 @@ fn buckets(capacity: usize) -> usize {
     }
 }
 
-/// The bytes of a hash table: the elements, a control byte for each, and one group of control bytes.
+/// The bytes of a hash table: the elements, a control byte for each, and one more group of these.
 fn table(buckets: usize, size: usize) -> u64 {
     // The width of the group that the standard library's table compares at once, with SSE2.
     const GROUP: u64 = 16;
@@ -314,7 +315,7 @@ macro_rules! footprint {
                 let (needed, capacity) = (self.len().saturating_add(additional), self.capacity());
                 let buckets = match needed <= capacity {
                     true => buckets(capacity),
-                    // At most 7 of 8 buckets are used, so `needed` is rounded up to a multiple of 7.
+                    // At most 7 of 8 buckets are used: round up to a multiple of 7.
                     false => buckets(needed.max(capacity + 1).saturating_add(6)),
                 };
                 table(buckets, size_of::<$element>())

@@ -16,9 +16,9 @@ use crate::memcg::stock::objcg::Payer;
 
 /// Bytes that are charged to a cgroup until this value is dropped.
 ///
-/// A charge is only a number, so it can stand for any memory. Keep the `Charge` beside the memory it
-/// stands for. Any thread may drop it: the bytes are uncharged from the cgroup that pays. When that
-/// cgroup is removed, its parent pays. A charge does not keep a cgroup from being removed.
+/// A charge is only a number, so it can stand for any memory. Keep the `Charge` beside the memory
+/// it stands for. Any thread may drop it: the bytes are uncharged from the cgroup that pays. When
+/// that cgroup is removed, its parent pays. A charge does not keep a cgroup from being removed.
 ///
 /// Cost: when this CPU's stock holds enough bytes of the cgroup, a charge or its drop is one
 /// restartable sequence, whatever the depth of the cgroup. Otherwise the counters of the cgroup and
@@ -108,10 +108,10 @@ impl MergeError {
 impl Memcg {
     /// Charges `bytes` to this cgroup and all its ancestors.
     ///
-    /// Before a limit refuses, the stocks below the refusing cgroup are drained. Then its
-    /// [reclaim hooks](Memcg::on_reclaim) run, and then its [OOM callbacks](Memcg::on_oom). The call
-    /// waits while another thread runs hooks or OOM callbacks of the tree. If this cgroup is removed,
-    /// its nearest live ancestor is charged. A charge of 0 bytes is never refused.
+    /// Before a limit refuses, the stocks below the refusing cgroup are drained. Then its [reclaim
+    /// hooks](Memcg::on_reclaim) run, and then its [OOM callbacks](Memcg::on_oom). The call waits
+    /// while another thread runs hooks or OOM callbacks of the tree. If this cgroup is removed, its
+    /// nearest live ancestor is charged. A charge of 0 bytes is never refused.
     ///
     /// # Errors
     ///
@@ -123,8 +123,8 @@ impl Memcg {
 
     /// As [`charge`](Memcg::charge), for callers that must not block.
     ///
-    /// Does not run reclaim hooks or OOM callbacks and does not wait for them. It only drains stocks
-    /// before a limit refuses. [`on_high`](Memcg::on_high) callbacks are called.
+    /// Does not run reclaim hooks or OOM callbacks and does not wait for them. It only drains
+    /// stocks before a limit refuses. [`on_high`](Memcg::on_high) callbacks are called.
     ///
     /// # Errors
     ///
@@ -168,8 +168,8 @@ impl Memcg {
     ///
     /// # Errors
     ///
-    /// As for [`charge`](Memcg::charge). With [`Gfp::HIGH`] or [`Gfp::NOFAIL`] no limit refuses; then
-    /// the call fails only if the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
+    /// As for [`charge`](Memcg::charge). With [`Gfp::HIGH`] or [`Gfp::NOFAIL`] no limit refuses;
+    /// then the call fails only if the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
     #[inline]
     pub fn charge_with(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
         let token = self.node().token();
@@ -198,6 +198,21 @@ impl Charge {
     /// # Errors
     ///
     /// [`ChargeError`] when a limit refuses. The charge is unchanged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let mut buffer = tenant.charge(600)?;
+    /// buffer.grow(400)?; // before the buffer is enlarged
+    /// assert!(buffer.grow(1).is_err());
+    /// assert_eq!(buffer.bytes(), 1000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn grow(&mut self, bytes: u64) -> Result<(), ChargeError> {
         self.grow_with(bytes, Gfp::KERNEL)
@@ -312,8 +327,8 @@ impl Charge {
 
     /// Adds another charge that was made in the same cgroup to this one.
     ///
-    /// A charge that passed to its parent when its cgroup was removed cannot be merged with a charge
-    /// that was made in the parent.
+    /// A charge that passed to its parent when its cgroup was removed cannot be merged with a
+    /// charge that was made in the parent.
     ///
     /// # Errors
     ///
@@ -328,10 +343,10 @@ impl Charge {
 
     /// Moves the whole charge to another cgroup of the same tree, or leaves it where it is.
     ///
-    /// Common ancestors are not charged twice and cannot refuse. The limits of the other cgroup and of
-    /// its ancestors below the common one hold. Stocks are drained before one of them refuses, but no
-    /// reclaim hook runs. If the move leaves one of these cgroups above `high`, a `high` event is
-    /// raised and its [`on_high`](Memcg::on_high) callbacks are called.
+    /// Common ancestors are not charged twice and cannot refuse. The limits of the other cgroup and
+    /// of its ancestors below the common one hold. Stocks are drained before one of them refuses,
+    /// but no reclaim hook runs. If the move leaves one of these cgroups above `high`, a `high`
+    /// event is raised and its [`on_high`](Memcg::on_high) callbacks are called.
     ///
     /// # Errors
     ///
@@ -339,8 +354,21 @@ impl Charge {
     ///
     /// # Panics
     ///
-    /// If `memcg` belongs to another tree. A panic of an `on_high` callback is passed on; the charge
-    /// has been moved by then.
+    /// If `memcg` belongs to another tree. A panic of an `on_high` callback is passed on; the
+    /// charge has been moved by then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let (query, cache) = (pcpu.root().create("query")?, pcpu.root().create("cache")?);
+    /// let mut result = query.charge(1000)?;
+    /// result.transfer_to(&cache)?; // the cache keeps the result after the query
+    /// assert_eq!((query.current(), cache.current()), (0, 1000));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn transfer_to(&mut self, memcg: &Memcg) -> Result<(), ChargeError> {
         let Some(from) = self.token.payer() else { return Ok(()) };
         assert!(Arc::ptr_eq(&from.shared, &memcg.node().shared), "cgroups of one tree");

@@ -1,11 +1,12 @@
 //! Callbacks that users register with a cgroup: reclaim hooks, `high` callbacks, OOM callbacks.
 //!
-//! The kernel kills a process when nothing can be reclaimed. A library must not do that. It calls an
-//! OOM callback, which may end a tenant's work and returns whether the charge is worth another try.
-//! Without an OOM callback the charge is refused.
+//! The kernel kills a process when nothing can be reclaimed. A library must not do that. It calls
+//! an OOM callback, which may end a tenant's work and returns whether the charge is worth another
+//! try. Without an OOM callback the charge is refused.
 //!
-//! `memory.oom.group` means what it means in the kernel (Linux 6.18). Of the cgroups from the victim
-//! up to the one whose limit was reached, the highest with `oom_group` is to be ended as a whole.
+//! `memory.oom.group` means what it means in the kernel (Linux 6.18). Of the cgroups from the
+//! victim up to the one whose limit was reached, the highest with `oom_group` is to be ended as a
+//! whole.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,8 +156,8 @@ impl OomEvent {
     /// Records that the caller ended the work of `victim`: raises `oom_kill` there.
     ///
     /// If the victim belongs to a group that is to be ended as a whole
-    /// ([`oom_group`](Memcg::oom_group)), the group is returned and `oom_group_kill` is raised there.
-    /// The caller then ends the other members, and records each with
+    /// ([`oom_group`](Memcg::oom_group)), the group is returned and `oom_group_kill` is raised
+    /// there. The caller then ends the other members, and records each with
     /// [`record_member_kill`](OomEvent::record_member_kill).
     pub fn record_kill(&self, victim: &Memcg) -> Option<Memcg> {
         self.record_member_kill(victim);
@@ -181,13 +182,13 @@ impl Memcg {
     /// Registers a hook that frees memory of this cgroup before a limit refuses a charge.
     ///
     /// The hook returns how many bytes it freed. Hooks run in ascending `order`. Hooks of the same
-    /// order run from the top of the tree down. They take turns: the first one is the successor of the
-    /// hook that freed something last, so that no cgroup always pays for the others.
+    /// order run from the top of the tree down. They take turns: the first one is the successor of
+    /// the hook that freed something last, so that no cgroup always pays for the others.
     ///
     /// The hook runs on the thread that needs the memory. The only lock held is the tree's reclaim
-    /// lock, so other threads wait only if they need to reclaim too. The hook may charge and uncharge.
-    /// Its charges are never refused and start no reclaim. It must not wait for a thread that charges,
-    /// because that thread may wait for the hook.
+    /// lock, so other threads wait only if they need to reclaim too. The hook may charge and
+    /// uncharge. Its charges are never refused and start no reclaim. It must not wait for a thread
+    /// that charges, because that thread may wait for the hook.
     ///
     /// # Panics
     ///
@@ -239,6 +240,26 @@ impl Memcg {
     /// # Errors
     ///
     /// [`ReclaimError`] when the hooks freed less.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Charge, PerCpuAllocator};
+    /// use std::sync::{Arc, Mutex};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let cache: Arc<Mutex<Vec<Charge>>> = Arc::default();
+    /// cache.lock().unwrap().push(tenant.charge(800)?);
+    ///
+    /// let entries = Arc::clone(&cache);
+    /// let _hook = tenant.on_reclaim(0, move |_request| {
+    ///     entries.lock().unwrap().pop().map_or(0, |entry| entry.bytes())
+    /// });
+    /// assert_eq!(tenant.reclaim(500)?, 800);
+    /// assert_eq!(tenant.reclaim(500).unwrap_err().reclaimed, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reclaim(&self, bytes: u64) -> Result<u64, ReclaimError> {
         let mut reclaimed = 0u64;
         while reclaimed < bytes {
@@ -252,8 +273,8 @@ impl Memcg {
 
     /// Registers a callback that runs when a charge leaves this cgroup above `high`, after reclaim.
     ///
-    /// The callback runs on the thread that charged, without locks. Charges that it makes itself call
-    /// no `high` callback. See [`HighEvent`] for an example.
+    /// The callback runs on the thread that charged, without locks. Charges that it makes itself
+    /// call no `high` callback. See [`HighEvent`] for an example.
     ///
     /// # Panics
     ///
@@ -270,18 +291,19 @@ impl Memcg {
         self.node().callbacks.high.insert(0, callback)
     }
 
-    /// Registers a callback that runs when a charge at or below this cgroup does not fit and nothing
-    /// can be reclaimed. It returns whether the charge is worth another try.
+    /// Registers a callback that runs when a charge at or below this cgroup does not fit and
+    /// nothing can be reclaimed. It returns whether the charge is worth another try.
     ///
     /// The callback runs on the thread that charges, at most once for each charge. Callbacks of the
-    /// cgroup whose limit was reached come first, then those of its ancestors, until one returns true.
-    /// Only charges of at most 32 KiB (8 pages, as in the kernel) call it. Larger charges are refused
-    /// without an OOM. See [`OomEvent`] for an example.
+    /// cgroup whose limit was reached come first, then those of its ancestors, until one returns
+    /// true. Only charges of at most 32 KiB (8 pages, as in the kernel) call it. Larger charges are
+    /// refused without an OOM. See [`OomEvent`] for an example.
     ///
-    /// [`set_max`](Memcg::set_max) below the usage calls it as well, and repeats that while it returns
-    /// true and usage is above the limit. So return true only when something was freed.
+    /// [`set_max`](Memcg::set_max) below the usage calls it as well, and repeats that while it
+    /// returns true and usage is above the limit. So return true only when something was freed.
     ///
-    /// As with [reclaim hooks](Memcg::on_reclaim), charges that the callback makes are never refused.
+    /// As with [reclaim hooks](Memcg::on_reclaim), charges that the callback makes are never
+    /// refused.
     ///
     /// # Panics
     ///

@@ -1,12 +1,12 @@
 //! Futures that allocate for a cgroup, on any thread that polls them.
 //!
-//! A scope ([`Memcg::enter`]) belongs to a thread. A future moves between threads and shares each of
-//! them with other futures. So the scope is entered for one poll at a time, and once more for the
-//! drop.
+//! A scope ([`Memcg::enter`]) belongs to a thread. A future moves between threads and shares each
+//! of them with other futures. So the scope is entered for one poll at a time, and once more for
+//! the drop.
 //!
-//! The kernel sets the active memcg of a task (`set_active_memcg`). The task keeps it while it sleeps
-//! and moves between CPUs. Here the future is the task, `.await` is the sleep, and the threads of an
-//! executor are the CPUs.
+//! The kernel sets the active memcg of a task (`set_active_memcg`). The task keeps it while it
+//! sleeps and moves between CPUs. Here the future is the task, `.await` is the sleep, and the
+//! threads of an executor are the CPUs.
 
 use std::fmt;
 use std::future::Future;
@@ -19,18 +19,20 @@ use crate::memcg::handle::memcg::Memcg;
 
 /// Lets a future allocate for a cgroup, on any thread that polls it. Implemented for all futures.
 pub trait InMemcg: Future + Sized {
-    /// Wraps the future, so that every poll and its drop run within [`memcg.enter()`](Memcg::enter).
+    /// Wraps the future, so that every poll and its drop run within
+    /// [`memcg.enter()`](Memcg::enter).
     ///
-    /// Other work on the same threads is not affected. As with scopes, the innermost one counts, and
-    /// charges to a removed cgroup go to its nearest live ancestor. The scope covers neither tasks
-    /// that the future spawns nor the value that it returns, once the caller has that value.
+    /// Other work on the same threads is not affected. As with scopes, the innermost one counts,
+    /// and charges to a removed cgroup go to its nearest live ancestor. The scope covers neither
+    /// tasks that the future spawns nor the value that it returns, once the caller has that value.
     ///
     /// The wrapper is `Send` if the future is. Cost: one scope for each poll. The wrapper holds a
     /// handle of the cgroup, which does not keep the cgroup from being removed.
     ///
     /// # Panics
     ///
-    /// If the future panics. The scope is left in that case, and the next poll polls the future again.
+    /// If the future panics. The scope is left in that case, and the next poll polls the future
+    /// again.
     ///
     /// # Examples
     ///

@@ -19,13 +19,29 @@ impl Memcg {
     /// Sets the limit of this cgroup with its descendants. Usage may be equal to the limit.
     ///
     /// A limit below the present usage is legal and takes effect at once: charges are refused until
-    /// usage is within the limit. The call then drains stocks, runs [reclaim hooks](Memcg::on_reclaim)
-    /// and calls [OOM callbacks](Memcg::on_oom). It repeats that until usage is within the limit, or
-    /// until the hooks free nothing and no OOM callback asks for another try.
+    /// usage is within the limit. The call then drains stocks, runs [reclaim
+    /// hooks](Memcg::on_reclaim) and calls [OOM callbacks](Memcg::on_oom). It repeats that until
+    /// usage is within the limit, or until the hooks free nothing and no OOM callback asks for
+    /// another try.
     ///
     /// # Errors
     ///
     /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let held = tenant.charge(1000)?;
+    /// tenant.set_max(Limit::bytes(500))?; // legal: nothing is taken away
+    /// assert!(tenant.charge(1).is_err());
+    /// drop(held);
+    /// assert!(tenant.charge(500).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_max(&self, max: Limit) -> Result<(), TreeError> {
         self.set(Bound::Max, max)?;
         let node = self.node();
@@ -94,8 +110,8 @@ impl Memcg {
         self.node().counter.get(Bound::Low)
     }
 
-    /// Sets the protection by `low`. Its effect is bounded by the protection of the ancestors, which
-    /// siblings share.
+    /// Sets the protection by `low`. Its effect is bounded by the protection of the ancestors,
+    /// which siblings share.
     ///
     /// # Errors
     ///

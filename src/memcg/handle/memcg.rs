@@ -12,12 +12,12 @@ use crate::memcg::tree::current::{self, EnterGuard};
 
 /// A memory cgroup: a node of the tree to which memory is charged, with limits.
 ///
-/// A charge counts in the cgroup and in every ancestor. The limit of each of them may refuse it. Memory
-/// stays charged to the cgroup for which it was allocated, no matter which thread frees it. When the
-/// cgroup is removed, its remaining charges pass to the parent.
+/// A charge counts in the cgroup and in every ancestor. The limit of each of them may refuse it.
+/// Memory stays charged to the cgroup for which it was allocated, no matter which thread frees it.
+/// When the cgroup is removed, its remaining charges pass to the parent.
 ///
-/// This type is a handle. Cloning it is cheap, and dropping it removes nothing. Two handles are equal
-/// when they refer to the same cgroup. All methods may be called from any thread.
+/// This type is a handle. Cloning it is cheap, and dropping it removes nothing. Two handles are
+/// equal when they refer to the same cgroup. All methods may be called from any thread.
 ///
 /// Mirrors the memory controller of cgroup v2 as of Linux 6.18, with counters in bytes.
 ///
@@ -98,8 +98,8 @@ impl Memcg {
 
     /// Creates a child cgroup without a limit.
     ///
-    /// The child's own statistics and stocks are 16 bytes on every possible CPU. They are charged to
-    /// this cgroup until the child is removed.
+    /// The child's own statistics and stocks are 16 bytes on every possible CPU. They are charged
+    /// to this cgroup until the child is removed.
     ///
     /// # Errors
     ///
@@ -116,19 +116,49 @@ impl Memcg {
     /// # Errors
     ///
     /// [`TreeError::NotFound`] when there is no such descendant.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let query = pcpu.root().create("tenant")?.create("query")?;
+    /// assert_eq!(pcpu.root().find("tenant/query")?, query);
+    /// assert!(pcpu.root().find("query").unwrap_err().is_not_found());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn find(&self, path: &str) -> Result<Memcg, TreeError> {
         Ok(self.with(self.tree.find(&self.node, path)?))
     }
 
-    /// Removes this cgroup. Its remaining charges pass to its parent, at once and without a visit to
-    /// the objects.
+    /// Removes this cgroup. Its remaining charges pass to its parent, at once and without a visit
+    /// to the objects.
     ///
     /// The handle stays usable for reading. Creating children, attaching threads and setting limits
     /// fail. Removing a removed cgroup does nothing.
     ///
     /// # Errors
     ///
-    /// [`TreeError::Busy`] while it has children or attached threads, [`TreeError::IsRoot`].
+    /// [`TreeError::Busy`] while it has children or attached threads, [`TreeError::IsRoot`] for the
+    /// root.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let region = pcpu.root().create("region")?;
+    /// let tenant = region.create("tenant")?;
+    /// let still_used = tenant.charge(1000)?;
+    ///
+    /// assert!(region.remove().unwrap_err().is_busy());
+    /// tenant.remove()?;
+    /// assert_eq!((tenant.current(), region.current()), (0, 1000));
+    /// assert_eq!(still_used.cgroup(), "/region");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remove(&self) -> Result<(), TreeError> {
         self.tree.remove(&self.node)
     }
@@ -166,17 +196,17 @@ impl Memcg {
     /// Bytes in use by this cgroup and its descendants. The kernel's `memory.current`, without
     /// [cached](Memcg::cached) bytes.
     ///
-    /// 0 for a removed cgroup, because its charges passed to the parent. Cost: reads the stocks of this
-    /// cgroup and its descendants that hold or recently held bytes.
+    /// 0 for a removed cgroup, because its charges passed to the parent. Cost: reads the stocks of
+    /// this cgroup and its descendants that hold or recently held bytes.
     pub fn current(&self) -> u64 {
         self.node.current()
     }
 
     /// The highest usage so far. The kernel's `memory.peak`.
     ///
-    /// The peak is never lower than a [`current`](Memcg::current) that was read. Refused charges do not
-    /// count, and neither do charges whose allocation failed. For a cgroup without children that is
-    /// charged on one CPU the peak is exact. Otherwise it also counts the bytes that were
+    /// The peak is never lower than a [`current`](Memcg::current) that was read. Refused charges do
+    /// not count, and neither do charges whose allocation failed. For a cgroup without children
+    /// that is charged on one CPU the peak is exact. Otherwise it also counts the bytes that were
     /// [cached](Memcg::cached) at that moment, so it may be too high by up to 2 MiB for each CPU.
     pub fn peak(&self) -> u64 {
         // Reading it raises the peak.
@@ -186,12 +216,28 @@ impl Memcg {
 
     /// Bytes in the stocks of this cgroup and its descendants: charged ahead, not in use.
     ///
-    /// A CPU keeps bytes that were uncharged there, and sometimes charges more than was asked for, so
-    /// that the next charge finds its bytes on this CPU. The stocks of one CPU hold at most 2 MiB, of
-    /// which at most 256 KiB belong to one cgroup, no matter how many cgroups there are.
+    /// A CPU keeps bytes that were uncharged there, and sometimes charges more than was asked for,
+    /// so that the next charge finds its bytes on this CPU. The stocks of one CPU hold at most 2
+    /// MiB, of which at most 256 KiB belong to one cgroup, no matter how many cgroups there are.
     ///
-    /// A limit refuses only after the stocks below it were drained. While a cgroup is above `high`, no
-    /// stock at or below it holds anything.
+    /// A limit refuses only after the stocks below it were drained. While a cgroup is above `high`,
+    /// no stock at or below it holds anything.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(10_000))?;
+    /// drop(tenant.charge(1000)?); // perhaps this CPU keeps bytes of it
+    /// assert_eq!(tenant.current(), 0);
+    ///
+    /// let _all = tenant.charge(10_000)?; // cached bytes do not stand in the way
+    /// assert_eq!(tenant.current(), 10_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn cached(&self) -> u64 {
         self.node.cached()
     }
@@ -205,10 +251,11 @@ impl Memcg {
         self.node.drain()
     }
 
-    /// What this cgroup and its descendants use, by kind. The kernel's `memory.stat`, but never stale.
+    /// What this cgroup and its descendants use, by kind. The kernel's `memory.stat`, but never
+    /// stale.
     ///
-    /// The charges of removed descendants are included. All numbers of a removed cgroup are 0. Cost:
-    /// visits every descendant and every possible CPU.
+    /// The charges of removed descendants are included. All numbers of a removed cgroup are 0.
+    /// Cost: visits every descendant and every possible CPU.
     pub fn stat(&self) -> MemcgUsage {
         let percpu = self.tree.percpu(&self.node);
         let charged = self.current().saturating_sub(percpu);
@@ -241,28 +288,28 @@ impl Memcg {
     /// Makes the calling thread allocate for this cgroup until the guard is dropped. The kernel's
     /// `set_active_memcg`.
     ///
-    /// Scopes nest, and the innermost one counts. A scope overrides the cgroup to which the thread is
-    /// [attached](Memcg::attach_thread). Only allocations with
+    /// Scopes nest, and the innermost one counts. A scope overrides the cgroup to which the thread
+    /// is [attached](Memcg::attach_thread). Only allocations with
     /// [`Gfp::ACCOUNT`](crate::Gfp::ACCOUNT) are charged.
     ///
-    /// If the cgroup is removed while the scope is active, charges go to its nearest live ancestor. A
-    /// scope does not keep the cgroup from being removed. In a thread whose thread-local values are
-    /// being dropped, scopes have no effect, and the thread belongs to the root.
+    /// If the cgroup is removed while the scope is active, charges go to its nearest live ancestor.
+    /// A scope does not keep the cgroup from being removed. In a thread whose thread-local values
+    /// are being dropped, scopes have no effect, and the thread belongs to the root.
     pub fn enter(&self) -> EnterGuard {
         current::enter(self.tree.id(), Arc::clone(&self.node))
     }
 
-    /// Makes the calling thread allocate for this cgroup until it is attached to another one or ends.
-    /// The kernel's `cgroup.procs`.
+    /// Makes the calling thread allocate for this cgroup until it is attached to another one or
+    /// ends. The kernel's `cgroup.procs`.
     ///
     /// A thread that is attached to the root is not charged. Earlier allocations of the thread stay
-    /// charged to their cgroup. A cgroup with attached threads cannot be removed. A thread that ends is
-    /// detached.
+    /// charged to their cgroup. A cgroup with attached threads cannot be removed. A thread that
+    /// ends is detached.
     ///
     /// # Errors
     ///
-    /// [`TreeError::Removed`] for a removed cgroup. [`TreeError::ThreadEnding`] while the thread-local
-    /// values of the thread are being dropped. The thread stays attached as before.
+    /// [`TreeError::Removed`] for a removed cgroup. [`TreeError::ThreadEnding`] while the
+    /// thread-local values of the thread are being dropped. The thread stays attached as before.
     ///
     /// # Examples
     ///

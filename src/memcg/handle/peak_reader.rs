@@ -7,11 +7,12 @@ use crate::memcg::handle::memcg::Memcg;
 
 /// Reads the peak of a cgroup since the reader's last [reset](PeakReader::reset).
 ///
-/// Before the first reset it reads the peak since the cgroup was created. Readers do not affect each
-/// other. See [`Memcg::peak`] for what counts.
+/// Before the first reset it reads the peak since the cgroup was created. Readers do not affect
+/// each other. See [`Memcg::peak`] for what counts.
 ///
-/// While a reader that was reset exists, nothing is charged ahead for the cgroup and those below it,
-/// so that stocks raise the peak less. Charges that miss their stock then update counters more often.
+/// While a reader that was reset exists, nothing is charged ahead for the cgroup and those below
+/// it, so that stocks raise the peak less. Charges that miss their stock then update counters more
+/// often.
 ///
 /// # Examples
 ///

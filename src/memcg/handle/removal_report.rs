@@ -67,13 +67,14 @@ impl fmt::Display for RemovalReport {
 }
 
 impl Memcg {
-    /// Removes the cgroup as [`remove`](Memcg::remove) does, and reports what was still charged to it.
+    /// Removes the cgroup as [`remove`](Memcg::remove) does, and reports what was still charged to
+    /// it.
     ///
-    /// The report includes what earlier removed descendants left to it. For a cgroup that was removed
-    /// before, the report is empty.
+    /// The report includes what earlier removed descendants left to it. For a cgroup that was
+    /// removed before, the report is empty.
     ///
-    /// Cost: visits every accounted area of the allocator. Allocations and changes of the tree wait for
-    /// that. Meant for tests and for finding leaks.
+    /// Cost: visits every accounted area of the allocator. Allocations and changes of the tree wait
+    /// for that. Meant for tests and for finding leaks.
     ///
     /// # Errors
     ///

@@ -5,7 +5,8 @@ use std::ops::Deref;
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
 
-/// A cgroup for one request, query or test: removed when this value is dropped, with all cgroups below.
+/// A cgroup for one request, query or test: removed when this value is dropped, with all cgroups
+/// below.
 ///
 /// Remaining charges pass to the parent, as with [`Memcg::remove`]. Other handles do not keep the
 /// cgroup from being removed. A cgroup with attached threads cannot be removed. It stays, and so do

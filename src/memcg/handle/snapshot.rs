@@ -96,11 +96,11 @@ impl MemcgStats {
 impl Memcg {
     /// The statistics of this cgroup and all its descendants.
     ///
-    /// The numbers are read one after the other while other threads charge and uncharge. Together they
-    /// are exact when no thread does. The usage of a removed cgroup is 0.
+    /// The numbers are read one after the other while other threads charge and uncharge. Together
+    /// they are exact when no thread does. The usage of a removed cgroup is 0.
     ///
-    /// Cost: visits every descendant and, for each, every possible CPU. Creating and removing cgroups
-    /// waits for that.
+    /// Cost: visits every descendant and, for each, every possible CPU. Creating and removing
+    /// cgroups waits for that.
     pub fn snapshot(&self) -> MemcgSnapshot {
         let cgroups = self.tree().with_subtree(self.node(), |nodes| {
             let held = self.node().cached_by_cgroup();

@@ -14,10 +14,10 @@ use crate::memcg::handle::memcg::Memcg;
 impl Memcg {
     /// Slows the calling thread down if this cgroup or an ancestor is above `high`.
     ///
-    /// First reclaim hooks run. If usage is still above `high`, the thread sleeps. The delay grows with
-    /// the square of the excess, and with the bytes that were charged to this cgroup above `high`
-    /// since the last call. It is the kernel's formula. The delay is at most 2 seconds, and a delay of
-    /// up to 10 ms is skipped. Returns how long the thread slept.
+    /// First reclaim hooks run. If usage is still above `high`, the thread sleeps. The delay grows
+    /// with the square of the excess, and with the bytes that were charged to this cgroup above
+    /// `high` since the last call. It is the kernel's formula. The delay is at most 2 seconds, and
+    /// a delay of up to 10 ms is skipped. Returns how long the thread slept.
     ///
     /// Call it between pieces of work, without holding locks. Cost when no `high` is exceeded: one
     /// atomic instruction, and a few loads for each ancestor.
@@ -44,7 +44,8 @@ impl Memcg {
         delay
     }
 
-    /// As [`throttle`](Memcg::throttle), for async code: the future waits without blocking a thread.
+    /// As [`throttle`](Memcg::throttle), for async code: the future waits without blocking a
+    /// thread.
     ///
     /// It works with any executor. Reclaim hooks run in its first poll.
     pub fn throttled(&self) -> Throttle {
