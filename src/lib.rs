@@ -46,43 +46,43 @@
 //!
 //! # What is charged
 //!
-//! An area of *size* bytes, rounded up to 4, costs *size* × possible CPUs. The vector of owners costs 8
-//! more bytes for every 4 bytes of *size*. This is the kernel's formula since 5.18. The charge is for
-//! all possible CPUs, whether or not their copies are ever used, so that it does not change after the
-//! allocation. A cgroup's own statistics and stocks are 16 bytes on each CPU, charged to its parent.
-//! [`Memcg::charge`] charges any other memory, exact to the byte.
+//! An area of *size* bytes, rounded up to 4, costs *size* × possible CPUs. The vector of owners
+//! costs 8 more bytes for every 4 bytes of *size*. This is the kernel's formula since 5.18. The
+//! charge is for all possible CPUs, whether or not their copies are ever used, so that it does not
+//! change after the allocation. A cgroup's own statistics and stocks are 16 bytes on each CPU,
+//! charged to its parent. [`Memcg::charge`] charges any other memory, exact to the byte.
 //!
 //! # Stocks
 //!
-//! A CPU keeps bytes that are charged ahead for the cgroups that are active on it. So most charges are
-//! one restartable sequence, whatever the depth of the cgroup. The stocks of one CPU hold at most 2
-//! MiB, of which at most 256 KiB belong to one cgroup. Bytes in stocks are not in use:
+//! A CPU keeps bytes that are charged ahead for the cgroups that are active on it. So most charges
+//! are one restartable sequence, whatever the depth of the cgroup. The stocks of one CPU hold at
+//! most 2 MiB, of which at most 256 KiB belong to one cgroup. Bytes in stocks are not in use:
 //! [`Memcg::current`] leaves them out. A limit refuses only after the stocks below it were emptied,
 //! unless the system forbids every way to stop sequences; see [`Refusal::cached`].
 //!
 //! # Memory
 //!
-//! A chunk is one mapping with a copy for every possible CPU. With [`Populate::Lazy`], the default, a
-//! copy takes memory when it is first written. So a process that uses 2 of 256 CPUs takes the memory
-//! of 2 copies. Copies of neighbouring CPUs are 128 bytes more than a whole number of pages apart, so
-//! that the copies of an object do not all fall into one set of the L1 cache.
+//! A chunk is one mapping with a copy for every possible CPU. With [`Populate::Lazy`], the default,
+//! a copy takes memory when it is first written. So a process that uses 2 of 256 CPUs takes the
+//! memory of 2 copies. Copies of neighbouring CPUs are 128 bytes more than a whole number of pages
+//! apart, so that the copies of an object do not all fall into one set of the L1 cache.
 //!
 //! # System calls
 //!
 //! Sequences need `rseq`, which glibc calls since 2.35, and pass a self test that calls
 //! `sched_setaffinity`. Without them, operations are atomic instructions; see [`ThisCpu::tier`].
-//! Stocks that are used by sequences need `membarrier`. Without it, stocks are used under locks. If a
-//! filter that is installed later forbids `membarrier`, the stocks of other CPUs are emptied by a visit
-//! to each CPU. The visit needs `sched_getaffinity`, `sched_setaffinity` and a readable
+//! Stocks that are used by sequences need `membarrier`. Without it, stocks are used under locks. If
+//! a filter that is installed later forbids `membarrier`, the stocks of other CPUs are emptied by a
+//! visit to each CPU. The visit needs `sched_getaffinity`, `sched_setaffinity` and a readable
 //! `/proc/self/task`. The README has a table.
 //!
 //! # Threads, signals, fork
 //!
 //! Everything may be used from any thread. A signal handler may use operations on [`Local`] and the
 //! types that consist of it, and references and addresses that were obtained before. It must not
-//! allocate, free or drop. A forked child has a private copy of all per-CPU memory, on which the same
-//! operations work. The thread of [`BalanceMode::Background`] does not exist in the child, and locks
-//! that other threads held during the fork stay locked. So such a child should not allocate.
+//! allocate, free or drop. A forked child has a private copy of all per-CPU memory, on which the
+//! same operations work. The thread of [`BalanceMode::Background`] does not exist in the child, and
+//! locks that other threads held during the fork stay locked. So such a child should not allocate.
 //!
 //! `ARCHITECTURE.md` describes layers, locks and invariants.
 

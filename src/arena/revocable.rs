@@ -6,9 +6,9 @@
 //!     inner (locked) ── WordPair ─────────────►                       copy of CPU 1 …
 //! ```
 //!
-//! The layer above defines the meaning of the *guarded* word. Here it is a number to which sequences
-//! add unless the sum would have a guard bit set (see [`crate::sys::gate`]). The *sum* is a signed
-//! number. Only its total over all CPUs has a meaning.
+//! The layer above defines the meaning of the *guarded* word. Here it is a number to which
+//! sequences add unless the sum would have a guard bit set (see [`crate::sys::gate`]). The *sum* is
+//! a signed number. Only its total over all CPUs has a meaning.
 //!
 //! There are three ways to change the guarded word of a CPU:
 //!
@@ -18,9 +18,9 @@
 //! | [`update_here`](RevocableWords::update_here) | a thread that holds that CPU's lock and runs there | other holders of the lock, but not sequences |
 //! | [`update`](RevocableWords::update) | a thread that holds that CPU's lock, while the gate is [shut](RevocableWords::shut) and fenced | everything |
 //!
-//! The lock of a CPU belongs to the layer above. In a process whose sequences cannot be stopped, the
-//! gate never opens, and the lock excludes everything. A caller that breaks these rules loses an
-//! update, but memory stays safe.
+//! The lock of a CPU belongs to the layer above. In a process whose sequences cannot be stopped,
+//! the gate never opens, and the lock excludes everything. A caller that breaks these rules loses
+//! an update, but memory stays safe.
 //!
 //! * W1: the area is freed only after the gate was closed for good, every earlier sequence was
 //!   stopped, and no thread holds `inner`.
@@ -45,7 +45,8 @@ const SUM: usize = 1;
 #[repr(C)]
 pub(crate) struct RevocableWords<O: Owner> {
     gate: RseqGate,
-    /// In a box, so that the gate, which every sequence reads, shares its cache line with little else.
+    /// In a box, so that the gate, which every sequence reads, shares its cache line with little
+    /// else.
     inner: Box<RwLock<Inner<O>>>,
 }
 
@@ -62,9 +63,9 @@ impl<O: Owner> Inner<O> {
     /// Opens the gate if W2 allows it.
     fn open(&self, gate: &RseqGate) {
         if let Some(words) = self.words.as_ref().filter(|_| self.was_open && self.shut == 0) {
-            // SAFETY: the words exist in this arena (see `Words`), and are accessed as `Words` says.
-            // They are freed after `take_out`, which requires the gate closed for good and fenced
-            // (W1). No thread opens it for other words before that (W2).
+            // SAFETY: the words exist in this arena (see `Words`), and are accessed as `Words`
+            // says. They are freed after `take_out`, which requires the gate closed for good and
+            // fenced (W1). No thread opens it for other words before that (W2).
             unsafe { gate.open(words.locator(), words.first().cast()) };
         }
     }
@@ -99,8 +100,8 @@ impl<O: Owner> RevocableWords<O> {
         }
     }
 
-    /// Adds `delta` to this CPU's guarded word. False when nothing was added: the gate is closed, or
-    /// the sum would have bit `GUARD` set or overflow as a signed number.
+    /// Adds `delta` to this CPU's guarded word. False when nothing was added: the gate is closed,
+    /// or the sum would have bit `GUARD` set or overflow as a signed number.
     #[inline(always)]
     pub(crate) fn add_unless<const GUARD: u32>(&self, delta: u64) -> bool {
         self.gate.add_unless::<GUARD>(delta)
@@ -126,8 +127,9 @@ impl<O: Owner> RevocableWords<O> {
 
     /// Replaces the guarded word of `cpu` by the result of `change`, and returns the old value.
     ///
-    /// Returns `None` and changes nothing when `change` returns `None`, when the thread no longer runs
-    /// on `cpu`, or when there is no word. The caller holds that CPU's lock. Sequences may run there.
+    /// Returns `None` and changes nothing when `change` returns `None`, when the thread no longer
+    /// runs on `cpu`, or when there is no word. The caller holds that CPU's lock. Sequences may run
+    /// there.
     pub(crate) fn update_here(
         &self,
         cpu: usize,
@@ -174,8 +176,8 @@ impl<O: Owner> RevocableWords<O> {
     /// Shuts the gate until [`reopen`](Self::reopen). Sequences that are under way may still commit
     /// until a [`gate::fence`].
     ///
-    /// Several threads may have the gate shut at the same time. Each must ensure that no other words
-    /// are installed before it reopens the gate.
+    /// Several threads may have the gate shut at the same time. Each must ensure that no other
+    /// words are installed before it reopens the gate.
     pub(crate) fn shut(&self) {
         let mut inner = self.inner.write();
         inner.shut += 1;
@@ -189,8 +191,8 @@ impl<O: Owner> RevocableWords<O> {
         inner.open(&self.gate);
     }
 
-    /// Closes the gate for good. False when the system refuses to stop sequences; then the words must
-    /// not be taken out.
+    /// Closes the gate for good. False when the system refuses to stop sequences; then the words
+    /// must not be taken out.
     #[must_use]
     pub(crate) fn close(&self) -> bool {
         let was_open = {

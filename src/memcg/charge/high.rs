@@ -1,13 +1,14 @@
 //! Above `high`: reclaim, events, and a delay for the thread that charges.
 //!
-//! `high` never refuses. A charge that leaves a cgroup above `high` raises a `high` event there. If it
-//! may block, it runs reclaim hooks. Then it calls the callbacks. The caller decides where to wait, at
-//! a point where it holds no locks.
+//! `high` never refuses. A charge that leaves a cgroup above `high` raises a `high` event there. If
+//! it may block, it runs reclaim hooks. Then it calls the callbacks. The caller decides where to
+//! wait, at a point where it holds no locks.
 //!
-//! The delay is the kernel's (Linux 6.18, see `counter::delay`). The kernel counts the bytes charged
-//! above `high` for each task, and the task sleeps when it returns to user space. Here each cgroup
-//! counts the bytes that were charged to it, and the first thread that throttles waits for all of
-//! them. An event is raised once for a charge or a throttling, not for every attempt to reclaim.
+//! The delay is the kernel's (Linux 6.18, see `counter::delay`). The kernel counts the bytes
+//! charged above `high` for each task, and the task sleeps when it returns to user space. Here each
+//! cgroup counts the bytes that were charged to it, and the first thread that throttles waits for
+//! all of them. An event is raised once for a charge or a throttling, not for every attempt to
+//! reclaim.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{HighAsk, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
 
-/// The usage, if it is above `high`. The stocks below are empty in that case, so all of it is in use.
+/// The usage, if it is above `high`. The stocks below are empty in that case, so all of it is in
+/// use.
 fn above_high(node: &Arc<Node>) -> Option<u64> {
     if node.is_root() || !node.counter.is_above_high() {
         return None;

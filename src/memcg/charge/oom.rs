@@ -6,8 +6,8 @@ use crate::memcg::charge::reentrancy::Inside;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{OomAsk, OomCallback};
 
-/// Calls the callbacks of a cgroup, and then those of its ancestors, until one returns that the charge
-/// is worth another try.
+/// Calls the callbacks of a cgroup, and then those of its ancestors, until one returns that the
+/// charge is worth another try.
 pub(crate) fn ask(node: &Arc<Node>, bytes: u64) -> bool {
     let callbacks = || node.ancestors().flat_map(|node| node.callbacks.oom.snapshot());
     if callbacks().next().is_none() {

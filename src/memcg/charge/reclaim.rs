@@ -1,23 +1,24 @@
 //! Running reclaim hooks.
 //!
-//! Code that holds memory which it can free registers a hook at a cgroup. Hooks run when a charge does
-//! not fit, when a cgroup is above `high`, when a limit is lowered, and when `Memcg::reclaim` is
-//! called. The hooks at and below the target cgroup run one after the other, in ascending order. Hooks
-//! of the same order run from the top of the tree down, beginning with the successor of the hook that
-//! freed something last. Mirrors the kernel's reclaim of a cgroup (Linux 6.18), with hooks in place of
-//! page lists.
+//! Code that holds memory which it can free registers a hook at a cgroup. Hooks run when a charge
+//! does not fit, when a cgroup is above `high`, when a limit is lowered, and when `Memcg::reclaim`
+//! is called. The hooks at and below the target cgroup run one after the other, in ascending order.
+//! Hooks of the same order run from the top of the tree down, beginning with the successor of the
+//! hook that freed something last. Mirrors the kernel's reclaim of a cgroup (Linux 6.18), with
+//! hooks in place of page lists.
 //!
-//! * Protection: the hook of a cgroup whose usage is within its effective `min` does not run. The hook
-//!   of a cgroup within its effective `low` runs only if no other hook freed anything; then a `low`
-//!   event is raised. Other hooks are asked for no more than the usage above the protection. The
-//!   effective values are those of `protection`, from the target downwards. The target's own
+//! * Protection: the hook of a cgroup whose usage is within its effective `min` does not run. The
+//!   hook of a cgroup within its effective `low` runs only if no other hook freed anything; then a
+//!   `low` event is raised. Other hooks are asked for no more than the usage above the protection.
+//!   The effective values are those of `protection`, from the target downwards. The target's own
 //!   protection does not count. The values are computed again before every hook. The sum of the
 //!   siblings' claims is computed again only after a hook freed something.
-//! * One thread reclaims at a time in a tree. A thread that had to wait checks first whether it still
-//!   needs the memory.
-//! * Hooks are asked for a little more than is needed, so that the next charge need not reclaim again.
-//! * A hook may charge. Its charges are never refused and start no reclaim, so a hook is never called
-//!   from within a hook.
+//! * One thread reclaims at a time in a tree. A thread that had to wait checks first whether it
+//!   still needs the memory.
+//! * Hooks are asked for a little more than is needed, so that the next charge need not reclaim
+//!   again.
+//! * A hook may charge. Its charges are never refused and start no reclaim, so a hook is never
+//!   called from within a hook.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -33,7 +34,8 @@ use crate::memcg::notify::counts::EventKind;
 /// How often reclaim is repeated while hooks free something: the kernel's `MAX_RECLAIM_RETRIES`.
 pub(crate) const RETRIES: u32 = 16;
 
-/// The most bytes that hooks are asked for beyond the need: 32 pages, the kernel's `SWAP_CLUSTER_MAX`.
+/// The most bytes that hooks are asked for beyond the need: 32 pages, the kernel's
+/// `SWAP_CLUSTER_MAX`.
 const MOST_BEYOND: u64 = 32 * 4096;
 
 /// A hook that is to run, unless it is unregistered before.
@@ -52,11 +54,11 @@ impl Turn {
 /// For a cgroup and a bound, the sum of what its children claim.
 type Claims = HashMap<(*const Node, Bound), u128>;
 
-/// Runs hooks of this cgroup and its descendants until they freed about `bytes`. Returns how much they
-/// report as freed.
+/// Runs hooks of this cgroup and its descendants until they freed about `bytes`. Returns how much
+/// they report as freed.
 ///
-/// `is_enough` is asked after the wait for the reclaim lock. If it is true, no hook runs and the result
-/// is 1, so that the caller tries again.
+/// `is_enough` is asked after the wait for the reclaim lock. If it is true, no hook runs and the
+/// result is 1, so that the caller tries again.
 pub(crate) fn run(
     target: &Arc<Node>,
     bytes: u64,

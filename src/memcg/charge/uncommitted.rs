@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::memcg::node::{Node, Token, walk};
 
-/// A charge that is undone when this is dropped, because an allocation failed or a callback panicked.
+/// A charge that is undone when this is dropped, because an allocation failed or a callback
+/// panicked.
 ///
 /// [`commit`](Uncommitted::commit) makes it permanent.
 #[derive(Debug)]
@@ -14,7 +15,8 @@ pub(crate) struct Uncommitted {
     token: &'static Token,
     bytes: u64,
     has_reference: bool,
-    /// The cgroup whose counters were changed; `None` when a stock paid. The commit raises its peaks.
+    /// The cgroup whose counters were changed; `None` when a stock paid. The commit raises its
+    /// peaks.
     walked: Option<Arc<Node>>,
 }
 
@@ -39,7 +41,8 @@ impl Uncommitted {
         self.token
     }
 
-    /// Makes the charge permanent without raising peaks. The caller owns the reference from here on.
+    /// Makes the charge permanent without raising peaks. The caller owns the reference from here
+    /// on.
     pub(crate) fn keep(mut self) {
         self.walked = None;
         mem::forget(self);

@@ -8,8 +8,8 @@
 //!   integer = [ "-" | "+" ] digits [ newline ]                 of 32 bits
 //! ```
 //!
-//! Blanks around an amount are ignored. Mirrors the kernel's `memparse`, as `memory.max` uses it, and
-//! `kstrtoint` (Linux 6.18), with three differences on purpose:
+//! Blanks around an amount are ignored. Mirrors the kernel's `memparse`, as `memory.max` uses it,
+//! and `kstrtoint` (Linux 6.18), with three differences on purpose:
 //!
 //! * A number that does not fit into 64 bits is an error. The kernel wraps: `16E` is a limit of 0.
 //! * A text without digits is an error. The kernel reads the empty text, or a suffix alone, as 0.
@@ -134,11 +134,11 @@ impl NumberError {
     }
 }
 
-/// Reads the text of `memory.max`: `max`, or a number of bytes with an optional suffix K, M, G, T, P
-/// or E.
+/// Reads the text of `memory.max`: `max`, or a number of bytes with an optional suffix K, M, G, T,
+/// P or E.
 ///
-/// The number is decimal, octal after a `0`, or hexadecimal after `0x`. Blanks around it are ignored.
-/// 2⁶⁴ − 1 is the same as `max`.
+/// The number is decimal, octal after a `0`, or hexadecimal after `0x`. Blanks around it are
+/// ignored. 2⁶⁴ − 1 is the same as `max`.
 impl FromStr for Limit {
     type Err = NumberError;
 
@@ -211,8 +211,8 @@ fn bytes(text: &str) -> Result<u64, NumberError> {
     value.and_then(|value| value.checked_mul(unit)).ok_or_else(|| NumberError::out_of_range(text))
 }
 
-/// Splits `text` into the number at its beginning and the rest. The inner `None` stands for a number
-/// that does not fit into 64 bits. The result is `None` when there are no digits.
+/// Splits `text` into the number at its beginning and the rest. The inner `None` stands for a
+/// number that does not fit into 64 bits. The result is `None` when there are no digits.
 fn digits(text: &str) -> Option<(Option<u64>, &str)> {
     let (radix, text) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         // `0x` without a hexadecimal digit after it is the number 0, followed by an x.

@@ -13,10 +13,11 @@ impl AreaCost {
         AreaCost { nr_possible }
     }
 
-    /// The bytes charged for an area of `size` bytes: its copies on all possible CPUs, and its slots
-    /// in the owners' vector.
+    /// The bytes charged for an area of `size` bytes: its copies on all possible CPUs, and its
+    /// slots in the owners' vector.
     ///
-    /// It is the kernel's `pcpu_obj_full_size` since 5.18. Charge, uncharge and statistic all use it.
+    /// It is the kernel's `pcpu_obj_full_size` since 5.18. Charge, uncharge and statistic all use
+    /// it.
     pub(crate) fn full_size(&self, size: usize) -> u64 {
         let slots = size / GRANULE_SIZE * size_of::<*const ()>();
         (size * self.nr_possible + slots) as u64

@@ -1,12 +1,12 @@
 //! How long a thread waits when its cgroup is above `memory.high`.
 //!
-//! The formula is that of the kernel's `mem_cgroup_handle_over_high` (Linux 6.18). The delay is *r*²
-//! seconds for every page that was charged while usage was above `high`, where
-//! *r* = (usage − high) / high. With usage a tenth above `high`, 64 pages cost 0.64 s. The delay is at
-//! most 2 s. A delay of up to 10 ms is skipped.
+//! The formula is that of the kernel's `mem_cgroup_handle_over_high` (Linux 6.18). The delay is
+//! *r*² seconds for every page that was charged while usage was above `high`, where *r* = (usage −
+//! high) / high. With usage a tenth above `high`, 64 pages cost 0.64 s. The delay is at most 2 s. A
+//! delay of up to 10 ms is skipped.
 //!
-//! The kernel multiplies by 64 pages divided by its batch. That factor is 1, because its batch is 64
-//! pages.
+//! The kernel multiplies by 64 pages divided by its batch. That factor is 1, because its batch is
+//! 64 pages.
 
 use std::time::Duration;
 
@@ -15,13 +15,15 @@ use crate::memcg::counter::amount::Limit;
 /// The longest delay: the kernel's `MEMCG_MAX_HIGH_DELAY_JIFFIES`, 2 seconds.
 const MAX_DELAY: Duration = Duration::from_secs(2);
 
-/// The longest delay that is skipped: the kernel's 10 ms, below which a sleep costs more than it helps.
+/// The longest delay that is skipped: the kernel's 10 ms, below which a sleep costs more than it
+/// helps.
 const TOLERATED: Duration = Duration::from_millis(10);
 
 /// Binary places of a [`HighDelay`]: the kernel's `MEMCG_DELAY_PRECISION_SHIFT`.
 const FRACTION_BITS: u32 = 20;
 
-/// log2 of the bytes that cost *r*² seconds: a page of 4096 bytes, on machines with larger pages too.
+/// log2 of the bytes that cost *r*² seconds: a page of 4096 bytes, on machines with larger pages
+/// too.
 const PAGE_BITS: u32 = 12;
 
 /// The excess of usage above `high`, as a fraction of `high`.

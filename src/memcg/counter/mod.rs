@@ -85,8 +85,8 @@ impl Counter {
         }
     }
 
-    /// Whether `bytes`, of which some are charged ahead, could be added now without exceeding `max`,
-    /// `high` or the peak.
+    /// Whether `bytes`, of which some are charged ahead, could be added now without exceeding
+    /// `max`, `high` or the peak.
     pub(crate) fn has_room_to_spare(&self, bytes: u64) -> bool {
         // Relaxed: a decision that concurrent charges may make wrong; `try_add` checks again.
         let most = self.get(Bound::Max).min(self.get(Bound::High)).number();
@@ -109,8 +109,9 @@ impl Counter {
 
     /// Whether stocks may hold bytes that are charged here (T4).
     ///
-    /// All loads are SeqCst. A thread that bans stocks or lowers a bound looks for stocks afterwards.
-    /// Either it finds the stock of the caller, or the caller sees the ban or the bound.
+    /// All loads are SeqCst. A thread that bans stocks or lowers a bound looks for stocks
+    /// afterwards. Either it finds the stock of the caller, or the caller sees the ban or the
+    /// bound.
     pub(crate) fn may_stock(&self) -> bool {
         self.bans.load(Ordering::SeqCst) == 0 && !self.is_above_max() && !self.is_above_high()
     }

@@ -1,8 +1,8 @@
 //! Peaks since a moment that each reader chooses.
 //!
-//! Mirrors `memory.peak` (Linux 6.12), where an open file has a peak of its own after a write to it.
-//! In the kernel, a reset folds only the present usage into the peaks of other readers, so that a
-//! higher peak in between is lost. Here each reader's peak is raised separately.
+//! Mirrors `memory.peak` (Linux 6.12), where an open file has a peak of its own after a write to
+//! it. In the kernel, a reset folds only the present usage into the peaks of other readers, so that
+//! a higher peak in between is lost. Here each reader's peak is raised separately.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -41,7 +41,8 @@ pub(crate) struct Peaks {
     peaks: OnceArc<List>,
 }
 
-/// A list that is read without a lock, so that charges on different CPUs do not wait for each other.
+/// A list that is read without a lock, so that charges on different CPUs do not wait for each
+/// other.
 #[derive(Debug, Default)]
 struct List {
     changing: Mutex<()>,
@@ -82,8 +83,9 @@ impl Peaks {
 
     /// True when there is a reader.
     ///
-    /// A charge changes usage and then loads the flag. A reader stores the flag and then loads usage.
-    /// All four accesses are SeqCst, so that at least one of the two sees the store of the other.
+    /// A charge changes usage and then loads the flag. A reader stores the flag and then loads
+    /// usage. All four accesses are SeqCst, so that at least one of the two sees the store of the
+    /// other.
     pub(crate) fn is_any(&self) -> bool {
         self.is_any.load(Ordering::SeqCst)
     }

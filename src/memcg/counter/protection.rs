@@ -11,17 +11,17 @@
 //!     └─ D  setting 25 M, usage 50 M          25 M                     17 M
 //! ```
 //!
-//! `min` and `low` follow the same rule, each with its own numbers. Effective values are computed from
-//! the top down, beginning at the target of reclaim:
+//! `min` and `low` follow the same rule, each with its own numbers. Effective values are computed
+//! from the top down, beginning at the target of reclaim:
 //!
-//! * X1: the target of reclaim is not protected, and does not bound its children. Their settings are
-//!   their effective values.
+//! * X1: the target of reclaim is not protected, and does not bound its children. Their settings
+//!   are their effective values.
 //! * X2: below that, siblings together get at most the effective protection of their parent.
 //! * X3: below that, no cgroup gets more than its claim.
 //!
 //! Mirrors `mem_cgroup_calculate_protection` (Linux 6.18) without the mount option
-//! `memory_recursiveprot`: protection that the children do not claim protects no one. Numbers are in
-//! bytes. Products have 128 bits, where the kernel relies on them to fit into a word.
+//! `memory_recursiveprot`: protection that the children do not claim protects no one. Numbers are
+//! in bytes. Products have 128 bits, where the kernel relies on them to fit into a word.
 
 /// The protection that a cgroup distributes to its children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The callbacks that users registered with one cgroup, as plain closures.
 //!
-//! The closures create the public types. This layer knows a cgroup only as `N`. So the code that calls
-//! a closure does not depend on the public interface.
+//! The closures create the public types. This layer knows a cgroup only as `N`. So the code that
+//! calls a closure does not depend on the public interface.
 
 use std::fmt;
 use std::sync::Arc;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Tells how often each event happened in a cgroup since it was created.
 ///
-/// `Display` writes the text of the kernel's `memory.events`. The numbers are read one after the other,
-/// so events in between may be in some of them only.
+/// `Display` writes the text of the kernel's `memory.events`. The numbers are read one after the
+/// other, so events in between may be in some of them only.
 ///
 /// # Examples
 ///

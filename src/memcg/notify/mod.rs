@@ -17,9 +17,10 @@
 //! * E2: after an event, every watch of the cgroup becomes ready.
 //! * E3: no lock is held while a waker runs, and a panic of a waker is contained.
 //!
-//! Mirrors `memory.events` and `memory.events.local`. An event counts locally at the cgroup where it
-//! happened. It counts hierarchically there and at all ancestors except the root. The kernel limits
-//! the notifications of these files to one in 10 ms. A watch always returns the newest counts.
+//! Mirrors `memory.events` and `memory.events.local`. An event counts locally at the cgroup where
+//! it happened. It counts hierarchically there and at all ancestors except the root. The kernel
+//! limits the notifications of these files to one in 10 ms. A watch always returns the newest
+//! counts.
 
 pub(crate) mod callbacks;
 pub(crate) mod counts;
@@ -36,9 +37,9 @@ use crate::memcg::once_arc::OnceArc;
 
 /// Counts an event, and wakes the watches.
 ///
-/// `levels` are the cgroup of the event and then its ancestors. The event counts locally at the first
-/// one, and hierarchically at all. The root, marked by `true`, counts only its own events. The caller
-/// must hold no lock, because wakers run (E3).
+/// `levels` are the cgroup of the event and then its ancestors. The event counts locally at the
+/// first one, and hierarchically at all. The root, marked by `true`, counts only its own events.
+/// The caller must hold no lock, because wakers run (E3).
 pub(crate) fn raise<'a>(kind: EventKind, levels: impl IntoIterator<Item = (&'a Events, bool)>) {
     for (depth, (events, is_root)) in levels.into_iter().enumerate() {
         if depth == 0 {

@@ -7,8 +7,8 @@
 //!            Registration (held by the user)
 //! ```
 //!
-//! * C1: callbacks are called in ascending order. Callbacks of the same order are called in the order
-//!   of their registration.
+//! * C1: callbacks are called in ascending order. Callbacks of the same order are called in the
+//!   order of their registration.
 //! * C2: no lock of this module is held while a callback is called or dropped. So a callback may
 //!   register and unregister callbacks, itself included.
 //! * C3: a registration keeps neither the callback nor the cgroup alive.
@@ -24,9 +24,9 @@ use crate::memcg::once_arc::OnceArc;
 
 /// Keeps a callback registered until this value is dropped.
 ///
-/// After the drop no new call begins. A call that another thread began before may still be running. A
-/// callback may drop its own registration. A registration does not keep the cgroup alive, and has no
-/// effect after the cgroup was dropped.
+/// After the drop no new call begins. A call that another thread began before may still be running.
+/// A callback may drop its own registration. A registration does not keep the cgroup alive, and has
+/// no effect after the cgroup was dropped.
 ///
 /// # Examples
 ///

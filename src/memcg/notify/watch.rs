@@ -17,12 +17,13 @@ use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
 
 /// Waits for events of a cgroup and its descendants, in a thread or in a task.
 ///
-/// A watch remembers the counts that it returned last, at first those at its creation. It is ready when
-/// the present counts differ from them. Several events between two calls are returned as one change.
-/// Watches do not affect each other. They work with any executor, and in threads without one.
+/// A watch remembers the counts that it returned last, at first those at its creation. It is ready
+/// when the present counts differ from them. Several events between two calls are returned as one
+/// change. Watches do not affect each other. They work with any executor, and in threads without
+/// one.
 ///
-/// A watch keeps the counters alive, but not the cgroup. After the cgroup was removed and dropped, the
-/// watch sees no more changes.
+/// A watch keeps the counters alive, but not the cgroup. After the cgroup was removed and dropped,
+/// the watch sees no more changes.
 ///
 /// # Examples
 ///
@@ -95,8 +96,8 @@ impl EventWatch {
         Changed { watch: self }
     }
 
-    /// As [`changed`](EventWatch::changed), for a hand-written future or stream. Only the waker of the
-    /// last call is woken.
+    /// As [`changed`](EventWatch::changed), for a hand-written future or stream. Only the waker of
+    /// the last call is woken.
     pub fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<MemcgEvents> {
         if let Some(new) = self.see() {
             return Poll::Ready(new);
@@ -209,11 +210,11 @@ impl Observed {
 /// The watches that wait for an event.
 ///
 /// An event counts, and then loads `any`. A watch stores `any`, and then loads the counts. All four
-/// accesses are SeqCst, so that at least one of the two sees the store of the other, and no wake-up is
-/// lost. An event that finds `any` false takes no lock.
+/// accesses are SeqCst, so that at least one of the two sees the store of the other, and no wake-up
+/// is lost. An event that finds `any` false takes no lock.
 ///
-/// Wakers are cloned, woken and dropped outside the lock. They are code of an executor, and may drop a
-/// task together with its watches.
+/// Wakers are cloned, woken and dropped outside the lock. They are code of an executor, and may
+/// drop a task together with its watches.
 #[derive(Debug, Default)]
 struct Waiters {
     /// Whether `wakers` is not empty. Changed under its lock.

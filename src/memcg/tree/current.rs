@@ -55,8 +55,8 @@ pub(crate) fn this_thread() -> u32 {
 
 /// Calls `look` with the thread's current cgroup in the tree; `None` stands for the root.
 ///
-/// A thread that is ending and has dropped its memberships belongs to the root. `look` must not enter
-/// or attach, because the memberships are borrowed.
+/// A thread that is ending and has dropped its memberships belongs to the root. `look` must not
+/// enter or attach, because the memberships are borrowed.
 #[inline]
 pub(crate) fn with<R>(tree: TreeId, look: impl FnOnce(&Arc<Node>) -> R) -> Option<R> {
     MEMBERSHIPS
@@ -74,8 +74,8 @@ pub(crate) fn with<R>(tree: TreeId, look: impl FnOnce(&Arc<Node>) -> R) -> Optio
         .flatten()
 }
 
-/// Replaces the thread's attachment in the tree by `node`, whose list has the thread already. `None`
-/// stands for the root.
+/// Replaces the thread's attachment in the tree by `node`, whose list has the thread already.
+/// `None` stands for the root.
 pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeError> {
     let new = node.map(|node| (tree, Attachment(node)));
     // Replaced attachments, and those to removed cgroups and dropped trees, are dropped after the

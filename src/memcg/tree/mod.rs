@@ -27,13 +27,13 @@ use crate::memcg::tree::current::TreeId;
 
 /// A tree of cgroups, with the arenas of the users' areas and of the cgroups' own words.
 ///
-/// Every handle holds the tree. There are reference cycles: parent and child, cgroup and token, arena
-/// and the owners that it stores. They are cut when the last handle is dropped.
+/// Every handle holds the tree. There are reference cycles: parent and child, cgroup and token,
+/// arena and the owners that it stores. They are cut when the last handle is dropped.
 #[derive(Debug)]
 pub(crate) struct Tree {
     arena: Arc<Arena<TokenRef>>,
-    /// The cgroups' own words. They have an arena of their own, so that placement of the users' areas
-    /// does not depend on the tree.
+    /// The cgroups' own words. They have an arena of their own, so that placement of the users'
+    /// areas does not depend on the tree.
     words_arena: Arc<Arena<TokenRef>>,
     shared: Arc<Shared>,
     root: Arc<Node>,
@@ -134,14 +134,14 @@ impl Tree {
         Ok(node)
     }
 
-    /// Removes a cgroup: its charges pass to the parent, and its statistic is added to the parent's.
-    /// Its own words are freed. Removing a removed cgroup does nothing.
+    /// Removes a cgroup: its charges pass to the parent, and its statistic is added to the
+    /// parent's. Its own words are freed. Removing a removed cgroup does nothing.
     pub(crate) fn remove(&self, node: &Arc<Node>) -> Result<(), TreeError> {
         self.remove_after(node, |_| ()).map(|_| ())
     }
 
-    /// As [`remove`](Tree::remove), and calls `look` before anything passes to the parent. Returns its
-    /// result, or `None` when the cgroup was removed before.
+    /// As [`remove`](Tree::remove), and calls `look` before anything passes to the parent. Returns
+    /// its result, or `None` when the cgroup was removed before.
     pub(crate) fn remove_after<R>(
         &self,
         node: &Arc<Node>,
@@ -178,8 +178,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Calls `look` with a cgroup and its descendants in the order of [`Node::subtree`]. No cgroup is
-    /// created or removed during the call.
+    /// Calls `look` with a cgroup and its descendants in the order of [`Node::subtree`]. No cgroup
+    /// is created or removed during the call.
     pub(crate) fn with_subtree<R>(
         &self,
         node: &Arc<Node>,

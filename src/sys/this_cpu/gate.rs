@@ -1,10 +1,10 @@
 //! Words that can be revoked while other threads use them.
 //!
-//! A [`Word`](super::Word) lives as long as the reference through which it is used. The words behind a
-//! gate do not: a thread that closes the gate may free them, while other threads still try to use
-//! them. So a sequence passes the gate as a part of itself. It compares the CPU id with the gate's
-//! limit, and then loads the address of the words. The kernel restarts it when it is disturbed before
-//! its commit.
+//! A [`Word`](super::Word) lives as long as the reference through which it is used. The words
+//! behind a gate do not: a thread that closes the gate may free them, while other threads still try
+//! to use them. So a sequence passes the gate as a part of itself. It compares the CPU id with the
+//! gate's limit, and then loads the address of the words. The kernel restarts it when it is
+//! disturbed before its commit.
 //!
 //! ```text
 //!   user                                     the thread that closes the gate
@@ -15,9 +15,9 @@
 //! ```
 //!
 //! There are two fences. The first is `membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ)`, Linux
-//! 5.10. A process in which it worked at the start may lose it to a seccomp filter. Then the calling
-//! thread visits every CPU on which a thread of the process may run. When it runs on a CPU, the kernel
-//! has preempted any sequence there, so that the sequence starts over. The visit needs
+//! 5.10. A process in which it worked at the start may lose it to a seccomp filter. Then the
+//! calling thread visits every CPU on which a thread of the process may run. When it runs on a CPU,
+//! the kernel has preempted any sequence there, so that the sequence starts over. The visit needs
 //! `sched_getaffinity`, `sched_setaffinity` and a readable `/proc/self/task`.
 //!
 //! In a process without sequences, or without `membarrier` at the start, gates stay closed, and the
@@ -39,8 +39,8 @@ use super::{CopyLocator, platform};
 ///   at `first` exist in each copy of an index below it.
 #[repr(C)]
 pub(crate) struct RseqGate {
-    /// As in [`CopyLocator`]. It is valid from the beginning, because a sequence stores into the area
-    /// before it compares the limit.
+    /// As in [`CopyLocator`]. It is valid from the beginning, because a sequence stores into the
+    /// area before it compares the limit.
     pub(super) area: isize,
     /// CPU ids × stride below this pass the gate.
     pub(super) limit: AtomicU32,
@@ -68,7 +68,8 @@ impl RseqGate {
         // Relaxed: published by the store of the limit.
         self.first.store(first, Ordering::Relaxed);
         if has_fence() {
-            // Release: pairs with the load of the limit in sequences, which load the address after it.
+            // Release: pairs with the load of the limit in sequences, which load the address after
+            // it.
             self.limit.store(locator.cpu_limit, Ordering::Release);
         }
     }
@@ -86,7 +87,8 @@ impl RseqGate {
     }
 
     /// Adds `delta` to this CPU's first word. Returns false and changes nothing when the gate is
-    /// closed, when the sum would have bit `GUARD` set, or when it would overflow as a signed number.
+    /// closed, when the sum would have bit `GUARD` set, or when it would overflow as a signed
+    /// number.
     #[inline(always)]
     pub(crate) fn add_unless<const GUARD: u32>(&self, delta: u64) -> bool {
         platform::gate_add_unless::<GUARD>(self, delta)
@@ -177,8 +179,8 @@ fn usable_cpus() -> Option<CpuSet> {
     Some(usable)
 }
 
-/// The CPU that runs this thread, if sequences of this thread work there. Registers the thread's area
-/// if it is not registered yet.
+/// The CPU that runs this thread, if sequences of this thread work there. Registers the thread's
+/// area if it is not registered yet.
 pub(crate) fn sequence_cpu() -> Option<usize> {
     tier::registered_cpu().or_else(|| match tier::after_miss() {
         Miss::Registered => tier::registered_cpu(),
