@@ -1,25 +1,27 @@
 //! Per-CPU memory, allocated the way the Linux kernel does it, charged to a tree of memory cgroups.
 //!
 //! One allocation gives every CPU its own copy of an object, packed without padding. Every byte is
-//! charged to the cgroup that asked for it and to all its ancestors, each of which may refuse, and
-//! the charge comes back on free, even after that cgroup was removed.
+//! charged to a cgroup and to all its ancestors. The limit of each of them may refuse it. A free
+//! returns the charge, even after the cgroup was removed.
 //!
 //! | you want | use |
 //! |---|---|
 //! | an allocator | [`PerCpuAllocator`] |
 //! | one `T` per CPU | [`PerCpu<T>`](PerCpu) |
 //! | to count without atomic instructions | [`Local`], [`PerCpuCounter`], [`PerCpuCounters`], [`PerCpuHistogram`], [`per_cpu!`] |
-//! | to know which of them, and what "this CPU" means | [`this_cpu`] |
+//! | to know which of them to take, and what "this CPU" means | [`this_cpu`] |
 //! | untyped areas, for a data structure of your own | [`PerCpuAllocator::alloc`], [`PcpuPtr`] |
-//! | who pays, and how much at most | [`Memcg`], [`Limit`], [`Gfp::ACCOUNT`] |
+//! | to limit what a tenant uses | [`Memcg`], [`Limit`], [`Gfp::ACCOUNT`] |
 //! | other memory in the same tree | [`Charge`], [`Accounted`] collections |
-//! | a cgroup for one request or query | [`Memcg::create_scoped`], [`InMemcg`] futures, [`Memcg::remove_with_report`] for what leaked |
-//! | memory given back before a limit refuses | [`Memcg::on_reclaim`], [`Memcg::on_oom`], [`Memcg::throttle`] |
-//! | to be told | [`Memcg::watch_events`], [`Memcg::peak_reader`] |
-//! | limits and figures as text, by path | [`PerCpuAllocator::files`] |
-//! | to know what is going on | [`PerCpuAllocator::stats`], [`Memcg::snapshot`] and its [`tree`](MemcgSnapshot::tree), [`report::Snapshot`] |
+//! | a cgroup for one request or query | [`Memcg::create_scoped`], [`InMemcg`] futures, [`Memcg::remove_with_report`] for leaks |
+//! | to free memory before a limit refuses | [`Memcg::on_reclaim`], [`Memcg::on_oom`] |
+//! | to slow a tenant down before it reaches its limit | [`Memcg::set_high`], [`Memcg::throttle`] |
+//! | to wait for events | [`Memcg::watch_events`] |
+//! | the peak of a period | [`Memcg::peak_reader`] |
+//! | limits and statistics as text, by path | [`PerCpuAllocator::files`] |
+//! | statistics as numbers | [`PerCpuAllocator::stats`], [`Memcg::snapshot`] and its [`tree`](MemcgSnapshot::tree), [`report::Snapshot`] |
 //! | a wide or a NUMA machine on your laptop | [`Machine::builder`] |
-//! | memory to run out when a test says so | [`FaultInjection`] |
+//! | memory to run out at a chosen moment of a test | [`FaultInjection`] |
 //! | to try placement without memory | [`placement::Simulator`] |
 //!
 //! # A first program
@@ -44,29 +46,45 @@
 //!
 //! # What is charged
 //!
-//! An area of *size* bytes, rounded up to 4, costs *size* × possible CPUs, and 8 bytes for every 4
-//! of its size for the vector that remembers its owner: the kernel's formula since 5.18. The
-//! charge is for all possible CPUs, whether or not their copies were ever touched, so that it
-//! cannot grow behind a tenant's back. A cgroup's own statistics and stocks, 16 bytes on each CPU,
-//! are per-CPU memory charged to its parent. Whatever else a service holds is charged by
-//! [`Memcg::charge`], to the byte.
+//! An area of *size* bytes, rounded up to 4, costs *size* × possible CPUs. The vector of owners
+//! costs 8 more bytes for every 4 bytes of *size*. This is the kernel's formula since 5.18. The
+//! charge is for all possible CPUs, whether or not their copies are ever used, so that it does not
+//! change after the allocation. A cgroup's own statistics and stocks are 16 bytes on each CPU,
+//! charged to its parent. [`Memcg::charge`] charges any other memory, exact to the byte.
+//!
+//! # Stocks
+//!
+//! A CPU keeps bytes that are charged ahead for the cgroups that are active on it. So most charges
+//! are one restartable sequence, whatever the depth of the cgroup. The stocks of one CPU hold at
+//! most 2 MiB, of which at most 256 KiB belong to one cgroup. Bytes in stocks are not in use:
+//! [`Memcg::current`] leaves them out. A limit refuses only after the stocks below it were emptied,
+//! unless the system forbids every way to stop sequences; see [`Refusal::cached`].
 //!
 //! # Memory
 //!
-//! A chunk is one mapping with a copy for every possible CPU. With [`Populate::Lazy`], the
-//! default, a copy takes memory when it is first written: a process that uses 2 of 256 CPUs has
-//! the memory of 2. Copies of neighbouring CPUs are 128 bytes more than a whole number of pages
-//! apart, so that reading all copies of an object does not fall into one set of the L1 cache.
+//! A chunk is one mapping with a copy for every possible CPU. With [`Populate::Lazy`], the default,
+//! a copy takes memory when it is first written. So a process that uses 2 of 256 CPUs takes the
+//! memory of 2 copies. Copies of neighbouring CPUs are 128 bytes more than a whole number of pages
+//! apart, so that the copies of an object do not all fall into one set of the L1 cache.
+//!
+//! # System calls
+//!
+//! Sequences need `rseq`, which glibc calls since 2.35, and pass a self test that calls
+//! `sched_setaffinity`. Without them, operations are atomic instructions; see [`ThisCpu::tier`].
+//! Stocks that are used by sequences need `membarrier`. Without it, stocks are used under locks. If
+//! a filter that is installed later forbids `membarrier`, the stocks of other CPUs are emptied by a
+//! visit to each CPU. The visit needs `sched_getaffinity`, `sched_setaffinity` and a readable
+//! `/proc/self/task`. The README has a table.
 //!
 //! # Threads, signals, fork
 //!
-//! Everything may be used from any thread. In a signal handler use the operations on [`Local`] and
-//! what is made of it, and references and addresses obtained before; do not allocate, free or
-//! drop. A forked child has a private copy of all per-CPU memory, and the same operations work on
-//! it; the thread of [`BalanceMode::Background`] is not in it, and locks that other threads held
-//! at that moment stay locked: such a child should not allocate.
+//! Everything may be used from any thread. A signal handler may use operations on [`Local`] and the
+//! types that consist of it, and references and addresses that were obtained before. It must not
+//! allocate, free or drop. A forked child has a private copy of all per-CPU memory, on which the
+//! same operations work. The thread of [`BalanceMode::Background`] does not exist in the child, and
+//! locks that other threads held during the fork stay locked. So such a child should not allocate.
 //!
-//! Layers, locks and invariants are described in `ARCHITECTURE.md`.
+//! `ARCHITECTURE.md` describes layers, locks and invariants.
 
 // Model checkers have their own cells in place of some layers; see `memcg::sync`.
 #![cfg_attr(any(percpu_loom, percpu_shuttle), allow(dead_code, unused_imports))]

@@ -1,4 +1,4 @@
-//! Two words on every CPU that many threads use and one may take away.
+//! Two words on every CPU that many threads use, and that one thread may take away.
 //!
 //! ```text
 //!   RevocableWords (stays where it is)        area in a chunk, freed by the caller of `take_out`
@@ -6,24 +6,24 @@
 //!     inner (locked) ── WordPair ─────────────►                       copy of CPU 1 …
 //! ```
 //!
-//! The layer above says what is in the *guarded* word; here it is a number to which sequences add
-//! unless the sum would have a guard bit set (see [`crate::sys::gate`]). The *sum* is a signed number
-//! of which only the total over all CPUs means something.
+//! The layer above defines the meaning of the *guarded* word. Here it is a number to which
+//! sequences add unless the sum would have a guard bit set (see [`crate::sys::gate`]). The *sum* is
+//! a signed number. Only its total over all CPUs has a meaning.
 //!
-//! There are three ways to the guarded word of a CPU:
+//! There are three ways to change the guarded word of a CPU:
 //!
 //! | way | for | excludes |
 //! |---|---|---|
 //! | [`add_unless`](RevocableWords::add_unless) | any thread, on its own CPU | nothing: one sequence through the gate |
-//! | [`update_here`](RevocableWords::update_here) | a thread that holds that CPU's lock and runs there | other holders of the lock, not sequences |
+//! | [`update_here`](RevocableWords::update_here) | a thread that holds that CPU's lock and runs there | other holders of the lock, but not sequences |
 //! | [`update`](RevocableWords::update) | a thread that holds that CPU's lock, while the gate is [shut](RevocableWords::shut) and fenced | everything |
 //!
-//! The lock of a CPU is the caller's. Where sequences cannot be stopped, the gate never opens, and
-//! the lock excludes everything. A caller that breaks these rules loses an update, but harms no
-//! memory.
+//! The lock of a CPU belongs to the layer above. In a process whose sequences cannot be stopped,
+//! the gate never opens, and the lock excludes everything. A caller that breaks these rules loses
+//! an update, but memory stays safe.
 //!
-//! * W1: the area is freed only after the gate was closed for good, every sequence that began
-//!   before was stopped, and no thread holds `inner`.
+//! * W1: the area is freed only after the gate was closed for good, every earlier sequence was
+//!   stopped, and no thread holds `inner`.
 //! * W2: the gate is open only while there are words, no thread has it shut, and it was not closed
 //!   for good.
 
@@ -45,26 +45,27 @@ const SUM: usize = 1;
 #[repr(C)]
 pub(crate) struct RevocableWords<O: Owner> {
     gate: RseqGate,
-    /// Apart, so that what every sequence reads is in one cache line with little else.
+    /// In a box, so that the gate, which every sequence reads, shares its cache line with little
+    /// else.
     inner: Box<RwLock<Inner<O>>>,
 }
 
 #[derive(Debug)]
 struct Inner<O: Owner> {
     words: Option<WordPair<O>>,
-    /// Sequences were let through at some time since the words are here.
+    /// The gate was opened at some time since the words were installed.
     was_open: bool,
-    /// Threads that have the gate shut, and one more once it is closed for good.
+    /// The number of threads that have the gate shut; one more once it is closed for good.
     shut: u32,
 }
 
 impl<O: Owner> Inner<O> {
-    /// W2.
+    /// Opens the gate if W2 allows it.
     fn open(&self, gate: &RseqGate) {
         if let Some(words) = self.words.as_ref().filter(|_| self.was_open && self.shut == 0) {
-            // SAFETY: the words exist and are of this arena (see `Words`); they are accessed as
-            // `Words` says. They are freed after `take_out`, which wants the gate closed for good
-            // and fenced; until then nobody opens it again.
+            // SAFETY: the words exist in this arena (see `Words`), and are accessed as `Words`
+            // says. They are freed after `take_out`, which requires the gate closed for good and
+            // fenced (W1). No thread opens it for other words before that (W2).
             unsafe { gate.open(words.locator(), words.first().cast()) };
         }
     }
@@ -81,7 +82,7 @@ impl<O: Owner> RevocableWords<O> {
         RevocableWords { gate: RseqGate::new(), inner: Box::new(RwLock::new(inner)) }
     }
 
-    /// Takes the words in. The gate stays closed until [`open`](Self::open).
+    /// Installs the words. The gate stays closed until [`open`](Self::open).
     pub(crate) fn install(&self, words: WordPair<O>) {
         let old = std::mem::replace(
             &mut *self.inner.write(),
@@ -90,7 +91,7 @@ impl<O: Owner> RevocableWords<O> {
         assert!(old.words.is_none(), "words are installed once");
     }
 
-    /// Lets sequences through from now on, if they can be stopped.
+    /// Opens the gate for sequences, if they can be stopped.
     pub(crate) fn open(&self) {
         if !self.gate.is_open() && !self.inner.read().was_open {
             let mut inner = self.inner.write();
@@ -99,8 +100,8 @@ impl<O: Owner> RevocableWords<O> {
         }
     }
 
-    /// Adds `delta` to this CPU's guarded word, unless the sum would have bit `GUARD` set or
-    /// overflow as a signed number. False when nothing was added.
+    /// Adds `delta` to this CPU's guarded word. False when nothing was added: the gate is closed,
+    /// or the sum would have bit `GUARD` set or overflow as a signed number.
     #[inline(always)]
     pub(crate) fn add_unless<const GUARD: u32>(&self, delta: u64) -> bool {
         self.gate.add_unless::<GUARD>(delta)
@@ -124,11 +125,11 @@ impl<O: Owner> RevocableWords<O> {
         self.inner.read().word(cpu).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
-    /// Replaces the guarded word of `cpu` by what `change` makes of it, and returns what it was.
-    /// `None`, and nothing is changed, when `change` says so, when the thread does not run on `cpu`
-    /// any more, or when there is no word.
+    /// Replaces the guarded word of `cpu` by the result of `change`, and returns the old value.
     ///
-    /// For a holder of that CPU's lock. Sequences may go on there.
+    /// Returns `None` and changes nothing when `change` returns `None`, when the thread no longer
+    /// runs on `cpu`, or when there is no word. The caller holds that CPU's lock. Sequences may run
+    /// there.
     pub(crate) fn update_here(
         &self,
         cpu: usize,
@@ -140,7 +141,7 @@ impl<O: Owner> RevocableWords<O> {
         let inner = self.inner.read();
         let word = inner.word(cpu)?;
         let first = inner.words.as_ref()?.first().cast();
-        // Relaxed: compared again by the sequence.
+        // Relaxed: the sequence compares it again.
         let mut old = word.load(Ordering::Relaxed);
         loop {
             // SAFETY: the words exist while `inner` is held (W1), with a copy for `cpu`.
@@ -152,7 +153,8 @@ impl<O: Owner> RevocableWords<O> {
         }
     }
 
-    /// As [`update_here`](Self::update_here), from any CPU, for a caller that excludes all others.
+    /// As [`update_here`](Self::update_here), from any CPU, for a caller that excludes all other
+    /// threads.
     pub(crate) fn update(
         &self,
         cpu: usize,
@@ -166,29 +168,31 @@ impl<O: Owner> RevocableWords<O> {
         Some(old)
     }
 
-    /// The sum; exact while no thread adds.
+    /// The total of the sums of all CPUs; exact while no thread adds.
     pub(crate) fn sum(&self) -> i64 {
         self.inner.read().words.as_ref().map_or(0, |words| words.sum(SUM))
     }
 
-    /// Shuts the gate until [`reopen`](Self::reopen). Sequences that are under way may still act
-    /// until a [`gate::fence`]. More than one thread may have it shut; each sees to it that no other
-    /// words are installed until it has reopened it.
+    /// Shuts the gate until [`reopen`](Self::reopen). Sequences that are under way may still commit
+    /// until a [`gate::fence`].
+    ///
+    /// Several threads may have the gate shut at the same time. Each must ensure that no other
+    /// words are installed before it reopens the gate.
     pub(crate) fn shut(&self) {
         let mut inner = self.inner.write();
         inner.shut += 1;
         self.gate.close();
     }
 
-    /// Ends what [`shut`](Self::shut) began.
+    /// Undoes one [`shut`](Self::shut).
     pub(crate) fn reopen(&self) {
         let mut inner = self.inner.write();
         inner.shut -= 1;
         inner.open(&self.gate);
     }
 
-    /// Closes the gate for good. False when the system refuses to stop sequences: the words must
-    /// stay then.
+    /// Closes the gate for good. False when the system refuses to stop sequences; then the words
+    /// must not be taken out.
     #[must_use]
     pub(crate) fn close(&self) -> bool {
         let was_open = {
@@ -207,7 +211,7 @@ impl<O: Owner> RevocableWords<O> {
     }
 }
 
-/// Words that no thread uses any more.
+/// Words that were taken out, and that no other thread uses any more.
 #[derive(Debug)]
 pub(crate) struct TakenOut<O: Owner> {
     words: WordPair<O>,
@@ -216,16 +220,16 @@ pub(crate) struct TakenOut<O: Owner> {
 impl<O: Owner> TakenOut<O> {
     /// The guarded words of all CPUs.
     pub(crate) fn guarded(&self) -> impl Iterator<Item = u64> {
-        // Relaxed: nobody changes them any more.
+        // Relaxed: no thread changes them any more.
         self.words.copies(GUARDED).map(|word| word.load(Ordering::Relaxed) as u64)
     }
 
-    /// The sum.
+    /// The total of the sums of all CPUs.
     pub(crate) fn sum(&self) -> i64 {
         self.words.sum(SUM)
     }
 
-    /// What was allocated, to be released.
+    /// The allocated words, which the caller releases.
     pub(crate) fn into_words(self) -> WordPair<O> {
         self.words
     }

@@ -1,4 +1,4 @@
-//! What can go wrong, with the facts and the kernel's error number.
+//! Errors, with the facts and the kernel's error number.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,17 +10,34 @@ use crate::memcg::counter::amount::Limit;
 use crate::placement::InvalidRequest;
 use crate::sys::MapError;
 
-/// Longest name of a cgroup, in bytes: a file name's limit.
+/// The longest name of a cgroup, in bytes: `NAME_MAX`, because names are directory names in cgroup
+/// v2.
 pub(crate) const MAX_NAME_BYTES: usize = 255;
 
 /// A cgroup refused a charge. Nothing was charged anywhere.
 ///
-/// The facts are in [`Refusal`], which this dereferences to.
+/// It dereferences to [`Refusal`], which has the facts.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{ChargeError, Limit, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(100))?;
+/// let error: ChargeError = tenant.charge(101).unwrap_err();
+/// assert_eq!((error.requested, error.max), (101, Limit::bytes(100)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ChargeError(Box<Refusal>);
 
-/// The facts of a refused charge, as they were then.
+/// The facts of a refused charge: which cgroup refused, how much was asked, used and allowed.
+///
+/// The fields are as of the refusal. [`top`](Refusal::top) and `Display` also name the children of
+/// the refusing cgroup that use most. They look at the children when they are called.
 ///
 /// # Examples
 ///
@@ -40,38 +57,57 @@ pub struct ChargeError(Box<Refusal>);
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Refusal {
-    /// Path of the cgroup whose limit refused: the one charged, or an ancestor of it.
+    /// The path of the cgroup whose limit refused: the one charged, or an ancestor of it.
     pub cgroup: String,
-    /// Bytes asked for.
+    /// Bytes that were asked for.
     pub requested: u64,
     /// Bytes in use by the refusing cgroup and its descendants.
     pub usage: u64,
-    /// The refusing cgroup's limit.
+    /// The limit of the refusing cgroup.
     pub max: Limit,
-    /// Bytes that stocks of CPUs held for it and could not be given back, because the system refuses
-    /// both `membarrier` and `sched_setaffinity`. 0 everywhere else, but for what other threads
-    /// returned since.
+    /// Bytes in stocks below the refusing cgroup that could not be drained.
+    ///
+    /// That happens only if a filter was installed after the start that forbids both `membarrier`
+    /// and a visit to each CPU (`sched_getaffinity`, `sched_setaffinity`, `/proc/self/task`).
+    /// Otherwise the stocks are empty, except for bytes that other threads uncharged since the
+    /// drain.
     pub cached: u64,
     consumers: Weak<dyn Consumers>,
 }
 
-/// A cgroup and what it uses.
+/// A child of a refusing cgroup, and what it uses: an element of [`Refusal::top`].
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Limit, PerCpuAllocator, TopConsumer};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(10_000))?;
+/// let _held = tenant.create("query")?.charge(5_000)?;
+///
+/// let refusal = tenant.charge(10_000).unwrap_err();
+/// let TopConsumer { cgroup, .. } = &refusal.top()[0];
+/// assert_eq!(cgroup, "/tenant/query");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TopConsumer {
-    /// Path of the cgroup.
+    /// The path of the cgroup.
     pub cgroup: String,
-    /// Bytes charged to it and its descendants.
+    /// Bytes that are charged to it and its descendants, including bytes in stocks.
     pub usage: u64,
 }
 
-/// A cgroup that knows which of its children use most.
+/// A cgroup that can list the children that use most.
 pub(crate) trait Consumers: Send + Sync {
-    /// The children that use most, the greatest first.
+    /// The `count` children that use most, the largest first.
     fn top(&self, count: usize) -> Vec<TopConsumer>;
 }
 
-/// Consumers named by a refusal.
+/// How many children a refusal names: enough to see an outlier, short enough for one line of a log.
 const TOP: usize = 3;
 
 impl ChargeError {
@@ -101,16 +137,17 @@ impl Deref for ChargeError {
 }
 
 impl Refusal {
-    /// Children of the refusing cgroup that use most now, the greatest first: up to three. None
-    /// when that cgroup was dropped.
+    /// The children of the refusing cgroup that use most now: up to three, the largest first.
     ///
-    /// Cost: looks at every child. A refusal by itself does not.
+    /// The list is computed by this call and by `Display`. It is empty when the refusing cgroup was
+    /// dropped. Cost: visits every child of the refusing cgroup. A refusal that is not displayed
+    /// visits none.
     pub fn top(&self) -> Vec<TopConsumer> {
         self.consumers.upgrade().map_or_else(Vec::new, |cgroup| cgroup.top(TOP))
     }
 }
 
-/// `Display` names the [`top`](Refusal::top) consumers as of now.
+/// Names the [`top`](Refusal::top) consumers as of the call.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Refusal { cgroup, requested, usage, max, cached, consumers: _ } = self;
@@ -151,21 +188,37 @@ impl PartialEq for Refusal {
 
 impl Eq for Refusal {}
 
-/// Why an area could not be allocated. Nothing was charged and no area is lost.
+/// Why an area could not be allocated. Nothing is charged, allocated or leaked.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{AllocError, Gfp, Limit, PerCpu, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(0))?;
+/// let _in = tenant.enter();
+/// match PerCpu::<u64>::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT) {
+///     Err(AllocError::Limit(refusal)) => assert_eq!(refusal.cgroup, "/tenant"),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocError {
     /// The size or the alignment is illegal.
     #[error(transparent)]
     Invalid(#[from] InvalidRequest),
-    /// A cgroup's limit stands against it.
+    /// A cgroup's limit refused the charge.
     #[error(transparent)]
     Limit(#[from] ChargeError),
-    /// No populated memory has room and the request must not block, or it asked for the reserved
-    /// region and that is full.
+    /// The request must not block and no populated memory has room, or it asked for the reserved
+    /// region and that region is full.
     #[error("no room for {size} bytes, in populated memory or in the reserved region")]
     NoRoom {
-        /// Bytes asked for, rounded up to granules.
+        /// Bytes that were asked for, rounded up to granules.
         size: usize,
     },
     /// The system refused memory or address space.
@@ -174,18 +227,18 @@ pub enum AllocError {
 }
 
 impl AllocError {
-    /// True when size or alignment were illegal: the same call can never succeed.
+    /// True when the size or the alignment was illegal: the same call can never succeed.
     pub fn is_invalid(&self) -> bool {
         matches!(self, AllocError::Invalid(_))
     }
 
-    /// True when a cgroup's limit refused.
+    /// True when a cgroup's limit refused the charge.
     pub fn is_limit(&self) -> bool {
         matches!(self, AllocError::Limit(_))
     }
 
-    /// True when there was no room where the request may be served: an ordinary one might succeed
-    /// if it were allowed to block.
+    /// True when no permitted memory had room. The same request may succeed if it is allowed to
+    /// block.
     pub fn is_no_room(&self) -> bool {
         matches!(self, AllocError::NoRoom { .. })
     }
@@ -195,7 +248,7 @@ impl AllocError {
         matches!(self, AllocError::Memory(_))
     }
 
-    /// The kernel's error number: `EINVAL` or `ENOMEM`, or what the system said.
+    /// The kernel's error number: `EINVAL` or `ENOMEM`, or the number that the system returned.
     pub fn errno(&self) -> i32 {
         match self {
             AllocError::Invalid(_) => libc::EINVAL,
@@ -206,6 +259,22 @@ impl AllocError {
 }
 
 /// Why an address could not be freed. Nothing was changed.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{FreeError, Gfp, PerCpuAllocator};
+/// use std::alloc::Layout;
+///
+/// let (pcpu, other) = (PerCpuAllocator::new()?, PerCpuAllocator::new()?);
+/// let area = pcpu.alloc(Layout::new::<u64>(), Gfp::KERNEL)?;
+/// // SAFETY: the area is not used, and `other` refuses an address that is not its own.
+/// let error: FreeError = unsafe { other.free(area) }.unwrap_err();
+/// assert!(error.is_foreign());
+/// // SAFETY: the area is not used any more.
+/// unsafe { pcpu.free(area) }?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FreeError {
@@ -215,7 +284,7 @@ pub enum FreeError {
         /// The address.
         address: usize,
     },
-    /// No live area starts at the address: it was freed already, or lies inside an area, or is
+    /// No live area starts at the address. It was freed already, lies inside an area, or belongs to
     /// another CPU's copy.
     #[error("no live area starts at address {address:#x}")]
     NotLive {
@@ -233,7 +302,7 @@ impl FreeError {
         }
     }
 
-    /// True when the address is of another allocator or of none.
+    /// True when the address belongs to no chunk of this allocator.
     pub fn is_foreign(&self) -> bool {
         matches!(self, FreeError::Foreign { .. })
     }
@@ -244,7 +313,22 @@ impl FreeError {
     }
 }
 
-/// Why a change of the cgroup tree was refused. Nothing was changed.
+/// Why a change of the cgroup tree failed. Nothing was changed.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{PerCpuAllocator, TreeError};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let _query = tenant.create("query")?;
+/// match tenant.remove() {
+///     Err(TreeError::Busy { children, .. }) => assert_eq!(children, 1),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TreeError {
@@ -254,13 +338,13 @@ pub enum TreeError {
         /// The path that was looked up.
         path: String,
     },
-    /// The parent has a child of this name already.
+    /// The parent already has a child of this name.
     #[error("cgroup {path} exists already")]
     Exists {
         /// The path that was to be created.
         path: String,
     },
-    /// The name cannot be a path component.
+    /// The name cannot be a component of a path.
     #[error(
         "{name:?} is no cgroup name: 1 to 255 bytes, no slash, newline or zero, not \".\" or \"..\""
     )]
@@ -268,26 +352,26 @@ pub enum TreeError {
         /// The name.
         name: String,
     },
-    /// The cgroup has children or threads.
+    /// The cgroup has children or attached threads.
     #[error("cgroup {path} is busy: {children} children, {threads} threads")]
     Busy {
         /// The cgroup that was to be removed.
         path: String,
-        /// Its children.
+        /// The number of its children.
         children: usize,
-        /// Threads attached to it.
+        /// The number of threads that are attached to it.
         threads: usize,
     },
     /// The cgroup was removed.
     #[error("cgroup {path} was removed")]
     Removed {
-        /// The path it had.
+        /// The path that it had.
         path: String,
     },
     /// The root cgroup cannot be removed or limited.
     #[error("the root cgroup can be neither removed nor limited")]
     IsRoot,
-    /// An ancestor's `cgroup.max.depth` allows no cgroup so deep.
+    /// An ancestor's `cgroup.max.depth` does not allow a cgroup at this depth.
     #[error("cgroup {path} would be too deep: {ancestor} allows a depth of {max}")]
     TooDeep {
         /// The path that was to be created.
@@ -297,7 +381,7 @@ pub enum TreeError {
         /// Its bound.
         max: u32,
     },
-    /// An ancestor's `cgroup.max.descendants` allows no more of them.
+    /// An ancestor's `cgroup.max.descendants` does not allow another descendant.
     #[error("cgroup {path} would be one too many: {ancestor} allows {max} descendants")]
     TooMany {
         /// The path that was to be created.
@@ -307,27 +391,28 @@ pub enum TreeError {
         /// Its bound.
         max: u32,
     },
-    /// The calling thread is about to end and belongs to no cgroup any more.
+    /// The calling thread is ending: its thread-local values are being dropped.
     #[error("the thread is about to end")]
     ThreadEnding,
-    /// The cgroup's own statistics could not be allocated for its parent.
+    /// The new cgroup's own statistics could not be allocated, or its parent could not be charged
+    /// for them.
     #[error("no memory for the statistics of cgroup {path}")]
     Statistics {
         /// The path that was to be created.
         path: String,
-        /// Why not.
+        /// Why the allocation or the charge failed.
         #[source]
         source: AllocError,
     },
 }
 
 impl TreeError {
-    /// True when no such cgroup exists.
+    /// True when no cgroup has the path.
     pub fn is_not_found(&self) -> bool {
         matches!(self, TreeError::NotFound { .. })
     }
 
-    /// True when the cgroup has children or threads.
+    /// True when the cgroup has children or attached threads.
     pub fn is_busy(&self) -> bool {
         matches!(self, TreeError::Busy { .. })
     }
@@ -342,12 +427,12 @@ impl TreeError {
         matches!(self, TreeError::Removed { .. })
     }
 
-    /// True when a bound on depth or number of cgroups stands against it.
+    /// True when a bound on the depth or the number of cgroups was reached.
     pub fn is_bounded(&self) -> bool {
         matches!(self, TreeError::TooDeep { .. } | TreeError::TooMany { .. })
     }
 
-    /// The kernel's error number.
+    /// The kernel's error number for the same failure.
     pub fn errno(&self) -> i32 {
         match self {
             TreeError::NotFound { .. } => libc::ENOENT,

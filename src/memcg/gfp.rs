@@ -3,66 +3,79 @@
 use bitflags::bitflags;
 
 bitflags! {
-    /// How an allocation may be served and whether it is charged.
+    /// Says whether an allocation or a charge may block, may exceed limits, and is charged at all.
     ///
-    /// The names and their meaning are the kernel's (`gfp_t`); the numbers are not.
+    /// The names and their meaning are the kernel's (`gfp_t`). The numbers are not.
     ///
-    /// | flags | waits | over a limit | otherwise |
+    /// | flags | may block | at a limit | also |
     /// |---|---|---|---|
-    /// | [`KERNEL`](Gfp::KERNEL) | yes | refused | |
-    /// | [`NOWAIT`](Gfp::NOWAIT) | no | refused | only memory that is populated already |
-    /// | [`ATOMIC`](Gfp::ATOMIC) | no | **charged all the same** | only memory that is populated already |
-    /// | `KERNEL \| NOFAIL` | yes | **charged all the same** | fails only when the system has no memory |
-    /// | `KERNEL \| NORETRY` | yes | refused, without trying hard | |
-    /// | `KERNEL \| RETRY_MAYFAIL` | yes | refused, without an OOM | |
-    /// | `… \| ACCOUNT` | | | charged to the current cgroup; without it nobody is charged |
+    /// | [`KERNEL`](Gfp::KERNEL) | yes | refused after reclaim and OOM callbacks | |
+    /// | [`NOWAIT`](Gfp::NOWAIT) | no | refused | uses only populated memory |
+    /// | [`ATOMIC`](Gfp::ATOMIC) | no | **charged beyond the limit** | uses only populated memory |
+    /// | `KERNEL \| NOFAIL` | yes | **charged beyond the limit** after reclaim and OOM callbacks | fails only when the system has no memory |
+    /// | `KERNEL \| NORETRY` | yes | refused after one round of reclaim | |
+    /// | `KERNEL \| RETRY_MAYFAIL` | yes | refused after reclaim, without OOM callbacks | |
+    /// | `… \| ACCOUNT` | | | an area is charged to the current cgroup; without this flag it is not charged |
     ///
-    /// A request that must not block takes no lock that is held across a system call. It is served
-    /// from pages that are populated, and the first such request of an allocator may find none:
-    /// reserves of four pages are kept only where such requests are made.
+    /// In every row, stocks are drained before a limit refuses or is exceeded. A charge of 0 bytes
+    /// is never refused. [`Memcg::charge_with`](crate::Memcg::charge_with) names its cgroup and
+    /// does not need `ACCOUNT`.
+    ///
+    /// A request that must not block never waits for reclaim or for memory to be mapped. It is
+    /// served from populated pages. The first such request of an allocator may find no populated
+    /// page: the default profile keeps a reserve of empty pages only after a request that must not
+    /// block.
     ///
     /// # Examples
     ///
     /// ```
-    /// use percpu_memcg::Gfp;
+    /// use percpu_memcg::{Gfp, Limit, PerCpuAllocator};
     ///
     /// assert!(Gfp::KERNEL_ACCOUNT.contains(Gfp::ACCOUNT) && Gfp::KERNEL.may_block());
     /// assert!(!Gfp::NOWAIT.may_block() && !Gfp::ATOMIC.may_block());
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(100))?;
+    /// assert!(tenant.charge_with(200, Gfp::NOWAIT).is_err());
+    /// let _beyond = tenant.charge_with(200, Gfp::ATOMIC)?;
+    /// assert_eq!(tenant.current(), 200);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Gfp: u32 {
-        /// The caller may be made to wait.
+        /// The call may block: it may run or wait for reclaim, and map memory.
         const DIRECT_RECLAIM = 1 << 0;
-        /// The caller cannot wait and has to make progress: limits do not hold it up.
+        /// The call must not fail at a limit: it is charged beyond the limit.
         const HIGH = 1 << 2;
-        /// A limit must not make the request fail.
+        /// The call must not fail at a limit: it is charged beyond the limit after reclaim.
         const NOFAIL = 1 << 3;
-        /// Fail rather than try hard.
+        /// Fail after one round of reclaim, without OOM callbacks.
         const NORETRY = 1 << 4;
-        /// Try hard, but fail rather than have anything ended.
+        /// Reclaim repeatedly, but fail without OOM callbacks.
         const RETRY_MAYFAIL = 1 << 6;
-        /// Charge the current cgroup.
+        /// Charge the area to the current cgroup.
         const ACCOUNT = 1 << 5;
 
-        /// The usual flags of a caller that can wait.
+        /// The usual flags of a caller that may block.
         const KERNEL = Self::DIRECT_RECLAIM.bits();
         /// [`KERNEL`](Gfp::KERNEL), charged to the current cgroup.
         const KERNEL_ACCOUNT = Self::KERNEL.bits() | Self::ACCOUNT.bits();
-        /// Must not block, and limits do not apply.
+        /// Must not block, and is charged beyond limits.
         const ATOMIC = Self::HIGH.bits();
     }
 }
 
 impl Gfp {
-    /// Must not block.
+    /// Must not block, and obeys limits.
     pub const NOWAIT: Gfp = Gfp::empty();
 
-    /// True when the caller may be made to wait.
+    /// True when the call may block.
     pub const fn may_block(self) -> bool {
         self.contains(Gfp::DIRECT_RECLAIM)
     }
 
-    /// True when a charge is made even if a limit does not allow it.
+    /// True when a charge is made even beyond a limit.
     pub const fn may_exceed(self) -> bool {
         self.intersects(Gfp::HIGH.union(Gfp::NOFAIL))
     }

@@ -1,13 +1,14 @@
 //! Above `high`: reclaim, events, and a delay for the thread that charges.
 //!
-//! `high` never refuses. A charge that leaves a cgroup above it raises `high` there, has hooks give
-//! back what is above if it may block, and tells the callbacks. Slowing down is up to the caller,
-//! at a point where it holds no locks.
+//! `high` never refuses. A charge that leaves a cgroup above `high` raises a `high` event there. If
+//! it may block, it runs reclaim hooks. Then it calls the callbacks. The caller decides where to
+//! wait, at a point where it holds no locks.
 //!
-//! The delay is the kernel's (Linux 6.18, see `counter::delay`). The kernel counts the bytes charged
-//! above `high` for each task and sleeps when it returns to user space; here each cgroup counts what
-//! was charged to itself, and the thread that throttles first waits for it. An event is raised once
-//! for a charge or a throttling, not for every attempt to reclaim.
+//! The delay is the kernel's (Linux 6.18, see `counter::delay`). The kernel counts the bytes
+//! charged above `high` for each task, and the task sleeps when it returns to user space. Here each
+//! cgroup counts the bytes that were charged to it, and the first thread that throttles waits for
+//! all of them. An event is raised once for a charge or a throttling, not for every attempt to
+//! reclaim.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{HighAsk, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
 
-/// Usage, if it is above `high`. The stocks below are empty then, so that this is what is in use.
+/// The usage, if it is above `high`. The stocks below are empty in that case, so all of it is in
+/// use.
 fn above_high(node: &Arc<Node>) -> Option<u64> {
     if node.is_root() || !node.counter().is_above_high() {
         return None;
@@ -31,8 +33,7 @@ fn above_high(node: &Arc<Node>) -> Option<u64> {
     node.counter().is_above_high().then(|| node.current())
 }
 
-/// `bytes` were charged at so many levels from this one upwards, which may have been too many for
-/// `high`.
+/// Checks `high` after `bytes` were charged at `levels` cgroups from this one upwards.
 pub(crate) fn after_charge(node: &Arc<Node>, levels: usize, bytes: u64, gfp: Gfp) {
     let mut is_noted = false;
     for level in node.ancestors().take(levels) {
@@ -68,8 +69,8 @@ fn reclaim_above_high(node: &Arc<Node>, usage: u64) -> u64 {
     reclaim::run(node, above, ReclaimReason::High, || above_high(node).is_none())
 }
 
-/// Reclaims at a cgroup and its ancestors as long as that helps, and returns the delay for what is
-/// left above.
+/// Reclaims at a cgroup and its ancestors while that frees something, and returns the delay for the
+/// usage that is still above `high`.
 pub(crate) fn penalty(node: &Arc<Node>) -> Duration {
     let bytes = node.counter().take_over_high();
     for attempt in 0..RETRIES {

@@ -1,22 +1,24 @@
-//! Asking those who hold memory to give some back.
+//! Running reclaim hooks.
 //!
-//! Code that holds memory which it can do without registers a hook at a cgroup. A charge that a limit
-//! stands against, a cgroup above `high`, a lowered limit and `Memcg::reclaim` ask the hooks
-//! below the cgroup in question, one after the other, by their order; those of the same order from
-//! the top down, but begin behind the one that gave something last.
-//! Mirrors the kernel's reclaim of a cgroup (Linux 6.18) with hooks in place of page lists.
+//! Code that holds memory which it can free registers a hook at a cgroup. Hooks run when a charge
+//! does not fit, when a cgroup is above `high`, when a limit is lowered, and when `Memcg::reclaim`
+//! is called. The hooks at and below the target cgroup run one after the other, in ascending order.
+//! Hooks of the same order run from the top of the tree down, beginning with the successor of the
+//! hook that freed something last. Mirrors the kernel's reclaim of a cgroup (Linux 6.18), with
+//! hooks in place of page lists.
 //!
-//! * Protection: a cgroup whose usage is within its effective `min` is not asked. One within its
-//!   effective `low` is asked only when nothing else was given back, and then a `low` event is
-//!   raised. The others are asked for no more than what they have above. The effective values are
-//!   those of `protection`, from the cgroup that is reclaimed from downwards; its own protection
-//!   does not count. They are computed again before every hook; what siblings claim together, once
-//!   something was given back.
-//! * One thread reclaims at a time in a tree. A thread that had to wait looks first whether it
+//! * Protection: the hook of a cgroup whose usage is within its effective `min` does not run. The
+//!   hook of a cgroup within its effective `low` runs only if no other hook freed anything; then a
+//!   `low` event is raised. Other hooks are asked for no more than the usage above the protection.
+//!   The effective values are those of `protection`, from the target downwards. The target's own
+//!   protection does not count. The values are computed again before every hook. The sum of the
+//!   siblings' claims is computed again only after a hook freed something.
+//! * One thread reclaims at a time in a tree. A thread that had to wait checks first whether it
 //!   still needs the memory.
-//! * A little more is asked for than needed, so that the next charge need not ask again.
-//! * A hook may charge: its charges are made without asking anybody. It is not called again from
-//!   within itself.
+//! * Hooks are asked for a little more than is needed, so that the next charge need not reclaim
+//!   again.
+//! * A hook may charge. Its charges are never refused and start no reclaim, so a hook is never
+//!   called from within a hook.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -29,13 +31,14 @@ use crate::memcg::node::shared::HookId;
 use crate::memcg::notify::callbacks::{ReclaimAsk, ReclaimHook, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
 
-/// How often reclaim begins again as long as something comes, the kernel's `MAX_RECLAIM_RETRIES`.
+/// How often reclaim is repeated while hooks free something: the kernel's `MAX_RECLAIM_RETRIES`.
 pub(crate) const RETRIES: u32 = 16;
 
-/// The most that is asked for beyond what is needed: 32 pages, the kernel's `SWAP_CLUSTER_MAX`.
+/// The most bytes that hooks are asked for beyond the need: 32 pages, the kernel's
+/// `SWAP_CLUSTER_MAX`.
 const MOST_BEYOND: u64 = 32 * 4096;
 
-/// A hook's turn, unless it is unregistered before.
+/// A hook that is to run, unless it is unregistered before.
 struct Turn {
     order: i32,
     node: Arc<Node>,
@@ -48,11 +51,14 @@ impl Turn {
     }
 }
 
-/// What the children of cgroups claim together.
+/// For a cgroup and a bound, the sum of what its children claim.
 type Claims = HashMap<(*const Node, Bound), u128>;
 
-/// Has hooks of this cgroup and its descendants give back some `bytes`, unless `is_enough` says
-/// that others have given some. Returns how much they say that they gave; 1 when others did.
+/// Runs hooks of this cgroup and its descendants until they freed about `bytes`. Returns how much
+/// they report as freed.
+///
+/// `is_enough` is asked after the wait for the reclaim lock. If it is true, no hook runs and the
+/// result is 1, so that the caller tries again.
 pub(crate) fn run(
     target: &Arc<Node>,
     bytes: u64,
@@ -63,7 +69,7 @@ pub(crate) fn run(
     if hooks.is_empty() {
         return 0;
     }
-    // Those that are unregistered before this returns are dropped under no lock.
+    // Hooks that are unregistered before this returns are dropped after the lock is released.
     let mut called: Vec<Arc<ReclaimHook<Node>>> = Vec::new();
     let Some(_reclaiming) = Inside::begin(Inside::RECLAIM) else { return 0 };
     let mut last = target.shared.reclaiming.lock();
@@ -115,7 +121,7 @@ pub(crate) fn run(
     freed
 }
 
-/// Every hook of a cgroup and its descendants, by order.
+/// The hooks of a cgroup and its descendants, sorted by their order.
 fn hooks_below(target: &Arc<Node>) -> Vec<Turn> {
     if !target.shared.has_hooks() {
         return Vec::new();
@@ -129,13 +135,13 @@ fn hooks_below(target: &Arc<Node>) -> Vec<Turn> {
     hooks
 }
 
-/// The effective `min` and `low` of a cgroup when `target` is reclaimed from.
+/// The effective `min` and `low` of a cgroup when memory of `target` is reclaimed.
 fn effective_protection(node: &Arc<Node>, target: &Arc<Node>, claims: &mut Claims) -> (u64, u64) {
     let mut levels: Vec<&Arc<Node>> =
         node.ancestors().take_while(|level| !Arc::ptr_eq(level, target)).collect();
     levels.reverse();
     let mut effective = |bound: Bound| {
-        // A cgroup that sets nothing gets nothing, and has nothing to hand on.
+        // A cgroup without a setting gets no protection, and has none for its children.
         if levels.iter().any(|level| level.counter().get(bound).number() == 0) {
             return 0;
         }
@@ -155,7 +161,7 @@ fn effective_protection(node: &Arc<Node>, target: &Arc<Node>, claims: &mut Claim
     (effective(Bound::Min), effective(Bound::Low))
 }
 
-/// What the children of a cgroup claim together.
+/// The sum of what the children of a cgroup claim.
 fn claimed_below(parent: &Arc<Node>, bound: Bound) -> u128 {
     let cached = parent.cached_by_cgroup();
     let claim = |child: &Arc<Node>| {

@@ -1,33 +1,33 @@
-//! Whether the calling thread is inside of code of a user that a charge has called.
+//! Whether the calling thread runs a callback that a charge has called.
 
 use std::cell::Cell;
 
 use crate::memcg::sync;
 
 sync::thread_local! {
-    // Not const: model checkers have no such form.
+    // Not const: the `thread_local!` of the model checkers has no such form.
     #[allow(clippy::missing_const_for_thread_local)]
     static INSIDE: Cell<u8> = Cell::new(0);
 }
 
-/// What the thread is inside of, until this is dropped.
+/// Marks the thread as inside of callbacks of some kind until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Inside(u8);
 
 impl Inside {
-    /// A reclaim hook or an OOM callback: charges are never refused, and reclaim nothing.
+    /// A reclaim hook or an OOM callback: charges are never refused, and start no reclaim.
     pub(crate) const RECLAIM: u8 = 1;
-    /// A callback of `high`: charges tell no callback.
+    /// A `high` callback: charges call no `high` callback.
     pub(crate) const HIGH: u8 = 2;
 
-    /// None in a thread that is inside already.
+    /// Marks the thread; `None` if it is marked already.
     pub(crate) fn begin(what: u8) -> Option<Self> {
         let before = INSIDE.with(|inside| inside.replace(inside.get() | what));
-        // Not `then_some`: a value that is created and dropped would end what is under way.
+        // Not `then_some`: its argument would be created and dropped, and clear the mark.
         if before & what == 0 { Some(Inside(what)) } else { None }
     }
 
-    /// True in a thread that is inside.
+    /// True while the thread is marked.
     pub(crate) fn is(what: u8) -> bool {
         INSIDE.with(Cell::get) & what != 0
     }

@@ -1,33 +1,35 @@
-//! A charge whose object does not exist yet.
+//! A charge that is undone unless its object comes to exist.
 
 use std::mem;
 
 use crate::memcg::node::{Token, walk};
 
-/// A charge that is undone when this is dropped: when what it was made for fails, or a callback
-/// panics. [`commit`](Uncommitted::commit) makes it stay.
+/// A charge that is undone when this is dropped, because an allocation failed or a callback
+/// panicked.
+///
+/// [`commit`](Uncommitted::commit) makes it permanent.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Uncommitted {
     token: &'static Token,
     bytes: u64,
     has_reference: bool,
-    /// Counters were changed: they may have a new peak, once the charge is known to be for good.
+    /// Counters paid, not a stock. The commit raises their peaks.
     is_walked: bool,
 }
 
 impl Uncommitted {
-    /// A charge that was paid so, with a reference if it has one.
+    /// A charge that was paid so, with or without a reference.
     pub(crate) fn new(token: &'static Token, bytes: u64, has_reference: bool, paid: Paid) -> Self {
         Uncommitted { token, bytes, has_reference, is_walked: paid == Paid::Counters }
     }
 
-    /// What the charge refers to.
+    /// The token to which the charge refers.
     pub(crate) fn token(&self) -> &'static Token {
         self.token
     }
 
-    /// The charge stays: peaks count it. The caller has the reference from here on.
+    /// Makes the charge permanent and raises peaks. The caller owns the reference from here on.
     pub(crate) fn commit(self) -> &'static Token {
         let (token, is_walked) = (self.token, self.is_walked);
         mem::forget(self);
@@ -37,7 +39,7 @@ impl Uncommitted {
         token
     }
 
-    /// What was undone otherwise is the caller's from here on.
+    /// Makes the charge permanent without raising peaks. The caller owns it from here on.
     pub(crate) fn keep(self) {
         mem::forget(self);
     }
@@ -54,7 +56,7 @@ pub(crate) enum Paid {
 
 impl Drop for Uncommitted {
     fn drop(&mut self) {
-        // Not into the stock, as no peak knows the bytes (T3).
+        // Not into the stock, because no peak has counted the bytes (T3).
         self.token.uncharge(self.bytes);
         if self.has_reference {
             self.token.put();

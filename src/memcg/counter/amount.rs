@@ -1,4 +1,4 @@
-//! Amounts and numbers as they are written into the interface files of cgroup v2.
+//! Amounts and numbers in the interface files of cgroup v2.
 //!
 //! ```text
 //!   amount  = "max" | number                                   memory.max, .high, .low, .min
@@ -8,12 +8,12 @@
 //!   integer = [ "-" | "+" ] digits [ newline ]                 of 32 bits
 //! ```
 //!
-//! Blanks around an amount do not count. Mirrors the kernel's `memparse`, as `memory.max` uses it,
+//! Blanks around an amount are ignored. Mirrors the kernel's `memparse`, as `memory.max` uses it,
 //! and `kstrtoint` (Linux 6.18), with three differences on purpose:
 //!
-//! * what does not fit 64 bits is an error. The kernel wraps: `16E` is a limit of 0 there.
-//! * no digits are an error. The kernel reads nothing, and a suffix alone, as 0.
-//! * an amount is in bytes. The kernel rounds down to pages.
+//! * A number that does not fit into 64 bits is an error. The kernel wraps: `16E` is a limit of 0.
+//! * A text without digits is an error. The kernel reads the empty text, or a suffix alone, as 0.
+//! * An amount is in bytes. The kernel rounds it down to pages.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,13 +22,14 @@ use std::str::FromStr;
 #[path = "amount_tests.rs"]
 mod tests;
 
-/// An amount of bytes that may be unlimited.
+/// A number of bytes, or no limit: a value of `max`, `high`, `low` or `min`.
 ///
 /// # Examples
 ///
 /// ```
 /// use percpu_memcg::Limit;
 ///
+/// assert_eq!("64M".parse(), Ok(Limit::bytes(64 << 20)));
 /// assert_eq!(Limit::bytes(4096).to_string(), "4096");
 /// assert_eq!(Limit::MAX.to_string(), "max");
 /// ```
@@ -39,7 +40,7 @@ impl Limit {
     /// No limit.
     pub const MAX: Limit = Limit(u64::MAX);
 
-    /// At most `bytes`. 0 is legal and refuses every charge.
+    /// A limit of `bytes`. 0 is legal: such a `max` refuses every charge of at least 1 byte.
     pub const fn bytes(bytes: u64) -> Self {
         Limit(bytes)
     }
@@ -49,7 +50,7 @@ impl Limit {
         self.0
     }
 
-    /// As [`number`](Limit::number) gives it.
+    /// The inverse of [`number`](Limit::number).
     pub(crate) const fn from_number(number: u64) -> Self {
         Limit(number)
     }
@@ -75,27 +76,27 @@ impl fmt::Display for Limit {
     }
 }
 
-/// Why a text is no number of an interface file.
+/// Why a text cannot be read as a number of an interface file.
 ///
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::Limit;
+/// use percpu_memcg::{Limit, NumberError};
 ///
-/// assert_eq!("64M".parse(), Ok(Limit::bytes(64 << 20)));
-/// assert!("64 M".parse::<Limit>().unwrap_err().is_malformed());
+/// let error: NumberError = "64 M".parse::<Limit>().unwrap_err();
+/// assert!(error.is_malformed());
 /// assert!("16E".parse::<Limit>().unwrap_err().is_out_of_range());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NumberError {
-    /// It does not have the form.
+    /// The text does not have the form of the grammar.
     #[error("{text:?} is no number of the form that is asked for")]
     Malformed {
         /// The text.
         text: String,
     },
-    /// It has the form, and is too small or too large.
+    /// The text is a number that is too small or too large.
     #[error("{text:?} is out of range")]
     OutOfRange {
         /// The text.
@@ -133,11 +134,11 @@ impl NumberError {
     }
 }
 
-/// Reads what may be written to `memory.max`: `max`, or a number of bytes with or without one of
-/// the suffixes K, M, G, T, P, E.
+/// Reads the text of `memory.max`: `max`, or a number of bytes with an optional suffix K, M, G, T,
+/// P or E.
 ///
-/// The number is decimal, octal after a `0`, or hexadecimal after `0x`. Blanks around it do not
-/// count. 2⁶⁴ − 1 is `max`.
+/// The number is decimal, octal after a `0`, or hexadecimal after `0x`. Blanks around it are
+/// ignored. 2⁶⁴ − 1 is the same as `max`.
 impl FromStr for Limit {
     type Err = NumberError;
 
@@ -149,9 +150,9 @@ impl FromStr for Limit {
     }
 }
 
-/// Bytes that a write to `memory.reclaim` asks for.
+/// The bytes that a write to `memory.reclaim` asks for.
 ///
-/// Nothing here can be swapped; so the swappiness has to be well formed, and is not used.
+/// The swappiness must be well formed. It is not used, because nothing here can be swapped.
 pub(crate) fn reclaim_bytes(text: &str) -> Result<u64, NumberError> {
     let text = strip(text);
     let (amount, option) = match text.split_once(is_blank) {
@@ -168,7 +169,7 @@ pub(crate) fn reclaim_bytes(text: &str) -> Result<u64, NumberError> {
     }
 }
 
-/// An integer of 32 bits, as in `cgroup.procs` or `memory.oom.group`.
+/// Reads an integer of 32 bits, as in `cgroup.procs` or `memory.oom.group`.
 pub(crate) fn integer(text: &str) -> Result<i32, NumberError> {
     let number = text.strip_suffix('\n').unwrap_or(text);
     let magnitude = number.strip_prefix(['-', '+']).unwrap_or(number);
@@ -183,17 +184,17 @@ pub(crate) fn integer(text: &str) -> Result<i32, NumberError> {
         .ok_or_else(|| NumberError::out_of_range(text))
 }
 
-/// The text without blanks before and behind it.
+/// The text without blanks at both ends.
 pub(crate) fn strip(text: &str) -> &str {
     text.trim_matches(is_blank)
 }
 
-/// Blank to the C library: Rust's own list of ASCII lacks the vertical tab.
+/// A blank by the rule of C's `isspace`. Rust's list of ASCII whitespace lacks the vertical tab.
 fn is_blank(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\x0b'
 }
 
-/// A number and its suffix, and nothing else.
+/// Reads a number with its optional suffix, and nothing else.
 fn bytes(text: &str) -> Result<u64, NumberError> {
     let malformed = || NumberError::malformed(text);
     let (value, suffix) = digits(text).ok_or_else(malformed)?;
@@ -210,11 +211,11 @@ fn bytes(text: &str) -> Result<u64, NumberError> {
     value.and_then(|value| value.checked_mul(unit)).ok_or_else(|| NumberError::out_of_range(text))
 }
 
-/// The number that `text` begins with, or `None` inside when it does not fit, and what follows
-/// it; `None` when there are no digits.
+/// Splits `text` into the number at its beginning and the rest. The inner `None` stands for a
+/// number that does not fit into 64 bits. The result is `None` when there are no digits.
 fn digits(text: &str) -> Option<(Option<u64>, &str)> {
     let (radix, text) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
-        // Without a digit behind it, the x belongs to what follows the number 0.
+        // `0x` without a hexadecimal digit after it is the number 0, followed by an x.
         Some(rest) if rest.starts_with(|c: char| c.is_ascii_hexdigit()) => (16, rest),
         _ if text.starts_with('0') => (8, text),
         _ => (10, text),

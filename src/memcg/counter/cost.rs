@@ -1,8 +1,8 @@
-//! What an area costs.
+//! The number of bytes that is charged for an area.
 
 use crate::placement::GRANULE_SIZE;
 
-/// The rule by which areas are charged on one machine.
+/// The cost of areas on a machine with some number of possible CPUs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AreaCost {
     nr_possible: usize,
@@ -13,9 +13,11 @@ impl AreaCost {
         AreaCost { nr_possible }
     }
 
-    /// Bytes charged for an area of `size` bytes: its copies on all possible CPUs and its slots
-    /// in the owners' vector. The kernel's full size since 5.18; the one formula for charge,
-    /// uncharge and statistic.
+    /// The bytes charged for an area of `size` bytes: its copies on all possible CPUs, and its
+    /// slots in the owners' vector.
+    ///
+    /// It is the kernel's `pcpu_obj_full_size` since 5.18. Charge, uncharge and statistic all use
+    /// it.
     pub(crate) fn full_size(&self, size: usize) -> u64 {
         let slots = size / GRANULE_SIZE * size_of::<*const ()>();
         (size * self.nr_possible + slots) as u64

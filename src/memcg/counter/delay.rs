@@ -1,46 +1,49 @@
-//! How long a thread has to wait whose cgroup is above `memory.high`.
+//! How long a thread waits when its cgroup is above `memory.high`.
 //!
-//! The kernel's `mem_cgroup_handle_over_high` (Linux 6.18) makes the wait grow with the square of
-//! how far usage is above `high`, and with what the thread charged meanwhile: *r*² seconds for
-//! every page, where *r* = (usage − high) / high. A tenth above, 64 pages cost 0.64 s; at 2 s it
-//! ends, and what is not more than 10 ms is not worth a sleep.
+//! The formula is that of the kernel's `mem_cgroup_handle_over_high` (Linux 6.18). The delay is
+//! *r*² seconds for every page that was charged while usage was above `high`, where *r* = (usage −
+//! high) / high. With usage a tenth above `high`, 64 pages cost 0.64 s. The delay is at most 2 s. A
+//! delay of up to 10 ms is skipped.
 //!
-//! The factor of the kernel's formula, 64 pages divided by its batch, is 1: the batch is 64 pages.
+//! The kernel multiplies by 64 pages divided by its batch. That factor is 1, because its batch is
+//! 64 pages.
 
 use std::time::Duration;
 
 use crate::memcg::counter::amount::Limit;
 
-/// Longest wait.
+/// The longest delay: the kernel's `MEMCG_MAX_HIGH_DELAY_JIFFIES`, 2 seconds.
 const MAX_DELAY: Duration = Duration::from_secs(2);
 
-/// Longest delay that is no wait at all.
+/// The longest delay that is skipped: the kernel's 10 ms, below which a sleep costs more than it
+/// helps.
 const TOLERATED: Duration = Duration::from_millis(10);
 
-/// Binary places of an [`HighDelay`], as in the kernel.
+/// Binary places of a [`HighDelay`]: the kernel's `MEMCG_DELAY_PRECISION_SHIFT`.
 const FRACTION_BITS: u32 = 20;
 
-/// log2 of the bytes that cost *r*² seconds: a page of 4096.
+/// log2 of the bytes that cost *r*² seconds: a page of 4096 bytes, on machines with larger pages
+/// too.
 const PAGE_BITS: u32 = 12;
 
-/// How far usage is above `high`, as a fraction of `high`.
+/// The excess of usage above `high`, as a fraction of `high`.
 ///
-/// The largest one of a cgroup and its ancestors decides, hence the order.
+/// It is ordered, because the largest excess of a cgroup and its ancestors counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HighDelay(u128);
 
 impl HighDelay {
-    /// The excess of one cgroup; none at or below `high`. For a `high` of 0 that of 1 byte.
+    /// The excess of one cgroup; 0 at or below `high`. A `high` of 0 counts as 1 byte.
     pub(crate) fn of(usage: u64, high: Limit) -> Self {
         let Some(high) = high.get() else { return HighDelay::default() };
         let above = u128::from(usage.saturating_sub(high));
         HighDelay((above << FRACTION_BITS) / u128::from(high.max(1)))
     }
 
-    /// How long a thread has to wait that charged `bytes` while its cgroups were above.
+    /// The delay for `bytes` that were charged while usage was above `high`.
     pub(crate) fn delay(self, bytes: u64) -> Duration {
         const NANOSECONDS: u128 = 1_000_000_000;
-        // Saturated, the product is still 2^24 seconds: it is clamped either way.
+        // A saturated product is still 2^24 seconds, which is clamped below.
         let scaled = self.0.saturating_mul(self.0).saturating_mul(bytes.into());
         let nanoseconds = scaled.saturating_mul(NANOSECONDS) >> (2 * FRACTION_BITS + PAGE_BITS);
         let delay = u64::try_from(nanoseconds).map_or(MAX_DELAY, Duration::from_nanos);

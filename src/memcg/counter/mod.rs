@@ -4,15 +4,15 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `amount` | [`Limit`], and how it is written |
-//! | `peak` | peaks since a moment of the reader's own |
-//! | `protection` | what `min` and `low` amount to |
-//! | `delay` | how long a thread has to wait above `high` |
-//! | `cost` | what an area costs |
+//! | `amount` | [`Limit`] and its text |
+//! | `peak` | peaks since a moment that each reader chooses |
+//! | `protection` | the effective values of `min` and `low` |
+//! | `delay` | how long a thread waits above `high` |
+//! | `cost` | the number of bytes that is charged for an area |
 //!
-//! * M5: usage is never above the limit but for what was forced, and for what was charged before the
-//!   limit was lowered.
-//! * M6: no usage is ever taken below 0. What is uncharged at a counter was charged there before.
+//! * M5: usage is above the limit only by bytes that were forced, or charged before the limit was
+//!   lowered.
+//! * M6: usage never goes below 0. Bytes that are uncharged at a counter were charged there before.
 
 pub(crate) mod amount;
 pub(crate) mod cost;
@@ -24,20 +24,20 @@ use crate::memcg::counter::amount::Limit;
 use crate::memcg::counter::peak::Peaks;
 use crate::memcg::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// The usage and the limit that stand against a charge.
+/// The usage and the limit of a counter that has no room for a charge.
 pub(crate) type Full = (u64, Limit);
 
 /// Usage, limits and peak of one cgroup, in bytes.
 ///
-/// Not padded: most charges come out of a stock and touch no counter, and there may be 100 000 of
-/// them. What a charge reads comes first.
+/// It is not padded: most charges are paid by a stock and read no counter, and there may be 100 000
+/// counters. The fields that a charge reads come first.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Counter {
     usage: AtomicU64,
     max: AtomicU64,
     high: AtomicU64,
-    /// The most that usage was, stocks included.
+    /// The highest usage so far, including bytes in stocks.
     peak: AtomicU64,
     readers: Peaks,
     /// Threads that keep the stocks below empty; see `node::stocks`.
@@ -48,7 +48,7 @@ pub(crate) struct Counter {
     over_high: AtomicU64,
 }
 
-/// One of the amounts that are set from outside.
+/// One of the four amounts that users set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Bound {
     Max,
@@ -58,7 +58,7 @@ pub(crate) enum Bound {
 }
 
 impl Counter {
-    /// Bytes up to which a charge reads it.
+    /// A charge reads the counter only up to this offset, in bytes.
     pub(crate) const HOT: usize = std::mem::offset_of!(Counter, readers) + Peaks::HOT;
 
     pub(crate) fn new() -> Self {
@@ -93,7 +93,7 @@ impl Counter {
         bans.store(0, Ordering::Relaxed);
     }
 
-    /// Whether `bytes` could be added now.
+    /// Checks whether `bytes` could be added now.
     pub(crate) fn check(&self, bytes: u64) -> Result<(), Full> {
         let (usage, max) = (self.usage(), self.get(Bound::Max));
         if usage.checked_add(bytes).is_some_and(|new| new <= max.number()) {
@@ -103,10 +103,10 @@ impl Counter {
         }
     }
 
-    /// Whether `bytes` could be added now, though they are not all needed: without reaching a limit
-    /// or making a peak.
+    /// Whether `bytes`, of which some are charged ahead, could be added now without exceeding
+    /// `max`, `high` or the peak.
     pub(crate) fn has_room_to_spare(&self, bytes: u64) -> bool {
-        // Relaxed: a decision that may be wrong by what happens at the same time.
+        // Relaxed: a decision that concurrent charges may make wrong; `try_add` checks again.
         let most = self.get(Bound::Max).min(self.get(Bound::High)).number();
         let most = most.min(self.peak.load(Ordering::Relaxed));
         let new = self.usage().checked_add(bytes);
@@ -125,10 +125,11 @@ impl Counter {
         self.usage() > self.high.load(Ordering::SeqCst)
     }
 
-    /// Whether CPUs may keep bytes that are charged here in stocks (T4).
+    /// Whether stocks may hold bytes that are charged here (T4).
     ///
-    /// SeqCst in all that it loads: a thread that bans stocks or lowers a bound, and then looks for
-    /// stocks, finds the one whose CPU asks here, or is seen here.
+    /// All loads are SeqCst. A thread that bans stocks or lowers a bound looks for stocks
+    /// afterwards. Either it finds the stock of the caller, or the caller sees the ban or the
+    /// bound.
     pub(crate) fn may_stock(&self) -> bool {
         self.bans.load(Ordering::SeqCst) == 0 && !self.is_above_max() && !self.is_above_high()
     }
@@ -141,20 +142,20 @@ impl Counter {
 
     /// Ends what [`ban_stocks`](Counter::ban_stocks) began.
     pub(crate) fn unban_stocks(&self) {
-        // Release: the stocks were looked at before.
+        // Release: the thread's last look at the stocks comes before.
         self.bans.fetch_sub(1, Ordering::Release);
     }
 
-    /// Adds `bytes` unless that takes usage above the limit; otherwise returns the usage and the
-    /// limit that stood against it. A refused amount is not added even for a moment, unless the
-    /// limit is lowered at the same time.
+    /// Adds `bytes` unless usage would exceed the limit. Otherwise returns the usage and the limit.
+    ///
+    /// A refused amount is added for a moment only if the limit is lowered at the same time.
     pub(crate) fn try_add(&self, bytes: u64) -> Result<(), Full> {
         let add = |usage: u64| {
             let max = self.max.load(Ordering::Relaxed);
             usage.checked_add(bytes).filter(|&new| new <= max)
         };
-        // SeqCst, with the load of the limit below: a thread that lowers the limit and then looks at
-        // usage sees this charge, or is seen here.
+        // SeqCst, with the load of the limit below. A thread that lowers the limit reads usage
+        // afterwards. Either it sees this charge, or this thread sees the new limit.
         match self.usage.fetch_update(Ordering::SeqCst, Ordering::Relaxed, add) {
             Ok(usage) if usage + bytes <= self.max.load(Ordering::SeqCst) => Ok(()),
             Ok(usage) => {
@@ -165,14 +166,14 @@ impl Counter {
         }
     }
 
-    /// Adds `bytes`, limit or not; false when the counter cannot hold so many.
+    /// Adds `bytes` even beyond the limit. False when usage would exceed 2⁶⁴ − 1.
     pub(crate) fn add(&self, bytes: u64) -> bool {
         let add = |usage: u64| usage.checked_add(bytes);
         // SeqCst: as in `try_add`.
         self.usage.fetch_update(Ordering::SeqCst, Ordering::Relaxed, add).is_ok()
     }
 
-    /// Takes back `bytes` that were added.
+    /// Subtracts `bytes` that were added before.
     pub(crate) fn sub(&self, bytes: u64) {
         // Relaxed: the counter publishes no other memory.
         let usage = self.usage.fetch_sub(bytes, Ordering::Relaxed);
@@ -181,14 +182,14 @@ impl Counter {
 
     /// Raises the peaks to `usage`.
     pub(crate) fn note_peak(&self, usage: u64) {
-        // Relaxed: a maximum needs no order; the load only spares the write.
+        // Relaxed: a maximum needs no order; the load only avoids the write.
         if self.peak.load(Ordering::Relaxed) < usage {
             self.peak.fetch_max(usage, Ordering::Relaxed);
         }
         self.readers.raise(usage);
     }
 
-    /// The peaks that are read since a moment of the reader's own.
+    /// The peaks of readers that were reset.
     pub(crate) fn readers(&self) -> &Peaks {
         &self.readers
     }
@@ -196,23 +197,23 @@ impl Counter {
     /// Notes bytes that were charged above `high`. The sum saturates.
     pub(crate) fn add_over_high(&self, bytes: u64) {
         let add = |sum: u64| Some(sum.saturating_add(bytes));
-        // Relaxed: an amount.
+        // Relaxed: one number, which publishes no other memory.
         let _ = self.over_high.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    /// Takes what was noted.
+    /// Takes the bytes that were noted, and sets them to 0.
     pub(crate) fn take_over_high(&self) -> u64 {
-        // Relaxed: an amount.
+        // Relaxed: one number, which publishes no other memory.
         self.over_high.swap(0, Ordering::Relaxed)
     }
 
-    /// All that is charged, what is in stocks included.
+    /// All bytes that are charged, including bytes in stocks.
     pub(crate) fn usage(&self) -> u64 {
         // SeqCst: see `try_add`.
         self.usage.load(Ordering::SeqCst)
     }
 
-    /// The most that was noted.
+    /// The highest usage that was noted.
     pub(crate) fn peak(&self) -> u64 {
         // Relaxed: a snapshot of one number.
         self.peak.load(Ordering::Relaxed)

@@ -1,8 +1,8 @@
-//! Peaks since a moment of the reader's own.
+//! Peaks since a moment that each reader chooses.
 //!
-//! Mirrors `memory.peak` (Linux 6.12), where each open file has its own peak once something was
-//! written to it. There a reset folds only the present usage into the other readers' peaks, so that
-//! a higher peak in between is forgotten; here every reader's peak is raised by itself.
+//! Mirrors `memory.peak` (Linux 6.12), where an open file has a peak of its own after a write to
+//! it. In the kernel, a reset folds only the present usage into the peaks of other readers, so that
+//! a higher peak in between is lost. Here each reader's peak is raised separately.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -28,12 +28,12 @@ impl Peak {
     }
 
     pub(crate) fn reset(&self) {
-        // Relaxed: what is charged from here on raises it.
+        // Relaxed: later charges raise it, and the reader notes the present usage after this.
         self.0.store(0, Ordering::Relaxed);
     }
 }
 
-/// The readers' peaks of one cgroup; a pointer and a flag until there is one.
+/// The readers' peaks of one cgroup. It is a pointer and a flag until the first reader is reset.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Peaks {
@@ -41,7 +41,8 @@ pub(crate) struct Peaks {
     peaks: OnceArc<List>,
 }
 
-/// Read without a lock, so that charges of different CPUs do not wait for each other.
+/// A list that is read without a lock, so that charges on different CPUs do not wait for each
+/// other.
 #[derive(Debug, Default)]
 struct List {
     changing: Mutex<()>,
@@ -49,21 +50,21 @@ struct List {
 }
 
 impl Peaks {
-    /// Bytes up to which a charge reads it, while there is no reader.
+    /// While there is no reader, a charge reads it only up to this offset, in bytes.
     pub(crate) const HOT: usize = 1;
 
     pub(crate) fn new() -> Self {
         Peaks { is_any: AtomicBool::new(false), peaks: OnceArc::new() }
     }
 
-    /// A new reader's peak.
+    /// Adds the peak of a new reader.
     pub(crate) fn insert(&self) -> Arc<Peak> {
         let peak = Arc::new(Peak::default());
         self.change(Some(&peak));
         peak
     }
 
-    /// Forgets the peaks whose readers were dropped.
+    /// Removes the peaks whose readers were dropped.
     pub(crate) fn forget_dropped(&self) {
         self.change(None);
     }
@@ -76,12 +77,15 @@ impl Peaks {
         peaks.extend(new.map(Arc::downgrade));
         let is_any = !peaks.is_empty();
         list.peaks.store(Arc::new(peaks));
-        // SeqCst: before the reader looks at usage; see `is_any`.
+        // SeqCst: the reader loads usage after this store; see `is_any`.
         self.is_any.store(is_any, Ordering::SeqCst);
     }
 
-    /// True when some peak is read. A charge asks after it has changed usage, in one order with a
-    /// reader that stores the flag and then looks at usage: one of the two sees the other.
+    /// True when there is a reader.
+    ///
+    /// A charge changes usage and then loads the flag. A reader stores the flag and then loads
+    /// usage. All four accesses are SeqCst, so that at least one of the two sees the store of the
+    /// other.
     pub(crate) fn is_any(&self) -> bool {
         self.is_any.load(Ordering::SeqCst)
     }

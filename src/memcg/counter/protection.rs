@@ -1,7 +1,8 @@
-//! How much of a cgroup reclaim must not take: `memory.min` and `memory.low` as they take effect.
+//! Effective protection: how much of a cgroup's memory reclaim must not take, by `memory.min` and
+//! `memory.low`.
 //!
-//! A cgroup claims protection for what it uses, up to its setting. Its parent can hand on only as
-//! much as it has itself; when the children claim more than that, each is given its share of it in
+//! A cgroup claims protection for its usage, up to its setting. Its parent can distribute only the
+//! protection that it has itself. When the children claim more than that, each gets a share in
 //! proportion to its claim:
 //!
 //! ```text
@@ -10,33 +11,33 @@
 //!     └─ D  setting 25 M, usage 50 M          25 M                     17 M
 //! ```
 //!
-//! The same rule serves `min` and `low`, each with its own figures. Effective values are made from
-//! the top down, from the cgroup that is reclaimed from:
+//! `min` and `low` follow the same rule, each with its own numbers. Effective values are computed
+//! from the top down, beginning at the target of reclaim:
 //!
-//! * X1: the cgroup that reclaim was asked for is not protected from it, and does not bound its
-//!   children: their settings hold as they are.
-//! * X2: below that, what siblings get is together at most what their parent has.
-//! * X3: no cgroup gets more than its claim.
+//! * X1: the target of reclaim is not protected, and does not bound its children. Their settings
+//!   are their effective values.
+//! * X2: below that, siblings together get at most the effective protection of their parent.
+//! * X3: below that, no cgroup gets more than its claim.
 //!
 //! Mirrors `mem_cgroup_calculate_protection` (Linux 6.18) without the mount option
-//! `memory_recursiveprot`: what the children do not claim protects nobody. Figures are bytes, and
-//! the products have 128 bits, where the kernel trusts them to fit a word.
+//! `memory_recursiveprot`: protection that the children do not claim protects no one. Numbers are
+//! in bytes. Products have 128 bits, where the kernel relies on them to fit into a word.
 
-/// What a cgroup has to hand on to its children.
+/// The protection that a cgroup distributes to its children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protection {
-    /// It is the cgroup that is reclaimed from: every child has what it set (X1).
+    /// The cgroup is the target of reclaim: every child gets its setting (X1).
     Literal,
-    /// It is protected itself.
+    /// The cgroup is below the target of reclaim.
     Shared {
         /// Its own effective protection.
         effective: u64,
-        /// What its children claim together.
+        /// The sum of what its children claim.
         claimed: u128,
     },
 }
 
-/// What a cgroup claims: its usage, up to its setting.
+/// The claim of a cgroup: its usage, up to its setting.
 pub(crate) fn claim(usage: u64, setting: u64) -> u64 {
     usage.min(setting)
 }
@@ -51,7 +52,7 @@ impl Protection {
                 if claimed <= effective.into() {
                     return own;
                 }
-                // At most `own`, because `effective` is less than `claimed`.
+                // The quotient is at most `own`, because `effective` is less than `claimed`.
                 (u128::from(own) * u128::from(effective) / claimed) as u64
             }
         }

@@ -1,4 +1,4 @@
-//! Collections that are charged by tparent capacity.
+//! Collections that are charged by their capacity.
 
 use std::collections::{BinaryHeap, HashMap, HashSet, TryReserveError, VecDeque};
 use std::hash::{BuildHasher, Hash};
@@ -9,33 +9,69 @@ use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::charge::Charge;
 use crate::memcg::handle::memcg::Memcg;
 
-/// A collection whose memory follows from its capacity.
+/// Tells [`Accounted`] how much heap memory a collection holds for its capacity.
 ///
-/// What elements hold in turn is not counted: charge it where it is made.
+/// Memory that the elements hold themselves is not counted. Charge it where it is allocated.
+///
+/// # Examples
+///
+/// A ring buffer of bytes:
+///
+/// ```
+/// use std::collections::{TryReserveError, VecDeque};
+///
+/// use percpu_memcg::{Footprint, PerCpuAllocator};
+///
+/// #[derive(Debug, Default)]
+/// struct Ring(VecDeque<u8>);
+///
+/// impl Footprint for Ring {
+///     fn footprint(&self) -> u64 {
+///         self.0.footprint()
+///     }
+///     fn footprint_with(&self, additional: usize) -> u64 {
+///         self.0.footprint_with(additional)
+///     }
+///     fn try_reserve(&mut self, additional: usize) -> Result<(), TryReserveError> {
+///         self.0.try_reserve(additional)
+///     }
+///     fn shrink_to_fit(&mut self) {
+///         self.0.shrink_to_fit();
+///     }
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let mut ring = pcpu.root().create("tenant")?.account(Ring::default());
+/// ring.reserve(4096)?;
+/// assert!(ring.charge().bytes() >= 4096);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Footprint {
-    /// Bytes of heap memory that it holds for its capacity.
+    /// The bytes of heap memory that the collection holds for its capacity.
     fn footprint(&self) -> u64;
 
-    /// About what [`footprint`](Footprint::footprint) will be after room was reserved for so many
-    /// more elements. Should not be less.
+    /// An estimate of [`footprint`](Footprint::footprint) after room for `additional` more elements
+    /// was reserved. It should not be too low.
     fn footprint_with(&self, additional: usize) -> u64;
 
-    /// Reserves room for so many more elements.
+    /// Reserves room for `additional` more elements.
     ///
     /// # Errors
     ///
-    /// As for [`Vec::try_reserve`]; nothing is changed.
+    /// As for [`Vec::try_reserve`]. The collection is unchanged.
     fn try_reserve(&mut self, additional: usize) -> Result<(), TryReserveError>;
 
-    /// Gives back as much memory as possible.
+    /// Returns as much memory as possible to the heap.
     fn shrink_to_fit(&mut self);
 }
 
 /// A collection whose capacity is charged to a cgroup.
 ///
-/// It is read like the collection itself. Limits are obeyed by [`reserve`](Accounted::reserve),
-/// which charges before there is memory; what is changed through [`edit`](Accounted::edit) is
-/// charged afterwards, when memory exists already and no limit can refuse it. So reserve first:
+/// It dereferences to the collection for reading. [`reserve`](Accounted::reserve) obeys limits: it
+/// charges before it allocates. Changes through [`edit`](Accounted::edit) are charged afterwards.
+/// The memory is allocated by then, so no limit can refuse it. Therefore reserve first.
+///
+/// # Examples
 ///
 /// ```
 /// use percpu_memcg::{Limit, PerCpuAllocator};
@@ -58,14 +94,31 @@ pub struct Accounted<C: Footprint> {
     charge: Charge,
 }
 
-/// Why a collection could not grow. Nothing was changed.
+/// Why [`Accounted::reserve`] failed. Neither the collection nor its charge was changed.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Limit, PerCpuAllocator, ReserveError};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(1000))?;
+/// let mut rows = tenant.account(Vec::<u64>::new());
+///
+/// match rows.reserve(1000).unwrap_err() {
+///     ReserveError::Limit(refusal) => assert_eq!(refusal.requested, 8000),
+///     other => return Err(other.into()),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReserveError {
-    /// A cgroup's limit stands against it.
+    /// A cgroup's limit refused the charge.
     #[error(transparent)]
     Limit(#[from] ChargeError),
-    /// There is no memory.
+    /// The heap has no memory, or the capacity would overflow.
     #[error(transparent)]
     Memory(#[from] TryReserveError),
 }
@@ -78,8 +131,9 @@ impl ReserveError {
 }
 
 impl Memcg {
-    /// Charges the capacity of a collection to this cgroup from now on. What it has already is
-    /// charged whatever the limits.
+    /// Charges the capacity of a collection to this cgroup from now on.
+    ///
+    /// The present capacity is charged even beyond a limit, because the memory exists already.
     pub fn account<C: Footprint>(&self, value: C) -> Accounted<C> {
         let charge = self.charge_forced(value.footprint());
         Accounted { value, charge }
@@ -87,14 +141,15 @@ impl Memcg {
 }
 
 impl<C: Footprint> Accounted<C> {
-    /// Reserves room for so many more elements, and charges it before there is memory.
+    /// Charges room for `additional` more elements, and then allocates it.
     ///
-    /// As for [`Vec::reserve`] it may be room for more. Collections of the standard library grow by
-    /// doubling; what that comes to is asked for at first and corrected afterwards.
+    /// As with [`Vec::reserve`], the room may be larger than asked for. Collections of the standard
+    /// library grow by doubling. The expected capacity is charged first. The charge is corrected
+    /// once the actual capacity is known.
     ///
     /// # Errors
     ///
-    /// [`ReserveError`]; nothing is changed.
+    /// [`ReserveError`] when a limit refuses or the heap has no memory. Nothing is changed.
     pub fn reserve(&mut self, additional: usize) -> Result<(), ReserveError> {
         let more = self.value.footprint_with(additional).saturating_sub(self.charge.bytes());
         let reserve = || Ok(self.value.try_reserve(additional)?);
@@ -103,18 +158,18 @@ impl<C: Footprint> Accounted<C> {
         Ok(())
     }
 
-    /// The collection, to be changed. The charge follows when the guard is dropped.
+    /// Borrows the collection for changes. The charge is adjusted when the guard is dropped.
     pub fn edit(&mut self) -> AccountedMut<'_, C> {
         AccountedMut { accounted: self }
     }
 
-    /// Gives back as much memory as possible, and uncharges it.
+    /// Returns as much memory as possible to the heap, and uncharges it.
     pub fn shrink_to_fit(&mut self) {
         self.value.shrink_to_fit();
         self.recharge();
     }
 
-    /// Lets another cgroup pay.
+    /// Moves the charge to another cgroup of the same tree.
     ///
     /// # Errors
     ///
@@ -127,22 +182,23 @@ impl<C: Footprint> Accounted<C> {
         self.charge.transfer_to(memcg)
     }
 
-    /// What is charged.
+    /// The charge: how many bytes, and to which cgroup.
     pub fn charge(&self) -> &Charge {
         &self.charge
     }
 
-    /// The collection, which is charged to nobody any more.
+    /// Uncharges the collection and returns it.
     pub fn into_inner(self) -> C {
         self.value
     }
 
-    /// Charges what there is, no less and no more.
+    /// Makes the charge equal to the footprint.
     fn recharge(&mut self) {
         let (footprint, charged) = (self.value.footprint(), self.charge.bytes());
         match footprint.checked_sub(charged) {
             Some(more) => self.charge.grow_forced(more),
-            None => self.charge.shrink(charged - footprint).unwrap_or_default(), // it holds so much
+            // Cannot fail: no more than is charged.
+            None => self.charge.shrink(charged - footprint).unwrap_or_default(),
         }
     }
 }
@@ -155,9 +211,26 @@ impl<C: Footprint> Deref for Accounted<C> {
     }
 }
 
-/// A collection that is being changed; see [`Accounted::edit`].
+/// Borrows a collection for changes, and adjusts its charge when dropped; see [`Accounted::edit`].
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{AccountedMut, PerCpuAllocator};
+///
+/// fn fill(mut names: AccountedMut<'_, Vec<u32>>) {
+///     names.extend(0..100);
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let mut names = tenant.account(Vec::new());
+/// fill(names.edit());
+/// assert!(tenant.current() >= 400);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
-#[must_use = "the charge follows when this value is dropped"]
+#[must_use = "the charge is adjusted when this value is dropped"]
 pub struct AccountedMut<'a, C: Footprint> {
     accounted: &'a mut Accounted<C>,
 }
@@ -182,8 +255,7 @@ impl<C: Footprint> Drop for AccountedMut<'_, C> {
     }
 }
 
-/// Elements of an array of `capacity` that holds `len` and has to hold `additional` more, when it
-/// grows by doubling.
+/// The capacity in elements of an array that grows by doubling, once it holds `additional` more.
 fn doubled(len: usize, capacity: usize, additional: usize, size: usize) -> usize {
     let needed = len.saturating_add(additional);
     let least = match size {
@@ -194,12 +266,12 @@ fn doubled(len: usize, capacity: usize, additional: usize, size: usize) -> usize
     if needed <= capacity { capacity } else { needed.max(capacity.saturating_mul(2)).max(least) }
 }
 
-/// Bytes of an array.
+/// The bytes of an array.
 fn array(elements: usize, size: usize) -> u64 {
     (elements as u64).saturating_mul(size as u64)
 }
 
-/// Buckets of a hash table, which are a power of two of which an eighth stays free.
+/// The buckets of a hash table: a power of two, of which at least an eighth stays free.
 fn buckets(capacity: usize) -> usize {
     match capacity {
         0 => 0,
@@ -208,8 +280,9 @@ fn buckets(capacity: usize) -> usize {
     }
 }
 
-/// Bytes of a hash table: elements, and a byte for each and for one group more.
+/// The bytes of a hash table: the elements, a control byte for each, and one more group of these.
 fn table(buckets: usize, size: usize) -> u64 {
+    // The width of the group that the standard library's table compares at once, with SSE2.
     const GROUP: u64 = 16;
     match buckets {
         0 => 0,
@@ -242,7 +315,7 @@ macro_rules! footprint {
                 let (needed, capacity) = (self.len().saturating_add(additional), self.capacity());
                 let buckets = match needed <= capacity {
                     true => buckets(capacity),
-                    // Room for `needed` is at least 7 of 8 buckets.
+                    // At most 7 of 8 buckets are used: round up to a multiple of 7.
                     false => buckets(needed.max(capacity + 1).saturating_add(6)),
                 };
                 table(buckets, size_of::<$element>())

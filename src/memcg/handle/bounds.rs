@@ -1,12 +1,14 @@
-//! What is set for a cgroup beside its limits: `oom.group`, and bounds on what is created below.
+//! Settings of a cgroup beside its limits: `oom.group`, and bounds on cgroups created below it.
 
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::sync::atomic::Ordering;
 
 impl Memcg {
-    /// True when this cgroup and its descendants are ended as a whole by an OOM; see
-    /// [`OomEvent::record_kill`](crate::OomEvent::record_kill). The kernel's `memory.oom.group`.
+    /// True when an OOM is to end this cgroup and its descendants as a whole.
+    ///
+    /// See [`OomEvent::record_kill`](crate::OomEvent::record_kill). The kernel's
+    /// `memory.oom.group`.
     pub fn oom_group(&self) -> bool {
         self.node().is_oom_group()
     }
@@ -15,7 +17,7 @@ impl Memcg {
     ///
     /// # Errors
     ///
-    /// [`TreeError::IsRoot`], [`TreeError::Removed`].
+    /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
     pub fn set_oom_group(&self, group: bool) -> Result<(), TreeError> {
         self.check_can_be_set()?;
         // Relaxed: a setting.
@@ -23,17 +25,31 @@ impl Memcg {
         Ok(())
     }
 
-    /// How deep cgroups may be created below this one; `None` when there is no bound. The kernel's
-    /// `cgroup.max.depth`.
+    /// How many levels of cgroups may be created below this one; `None` when there is no bound.
+    ///
+    /// The kernel's `cgroup.max.depth`.
     pub fn max_depth(&self) -> Option<u32> {
         bound(self.node().max_depth.load(Ordering::Relaxed)) // a setting
     }
 
-    /// Sets [`max_depth`](Memcg::max_depth). Cgroups that exist stay.
+    /// Sets [`max_depth`](Memcg::max_depth). Existing cgroups are not affected.
     ///
     /// # Errors
     ///
-    /// [`TreeError::Removed`].
+    /// [`TreeError::Removed`] for a removed cgroup.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max_depth(Some(1))?;
+    /// let query = tenant.create("query")?;
+    /// assert!(query.create("operator").unwrap_err().is_bounded());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_max_depth(&self, depth: Option<u32>) -> Result<(), TreeError> {
         self.check_lives()?;
         // Relaxed: read under the topology lock, as a setting.
@@ -41,18 +57,19 @@ impl Memcg {
         Ok(())
     }
 
-    /// How many descendants may be created; `None` when there is no bound. The kernel's
-    /// `cgroup.max.descendants`.
+    /// How many descendants this cgroup may have; `None` when there is no bound.
+    ///
+    /// The kernel's `cgroup.max.descendants`.
     pub fn max_descendants(&self) -> Option<u32> {
         bound(self.node().max_descendants.load(Ordering::Relaxed)) // a setting
     }
 
-    /// Sets [`max_descendants`](Memcg::max_descendants). Cgroups that exist stay; removed ones do
-    /// not count.
+    /// Sets [`max_descendants`](Memcg::max_descendants). Existing cgroups are not affected. Removed
+    /// cgroups do not count.
     ///
     /// # Errors
     ///
-    /// [`TreeError::Removed`].
+    /// [`TreeError::Removed`] for a removed cgroup.
     pub fn set_max_descendants(&self, descendants: Option<u32>) -> Result<(), TreeError> {
         self.check_lives()?;
         // Relaxed: read under the topology lock, as a setting.

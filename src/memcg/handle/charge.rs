@@ -1,4 +1,4 @@
-//! Charging memory that is not per-CPU memory: whatever a service holds.
+//! Charges for memory that is not per-CPU memory: buffers, caches, anything a service holds.
 
 use std::fmt;
 use std::mem;
@@ -14,13 +14,15 @@ use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::{Token, reparent};
 use crate::memcg::stock::objcg::Payer;
 
-/// Bytes charged to a cgroup, until this is dropped.
+/// Bytes that are charged to a cgroup until this value is dropped.
 ///
-/// Any memory can be accounted for in the tree: what is charged is a number, and who holds the
-/// memory holds the `Charge`. It is uncharged where it was charged, whatever thread drops it, and
-/// passes to the parent when the cgroup is removed. It keeps no cgroup alive.
+/// A charge is only a number, so it can stand for any memory. Keep the `Charge` beside the memory
+/// it stands for. Any thread may drop it: the bytes are uncharged from the cgroup that pays. When
+/// that cgroup is removed, its parent pays. A charge does not keep a cgroup from being removed.
 ///
-/// A charge and its end cost some 2 ns each if this CPU has bytes of the cgroup in stock, at any depth.
+/// Cost: when this CPU's stock holds enough bytes of the cgroup, a charge or its drop is one
+/// restartable sequence, whatever the depth of the cgroup. Otherwise the counters of the cgroup and
+/// of all its ancestors are updated.
 ///
 /// # Examples
 ///
@@ -46,47 +48,83 @@ pub struct Charge {
     bytes: u64,
 }
 
-/// More was to be given up than is charged. Nothing was changed.
+/// [`Charge::shrink`] or [`Charge::split`] asked for more bytes than are charged.
+///
+/// Nothing was changed.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{PerCpuAllocator, ShrinkError};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let mut charge = pcpu.root().create("tenant")?.charge(100)?;
+/// let error: ShrinkError = charge.shrink(200).unwrap_err();
+/// assert_eq!((error.held, error.asked), (100, 200));
+/// assert_eq!(charge.bytes(), 100);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[error("{asked} bytes of a charge of {held}")]
 pub struct ShrinkError {
-    /// Bytes charged.
+    /// Bytes that are charged.
     pub held: u64,
-    /// Bytes that were to be given up.
+    /// Bytes that were to be taken off.
     pub asked: u64,
 }
 
-/// Two charges of different cgroups cannot be one. Gives the other one back.
+/// [`Charge::merge`] was called with a charge of another cgroup.
+///
+/// Neither charge was changed. The error holds the charge that was passed in.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{MergeError, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let (a, b) = (pcpu.root().create("a")?, pcpu.root().create("b")?);
+/// let mut charge = a.charge(100)?;
+/// let error: MergeError = charge.merge(b.charge(50)?).unwrap_err();
+///
+/// let mut other = error.into_charge();
+/// other.transfer_to(&a)?;
+/// charge.merge(other)?;
+/// assert_eq!((charge.bytes(), b.current()), (150, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("the charges belong to different cgroups")]
 pub struct MergeError(Charge);
 
 impl MergeError {
-    /// The charge that was to be merged.
+    /// Returns the charge that was passed in.
     pub fn into_charge(self) -> Charge {
         self.0
     }
 }
 
 impl Memcg {
-    /// Charges `bytes` to this cgroup and all its ancestors, and tries hard: empties stocks, has
-    /// [hooks](Memcg::on_reclaim) reclaim, asks the [OOM callbacks](Memcg::on_oom). To a removed
-    /// cgroup's nearest ancestor that is not removed.
+    /// Charges `bytes` to this cgroup and all its ancestors.
     ///
-    /// Blocks while another thread reclaims.
+    /// Before a limit refuses, the stocks below the refusing cgroup are drained. Then its [reclaim
+    /// hooks](Memcg::on_reclaim) run, and then its [OOM callbacks](Memcg::on_oom). The call waits
+    /// while another thread runs hooks or OOM callbacks of the tree. If this cgroup is removed, its
+    /// nearest live ancestor is charged. A charge of 0 bytes is never refused.
     ///
     /// # Errors
     ///
-    /// [`ChargeError`] when a limit stands against it; nothing is charged anywhere.
+    /// [`ChargeError`] when a limit refuses. Nothing is charged anywhere.
     #[inline]
     pub fn charge(&self, bytes: u64) -> Result<Charge, ChargeError> {
         self.charge_with(bytes, Gfp::KERNEL)
     }
 
-    /// As [`charge`](Memcg::charge), but does not run reclaim hooks or OOM callbacks and does not wait
-    /// for them; it only drains per-CPU stocks. [`on_high`](Memcg::on_high) callbacks are
-    /// called.
+    /// As [`charge`](Memcg::charge), for callers that must not block.
+    ///
+    /// Does not run reclaim hooks or OOM callbacks and does not wait for them. It only drains
+    /// stocks before a limit refuses. [`on_high`](Memcg::on_high) callbacks are called.
     ///
     /// # Errors
     ///
@@ -96,12 +134,28 @@ impl Memcg {
         self.charge_with(bytes, Gfp::NOWAIT)
     }
 
-    /// Charges `bytes` whatever the limits: for memory that exists already. Asks and waits for nobody,
-    /// as [`try_charge`](Memcg::try_charge).
+    /// Charges `bytes` even beyond limits: for memory that exists already.
+    ///
+    /// As with [`try_charge`](Memcg::try_charge), no reclaim hook and no OOM callback runs.
     ///
     /// # Panics
     ///
-    /// If more than 2⁶⁴ − 1 bytes were charged to a cgroup.
+    /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let mapped_already = tenant.charge_forced(4096);
+    /// assert_eq!(tenant.current(), 4096);
+    /// assert!(tenant.charge(1).is_err());
+    /// # drop(mapped_already);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn charge_forced(&self, bytes: u64) -> Charge {
         match self.charge_with(bytes, Gfp::ATOMIC) {
@@ -110,11 +164,12 @@ impl Memcg {
         }
     }
 
-    /// Charges `bytes` as the flags say; see [`Gfp`].
+    /// Charges `bytes` in the way that `gfp` asks for; see [`Gfp`].
     ///
     /// # Errors
     ///
-    /// As for [`charge`](Memcg::charge), unless the flags say that limits do not hold.
+    /// As for [`charge`](Memcg::charge). With [`Gfp::HIGH`] or [`Gfp::NOFAIL`] no limit refuses;
+    /// then the call fails only if the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
     #[inline]
     pub fn charge_with(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
         let token = self.token();
@@ -133,54 +188,69 @@ impl Memcg {
 }
 
 impl Charge {
-    /// Bytes charged.
+    /// How many bytes are charged.
     #[inline]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The path of the cgroup that pays now; empty when its tree is gone.
+    /// The path of the cgroup that pays now; empty after its tree was dropped.
     pub fn cgroup(&self) -> String {
         let node = self.token.payer().filter(|node| node.has_tree());
         node.map_or_else(String::new, |node| node.live().path())
     }
 
-    /// Charges `bytes` more, as [`Memcg::charge`].
+    /// Charges `bytes` more, as [`Memcg::charge`] does. Growing by 0 bytes is never refused.
     ///
     /// # Errors
     ///
-    /// [`ChargeError`]; the charge is what it was.
+    /// [`ChargeError`] when a limit refuses. The charge is unchanged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let mut buffer = tenant.charge(600)?;
+    /// buffer.grow(400)?; // before the buffer is enlarged
+    /// assert!(buffer.grow(1).is_err());
+    /// assert_eq!(buffer.bytes(), 1000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn grow(&mut self, bytes: u64) -> Result<(), ChargeError> {
         self.grow_with(bytes, Gfp::KERNEL)
     }
 
-    /// Charges `bytes` more, as [`Memcg::try_charge`].
+    /// Charges `bytes` more, as [`Memcg::try_charge`] does.
     ///
     /// # Errors
     ///
-    /// [`ChargeError`]; the charge is what it was.
+    /// [`ChargeError`] when a limit refuses. The charge is unchanged.
     #[inline]
     pub fn try_grow(&mut self, bytes: u64) -> Result<(), ChargeError> {
         self.grow_with(bytes, Gfp::NOWAIT)
     }
 
-    /// Charges `bytes` more whatever the limits, as [`Memcg::charge_forced`].
+    /// Charges `bytes` more even beyond limits, as [`Memcg::charge_forced`] does.
     ///
     /// # Panics
     ///
-    /// If more than 2⁶⁴ − 1 bytes were charged to a cgroup.
+    /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
     pub fn grow_forced(&mut self, bytes: u64) {
         if let Err(error) = self.grow_with(bytes, Gfp::ATOMIC) {
             panic!("a counter has no room: {error}");
         }
     }
 
-    /// Charges `bytes` more, as the flags say.
+    /// Charges `bytes` more, as [`Memcg::charge_with`] does.
     ///
     /// # Errors
     ///
-    /// [`ChargeError`]; the charge is what it was.
+    /// [`ChargeError`] when a limit refuses. The charge is unchanged.
     #[inline]
     pub fn grow_with(&mut self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
         if self.token.take(bytes, 0) {
@@ -198,13 +268,13 @@ impl Charge {
     }
 
     fn add(&mut self, bytes: u64, charged: Option<Uncommitted>) {
-        // Saturating: only where nothing is counted any more can it be too much.
+        // The sum can only overflow after the tree was dropped, when counters count nothing.
         self.bytes = self.bytes.saturating_add(bytes);
         charged.map(Uncommitted::commit);
     }
 
-    /// Charges `bytes` more for what `make` makes. When that fails, nothing was charged, and no peak
-    /// was raised.
+    /// Charges `bytes` more for what `make` creates. When `make` fails, the charge is undone and no
+    /// peak has counted it.
     pub(crate) fn grow_for<E: From<ChargeError>>(
         &mut self,
         bytes: u64,
@@ -220,11 +290,11 @@ impl Charge {
         Ok(())
     }
 
-    /// Uncharges some of the bytes.
+    /// Uncharges `bytes` of this charge.
     ///
     /// # Errors
     ///
-    /// [`ShrinkError`] when so many are not charged; nothing is changed.
+    /// [`ShrinkError`] when fewer bytes are charged. Nothing is changed.
     #[inline]
     pub fn shrink(&mut self, bytes: u64) -> Result<(), ShrinkError> {
         self.take_off(bytes)?;
@@ -238,21 +308,38 @@ impl Charge {
         Ok(())
     }
 
-    /// Takes some of the bytes as a charge of their own.
+    /// Splits `bytes` off as a charge of its own, for memory that is divided between two owners.
     ///
     /// # Errors
     ///
-    /// [`ShrinkError`] when so many are not charged; nothing is changed.
+    /// [`ShrinkError`] when fewer bytes are charged. Nothing is changed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let mut batch = tenant.charge(1000)?;
+    /// let head = batch.split(300)?;
+    /// assert_eq!((head.bytes(), batch.bytes(), tenant.current()), (300, 700, 1000));
+    /// batch.merge(head)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn split(&mut self, bytes: u64) -> Result<Charge, ShrinkError> {
         self.take_off(bytes)?;
         Ok(Charge { token: self.token.get().into_static(), bytes })
     }
 
-    /// Adds another charge of the same cgroup to this one.
+    /// Adds another charge that was made in the same cgroup to this one.
+    ///
+    /// A charge that passed to its parent when its cgroup was removed cannot be merged with a
+    /// charge that was made in the parent.
     ///
     /// # Errors
     ///
-    /// [`MergeError`] when it is another cgroup's; it gives the charge back.
+    /// [`MergeError`] when the other charge was made in another cgroup. It returns the charge.
     pub fn merge(&mut self, mut other: Charge) -> Result<(), MergeError> {
         if !std::ptr::eq(self.token, other.token) {
             return Err(MergeError(other));
@@ -261,18 +348,34 @@ impl Charge {
         Ok(())
     }
 
-    /// Moves the charge to another cgroup, at once or not at all. Cgroups above both are not
-    /// charged twice, and cannot refuse. Limits hold; stocks are emptied before one refuses, but no
-    /// hook is asked. Above a `high`, events and callbacks tell.
+    /// Moves the whole charge to another cgroup of the same tree, or leaves it where it is.
+    ///
+    /// Common ancestors are not charged twice and cannot refuse. The limits of the other cgroup and
+    /// of its ancestors below the common one hold. Stocks are drained before one of them refuses,
+    /// but no reclaim hook runs. If the move leaves one of these cgroups above `high`, a `high`
+    /// event is raised and its [`on_high`](Memcg::on_high) callbacks are called.
     ///
     /// # Errors
     ///
-    /// [`ChargeError`]; the charge is where it was.
+    /// [`ChargeError`] when a limit refuses. The charge stays where it is.
     ///
     /// # Panics
     ///
-    /// If `memcg` is of another tree. A panic of an [`on_high`](Memcg::on_high) callback is passed on;
-    /// the charge was moved then.
+    /// If `memcg` belongs to another tree. A panic of an `on_high` callback is passed on; the
+    /// charge has been moved by then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let (query, cache) = (pcpu.root().create("query")?, pcpu.root().create("cache")?);
+    /// let mut result = query.charge(1000)?;
+    /// result.transfer_to(&cache)?; // the cache keeps the result after the query
+    /// assert_eq!((query.current(), cache.current()), (0, 1000));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn transfer_to(&mut self, memcg: &Memcg) -> Result<(), ChargeError> {
         let Some(from) = self.token.payer() else { return Ok(()) };
         assert!(Arc::ptr_eq(&from.shared, &memcg.node().shared), "cgroups of one tree");

@@ -1,10 +1,12 @@
-//! What users register with a cgroup: reclaim hooks, callbacks of `high`, and OOM callbacks.
+//! Callbacks that users register with a cgroup: reclaim hooks, `high` callbacks, OOM callbacks.
 //!
-//! The kernel kills a process when nothing can be reclaimed. A library kills nobody: it asks a
-//! callback, which may end a tenant's work, and says whether the charge is worth another try.
-//! Without callback the charge is refused. `memory.oom.group` means what it means in the kernel
-//! (Linux 6.18): of the cgroups from the victim up to the one whose limit stands, the highest that
-//! has it is to be ended as a whole.
+//! The kernel kills a process when nothing can be reclaimed. A library must not do that. It calls
+//! an OOM callback, which may end a tenant's work and returns whether the charge is worth another
+//! try. Without an OOM callback the charge is refused.
+//!
+//! `memory.oom.group` means what it means in the kernel (Linux 6.18). Of the cgroups from the
+//! victim up to the one whose limit was reached, the highest with `oom_group` is to be ended as a
+//! whole.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,28 +21,58 @@ use crate::memcg::notify::callbacks::{
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::registration::Registration;
 
-/// What a reclaim hook is asked for.
+/// Tells a [reclaim hook](Memcg::on_reclaim) where memory is needed, how much, and why.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{PerCpuAllocator, ReclaimReason, ReclaimRequest};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let _hook = tenant.on_reclaim(0, |request: &ReclaimRequest| {
+///     match request.reason {
+///         ReclaimReason::Max => request.bytes, // a charge waits: drop as much as is asked for
+///         _ => request.bytes / 2,
+///     }
+/// });
+/// # let _held = tenant.charge(1000)?;
+/// # assert_eq!(tenant.reclaim(1)?, (1 + 1000 / 16) / 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ReclaimRequest {
-    /// The cgroup that the hook was registered at.
+    /// The cgroup at which the hook was registered.
     pub memcg: Memcg,
-    /// The cgroup that memory is needed in: an ancestor of `memcg`, or itself.
+    /// The cgroup in which memory is needed: `memcg` or an ancestor of it.
     pub target: Memcg,
-    /// How many bytes would help. More is welcome, less too.
+    /// How many bytes are wanted. The hook may free more or less.
     pub bytes: u64,
-    /// Why.
+    /// Why memory is needed.
     pub reason: ReclaimReason,
 }
 
-/// Less was reclaimed than asked for. What was, was.
+/// [`Memcg::reclaim`] freed less than it was asked for. What was freed stays free.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{PerCpuAllocator, ReclaimError};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let error: ReclaimError = tenant.reclaim(1000).unwrap_err(); // no hook is registered
+/// assert_eq!((error.requested, error.reclaimed), (1000, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[error("{reclaimed} of {requested} bytes could be reclaimed")]
 pub struct ReclaimError {
-    /// Bytes asked for.
+    /// Bytes that were asked for.
     pub requested: u64,
-    /// Bytes that hooks gave back.
+    /// Bytes that hooks reported as freed.
     pub reclaimed: u64,
 }
 
@@ -51,36 +83,82 @@ impl ReclaimError {
     }
 }
 
-/// A cgroup is above its `high` after a charge.
+/// Tells an [`on_high`](Memcg::on_high) callback how far its cgroup is above `high`.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{HighEvent, Limit, PerCpuAllocator};
+/// use std::sync::{Arc, Mutex};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_high(Limit::bytes(1000))?;
+///
+/// let excess = Arc::new(Mutex::new(0));
+/// let seen = Arc::clone(&excess);
+/// let _callback = tenant.on_high(move |event: &HighEvent| {
+///     *seen.lock().unwrap() = event.usage - event.high.get().unwrap_or(0);
+/// });
+/// let _held = tenant.charge(1500)?; // `high` refuses nothing
+/// assert_eq!(*excess.lock().unwrap(), 500);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct HighEvent {
-    /// The cgroup.
+    /// The cgroup that is above its `high`.
     pub memcg: Memcg,
-    /// Bytes in use by it and its descendants.
+    /// Bytes in use by this cgroup and its descendants.
     pub usage: u64,
-    /// Its `high`.
+    /// The `high` of this cgroup.
     pub high: Limit,
-    /// How long the caller that charged should wait, for this charge and this cgroup.
+    /// How long the calling thread should wait for this charge in this cgroup.
     pub delay: Duration,
 }
 
-/// An OOM, as a callback sees it.
+/// Tells an [OOM callback](Memcg::on_oom) which limit was reached, and records victims.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Charge, Limit, OomEvent, PerCpuAllocator};
+/// use std::sync::{Arc, Mutex};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(1000))?;
+/// let query = tenant.create("query")?;
+/// let work: Arc<Mutex<Option<Charge>>> = Arc::new(Mutex::new(Some(query.charge(800)?)));
+///
+/// let (victim, running) = (query.clone(), Arc::clone(&work));
+/// let _callback = tenant.on_oom(move |event: &OomEvent| {
+///     let ended = running.lock().unwrap().take(); // ends the query
+///     if ended.is_some() {
+///         event.record_kill(&victim);
+///     }
+///     ended.is_some() // try the charge again
+/// });
+/// let _needed = tenant.charge(500)?;
+/// assert_eq!(query.events().oom_kill, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct OomEvent {
-    /// The cgroup whose limit stands against a charge.
+    /// The cgroup whose limit was reached.
     pub memcg: Memcg,
-    /// Bytes that do not fit.
+    /// Bytes of the charge that does not fit; 0 when `max` was set below the usage.
     pub requested: u64,
 }
 
 impl OomEvent {
-    /// Records that `victim` was ended: raises `oom_kill` there.
+    /// Records that the caller ended the work of `victim`: raises `oom_kill` there.
     ///
-    /// When the victim belongs to a group that is to be ended as a whole (`oom_group`), that group is
-    /// returned, and `oom_group_kill` raised there. Ending the other members is up to the caller,
-    /// which records each with [`record_member_kill`](OomEvent::record_member_kill).
+    /// If the victim belongs to a group that is to be ended as a whole
+    /// ([`oom_group`](Memcg::oom_group)), the group is returned and `oom_group_kill` is raised
+    /// there. The caller then ends the other members, and records each with
+    /// [`record_member_kill`](OomEvent::record_member_kill).
     pub fn record_kill(&self, victim: &Memcg) -> Option<Memcg> {
         self.record_member_kill(victim);
         let domain = self.memcg.node();
@@ -94,27 +172,27 @@ impl OomEvent {
         Some(Memcg::of(group, victim.tree()))
     }
 
-    /// Records that `member` of a group was ended: raises `oom_kill` there.
+    /// Records that the caller ended the work of `member` of a group: raises `oom_kill` there.
     pub fn record_member_kill(&self, member: &Memcg) {
         member.node().raise(EventKind::OomKill);
     }
 }
 
 impl Memcg {
-    /// Registers a hook that gives back memory which is charged to this cgroup when it is asked to,
-    /// and returns how many bytes it gave.
+    /// Registers a hook that frees memory of this cgroup before a limit refuses a charge.
     ///
-    /// Hooks are asked in ascending `order`, those of the same order from the top of the tree down;
-    /// of these, the first is the one behind the one that gave something last, so that no cgroup
-    /// always pays for the others.
-    /// A hook runs on the thread that needs the memory. The only lock held is the tree's reclaim lock,
-    /// so other threads wait only if they need to reclaim too. The hook may charge and uncharge; its
-    /// charges are never refused. It should not wait for threads that charge, as these may wait for
-    /// it.
+    /// The hook returns how many bytes it freed. Hooks run in ascending `order`. Hooks of the same
+    /// order run from the top of the tree down. They take turns: the first one is the successor of
+    /// the hook that freed something last, so that no cgroup always pays for the others.
+    ///
+    /// The hook runs on the thread that needs the memory. The only lock held is the tree's reclaim
+    /// lock, so other threads wait only if they need to reclaim too. The hook may charge and
+    /// uncharge. Its charges are never refused and start no reclaim. It must not wait for a thread
+    /// that charges, because that thread may wait for the hook.
     ///
     /// # Panics
     ///
-    /// A panic of a hook is passed on to the caller that needed the memory; nothing is charged.
+    /// A panic of a hook is passed on to the caller that needed the memory. Nothing is charged.
     ///
     /// # Examples
     ///
@@ -153,15 +231,35 @@ impl Memcg {
         self.node().callbacks.reclaim.insert(order, hook)
     }
 
-    /// Has hooks below this cgroup give back `bytes`, and returns how much they gave, which may be
-    /// more. The kernel's `memory.reclaim`.
+    /// Runs the hooks of this cgroup and its descendants until they freed `bytes`. Returns how much
+    /// they freed, which may be more. The kernel's `memory.reclaim`.
     ///
-    /// This cgroup's own protection does not count, that of its descendants does. In a hook or an
-    /// OOM callback nothing is reclaimed.
+    /// The protection of the descendants is respected; this cgroup's own protection does not count.
+    /// Inside a hook or an OOM callback, nothing is reclaimed.
     ///
     /// # Errors
     ///
-    /// [`ReclaimError`] when they gave less.
+    /// [`ReclaimError`] when the hooks freed less.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Charge, PerCpuAllocator};
+    /// use std::sync::{Arc, Mutex};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let cache: Arc<Mutex<Vec<Charge>>> = Arc::default();
+    /// cache.lock().unwrap().push(tenant.charge(800)?);
+    ///
+    /// let entries = Arc::clone(&cache);
+    /// let _hook = tenant.on_reclaim(0, move |_request| {
+    ///     entries.lock().unwrap().pop().map_or(0, |entry| entry.bytes())
+    /// });
+    /// assert_eq!(tenant.reclaim(500)?, 800);
+    /// assert_eq!(tenant.reclaim(500).unwrap_err().reclaimed, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reclaim(&self, bytes: u64) -> Result<u64, ReclaimError> {
         let mut reclaimed = 0u64;
         while reclaimed < bytes {
@@ -173,9 +271,15 @@ impl Memcg {
         Ok(reclaimed)
     }
 
-    /// Registers a callback for when a charge leaves this cgroup above `high`, after reclaim. It is
-    /// called by the thread that charged. What it charges itself is not told in turn. Its panic is
-    /// passed on to the caller that charged; nothing is charged then, but what was transferred stays so.
+    /// Registers a callback that runs when a charge leaves this cgroup above `high`, after reclaim.
+    ///
+    /// The callback runs on the thread that charged, without locks. Charges that it makes itself
+    /// call no `high` callback. See [`HighEvent`] for an example.
+    ///
+    /// # Panics
+    ///
+    /// A panic of the callback is passed on to the caller that charged. Nothing is charged then; a
+    /// transferred charge stays transferred.
     pub fn on_high(&self, callback: impl Fn(&HighEvent) + Send + Sync + 'static) -> Registration {
         let tree = Arc::downgrade(self.tree());
         let callback = move |ask: &HighAsk<'_, Node>| {
@@ -187,13 +291,23 @@ impl Memcg {
         self.node().callbacks.high.insert(0, callback)
     }
 
-    /// Registers a callback for when a charge in this cgroup or below does not fit and nothing can
-    /// be reclaimed. It returns whether the charge is to be tried again.
+    /// Registers a callback that runs when a charge at or below this cgroup does not fit and
+    /// nothing can be reclaimed. It returns whether the charge is worth another try.
     ///
-    /// It is called by the thread that charges, at most once a charge; callbacks of the cgroup whose
-    /// limit stands come first, then those of its ancestors. Only charges of at most 32 KiB get so
-    /// far, as in the kernel. As for [hooks](Memcg::on_reclaim), charges from within are never
-    /// refused, and a panic is passed on.
+    /// The callback runs on the thread that charges, at most once for each charge. Callbacks of the
+    /// cgroup whose limit was reached come first, then those of its ancestors, until one returns
+    /// true. Only charges of at most 32 KiB (8 pages, as in the kernel) call it. Larger charges are
+    /// refused without an OOM. See [`OomEvent`] for an example.
+    ///
+    /// [`set_max`](Memcg::set_max) below the usage calls it as well, and repeats that while it
+    /// returns true and usage is above the limit. So return true only when something was freed.
+    ///
+    /// As with [reclaim hooks](Memcg::on_reclaim), charges that the callback makes are never
+    /// refused.
+    ///
+    /// # Panics
+    ///
+    /// A panic of the callback is passed on to the caller that charged. Nothing is charged.
     pub fn on_oom(
         &self,
         callback: impl Fn(&OomEvent) -> bool + Send + Sync + 'static,

@@ -1,9 +1,10 @@
-//! Futures that allocate for a cgroup, on whichever thread they are polled.
+//! Futures that allocate for a cgroup, on any thread that polls them.
 //!
-//! A scope ([`Memcg::enter`]) belongs to a thread, while a future moves between threads and shares
-//! each with others. So the scope is entered for one poll at a time, and once more for the drop.
+//! A scope ([`Memcg::enter`]) belongs to a thread. A future moves between threads and shares each
+//! of them with other futures. So the scope is entered for one poll at a time, and once more for
+//! the drop.
 //!
-//! The kernel sets the active memcg of a task (`set_active_memcg`), which keeps it while the task
+//! The kernel sets the active memcg of a task (`set_active_memcg`). The task keeps it while it
 //! sleeps and moves between CPUs. Here the future is the task, `.await` is the sleep, and the
 //! threads of an executor are the CPUs.
 
@@ -16,21 +17,21 @@ use pin_project_lite::pin_project;
 
 use crate::memcg::handle::memcg::Memcg;
 
-/// Lets a future allocate for a cgroup; implemented for all futures.
+/// Lets a future allocate for a cgroup, on any thread that polls it. Implemented for all futures.
 pub trait InMemcg: Future + Sized {
-    /// Wraps the future, so that whatever it does is done within [`memcg.enter()`](Memcg::enter):
-    /// every poll and its drop, on whichever thread, and nothing else of those threads.
+    /// Wraps the future, so that every poll and its drop run within
+    /// [`memcg.enter()`](Memcg::enter).
     ///
-    /// As with scopes, the innermost counts, and charges to a cgroup that was removed go to its
-    /// nearest live ancestor. The scope does not extend to tasks that the future spawns, and
-    /// not to the value that it returns once that is handed out.
+    /// Other work on the same threads is not affected. As with scopes, the innermost one counts,
+    /// and charges to a removed cgroup go to its nearest live ancestor. The scope covers neither
+    /// tasks that the future spawns nor the value that it returns, once the caller has that value.
     ///
-    /// The wrapper is `Send` if the future is. Cost: a scope for every poll, and a reference to the
-    /// cgroup, which does not keep it from being removed.
+    /// The wrapper is `Send` if the future is. Cost: one scope for each poll. The wrapper holds a
+    /// handle of the cgroup, which does not keep the cgroup from being removed.
     ///
     /// # Panics
     ///
-    /// Only where the future does. The scope is left then, too, and the next poll polls the future
+    /// If the future panics. The scope is left in that case, and the next poll polls the future
     /// again.
     ///
     /// # Examples
@@ -61,9 +62,22 @@ impl<F: Future> InMemcg for F {}
 
 pin_project! {
     /// A future that allocates for a cgroup; see [`InMemcg::in_memcg`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{InMemcg, InMemcgFuture, PerCpuAllocator};
+    /// use std::future::{Ready, ready};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let future: InMemcgFuture<Ready<u32>> = ready(1).in_memcg(&tenant);
+    /// assert_eq!(future.memcg(), &tenant);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use = "futures do nothing unless polled"]
     pub struct InMemcgFuture<F> {
-        // None only while this is being dropped: it has to go within the scope.
+        // None only during the drop: the future has to be dropped within the scope.
         #[pin]
         future: Option<F>,
         memcg: Memcg,

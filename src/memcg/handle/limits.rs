@@ -1,4 +1,4 @@
-//! Limits and protection, set while others charge.
+//! Setting limits and protection while other threads charge.
 
 use crate::memcg::charge::oom;
 use crate::memcg::charge::reclaim::{self, RETRIES};
@@ -10,20 +10,38 @@ use crate::memcg::notify::callbacks::ReclaimReason;
 use crate::memcg::notify::counts::EventKind;
 
 impl Memcg {
-    /// The limit; [`Limit::MAX`] at first. The kernel's `memory.max`.
+    /// The limit of this cgroup with its descendants; [`Limit::MAX`] at first. The kernel's
+    /// `memory.max`.
     pub fn max(&self) -> Limit {
         self.node().counter().get(Bound::Max)
     }
 
-    /// Sets the limit for this cgroup with its descendants. Usage may be equal to it.
+    /// Sets the limit of this cgroup with its descendants. Usage may be equal to the limit.
     ///
-    /// A limit below the present usage is legal, and holds at once: charges are refused until usage
-    /// has come down. Stocks are emptied, hooks asked to reclaim, and then OOM callbacks to free,
-    /// until usage is within the limit or nothing helps.
+    /// A limit below the present usage is legal and takes effect at once: charges are refused until
+    /// usage is within the limit. The call then drains stocks, runs [reclaim
+    /// hooks](Memcg::on_reclaim) and calls [OOM callbacks](Memcg::on_oom). It repeats that until
+    /// usage is within the limit, or until the hooks free nothing and no OOM callback asks for
+    /// another try.
     ///
     /// # Errors
     ///
-    /// [`TreeError::IsRoot`], [`TreeError::Removed`].
+    /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let held = tenant.charge(1000)?;
+    /// tenant.set_max(Limit::bytes(500))?; // legal: nothing is taken away
+    /// assert!(tenant.charge(1).is_err());
+    /// drop(held);
+    /// assert!(tenant.charge(500).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_max(&self, max: Limit) -> Result<(), TreeError> {
         self.set(Bound::Max, max)?;
         let node = self.node();
@@ -51,12 +69,14 @@ impl Memcg {
         self.node().counter().get(Bound::High)
     }
 
-    /// Sets the amount above which charges are slowed down (see [`throttle`](Memcg::throttle)), and
-    /// has hooks reclaim what is above. It never refuses anything.
+    /// Sets the amount above which charges are slowed down; see [`throttle`](Memcg::throttle).
+    ///
+    /// `high` never refuses a charge. While usage is above it, reclaim hooks run and stocks of this
+    /// cgroup and its descendants hold nothing, so that every charge updates the counters.
     ///
     /// # Errors
     ///
-    /// [`TreeError::IsRoot`], [`TreeError::Removed`].
+    /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
     pub fn set_high(&self, high: Limit) -> Result<(), TreeError> {
         self.set(Bound::High, high)?;
         let node = self.node();
@@ -69,7 +89,7 @@ impl Memcg {
         Ok(())
     }
 
-    /// Has hooks reclaim until nothing is above, or nothing comes. Returns whether nothing is above.
+    /// Runs hooks until `above` is 0 or they free nothing. Returns whether `above` is 0.
     fn reclaim_until(&self, reason: ReclaimReason, above: impl Fn() -> u64) -> bool {
         for _ in 0..RETRIES {
             let bytes = above();
@@ -84,32 +104,33 @@ impl Memcg {
         above() == 0
     }
 
-    /// Usage up to which this cgroup is reclaimed from only when nothing else is left; 0 at first.
-    /// The kernel's `memory.low`.
+    /// The usage up to which memory of this cgroup is reclaimed only if nothing else can be; 0 at
+    /// first. The kernel's `memory.low`.
     pub fn low(&self) -> Limit {
         self.node().counter().get(Bound::Low)
     }
 
-    /// Sets the protection by `low`. What it amounts to depends on that of the ancestors and
-    /// siblings.
+    /// Sets the protection by `low`. Its effect is bounded by the protection of the ancestors,
+    /// which siblings share.
     ///
     /// # Errors
     ///
-    /// [`TreeError::IsRoot`], [`TreeError::Removed`].
+    /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
     pub fn set_low(&self, low: Limit) -> Result<(), TreeError> {
         self.set(Bound::Low, low)
     }
 
-    /// Usage up to which this cgroup is never reclaimed from; 0 at first. The kernel's `memory.min`.
+    /// The usage up to which memory of this cgroup is never reclaimed; 0 at first. The kernel's
+    /// `memory.min`.
     pub fn min(&self) -> Limit {
         self.node().counter().get(Bound::Min)
     }
 
-    /// Sets the protection by `min`, as [`set_low`](Memcg::set_low).
+    /// Sets the protection by `min`; bounded as for [`set_low`](Memcg::set_low).
     ///
     /// # Errors
     ///
-    /// [`TreeError::IsRoot`], [`TreeError::Removed`].
+    /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
     pub fn set_min(&self, min: Limit) -> Result<(), TreeError> {
         self.set(Bound::Min, min)
     }

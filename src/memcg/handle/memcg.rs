@@ -11,15 +11,14 @@ use crate::memcg::stock::objcg::Payer;
 use crate::memcg::tree::Tree;
 use crate::memcg::tree::current::{self, EnterGuard};
 
-/// A memory cgroup: a node of the tree that per-CPU memory is charged to.
+/// A memory cgroup: a node of the tree to which memory is charged, with limits.
 ///
-/// A charge counts in the cgroup and in every ancestor, and each of them may refuse it. Memory
-/// stays charged to the cgroup it was allocated for, whichever thread frees it. When the cgroup is
-/// removed, what is still allocated passes to the parent.
+/// A charge counts in the cgroup and in every ancestor. The limit of each of them may refuse it.
+/// Memory stays charged to the cgroup for which it was allocated, no matter which thread frees it.
+/// When the cgroup is removed, its remaining charges pass to the parent.
 ///
-/// A handle is a reference: cloning it is cheap, two handles are equal when they name the same
-/// cgroup, whatever its figures, and dropping it removes nothing. All methods may be called from
-/// any thread.
+/// This type is a handle. Cloning it is cheap, and dropping it removes nothing. Two handles are
+/// equal when they refer to the same cgroup. All methods may be called from any thread.
 ///
 /// Mirrors the memory controller of cgroup v2 as of Linux 6.18, with counters in bytes.
 ///
@@ -50,7 +49,22 @@ pub struct Memcg {
     tree: Arc<Tree>,
 }
 
-/// What a cgroup and its descendants use, by kind; exact when no operation is under way.
+/// What a cgroup and its descendants use, by kind: the result of [`Memcg::stat`].
+///
+/// The numbers are exact when no operation is under way.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{MemcgUsage, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let _held = tenant.charge(1000)?;
+/// let MemcgUsage { percpu, charged, .. } = tenant.stat();
+/// assert_eq!((percpu, charged), (0, 1000));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemcgUsage {
@@ -58,12 +72,12 @@ pub struct MemcgUsage {
     pub percpu: u64,
     /// Bytes of [`Charge`](crate::Charge)s.
     pub charged: u64,
-    /// Bytes that are charged already, for the next charges.
+    /// Bytes in stocks: charged ahead, not in use. See [`Memcg::cached`].
     pub cached: u64,
 }
 
 impl Memcg {
-    /// The root of a tree.
+    /// A handle for the root of a tree.
     pub(crate) fn root_of(tree: &Arc<Tree>) -> Self {
         Memcg::of(tree.root(), tree)
     }
@@ -89,9 +103,9 @@ impl Memcg {
         Memcg { token: node.token(), node, tree: Arc::clone(&self.tree) }
     }
 
-    /// Creates a child cgroup without limit.
+    /// Creates a child cgroup without a limit.
     ///
-    /// Its statistics and its stock are per-CPU memory, too: 16 bytes on every possible CPU, charged
+    /// The child's own statistics and stocks are 16 bytes on every possible CPU. They are charged
     /// to this cgroup until the child is removed.
     ///
     /// # Errors
@@ -108,25 +122,55 @@ impl Memcg {
     ///
     /// # Errors
     ///
-    /// [`TreeError::NotFound`].
+    /// [`TreeError::NotFound`] when there is no such descendant.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let query = pcpu.root().create("tenant")?.create("query")?;
+    /// assert_eq!(pcpu.root().find("tenant/query")?, query);
+    /// assert!(pcpu.root().find("query").unwrap_err().is_not_found());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn find(&self, path: &str) -> Result<Memcg, TreeError> {
         Ok(self.with(self.tree.find(&self.node, path)?))
     }
 
-    /// Removes this cgroup. What is still charged to it passes to its parent, at once and without
-    /// touching the objects.
+    /// Removes this cgroup. Its remaining charges pass to its parent, at once and without a visit
+    /// to the objects.
     ///
-    /// The handle stays usable for reading; creating children, attaching and limiting fail. To
-    /// remove a removed cgroup again does nothing.
+    /// The handle stays usable for reading. Creating children, attaching threads and setting limits
+    /// fail. Removing a removed cgroup does nothing.
     ///
     /// # Errors
     ///
-    /// [`TreeError::Busy`] while it has children or attached threads, [`TreeError::IsRoot`].
+    /// [`TreeError::Busy`] while it has children or attached threads, [`TreeError::IsRoot`] for the
+    /// root.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let region = pcpu.root().create("region")?;
+    /// let tenant = region.create("tenant")?;
+    /// let still_used = tenant.charge(1000)?;
+    ///
+    /// assert!(region.remove().unwrap_err().is_busy());
+    /// tenant.remove()?;
+    /// assert_eq!((tenant.current(), region.current()), (0, 1000));
+    /// assert_eq!(still_used.cgroup(), "/region");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remove(&self) -> Result<(), TreeError> {
         self.tree.remove(&self.node)
     }
 
-    /// True once the cgroup is removed.
+    /// True after the cgroup was removed.
     pub fn is_removed(&self) -> bool {
         self.node.is_removed()
     }
@@ -136,116 +180,160 @@ impl Memcg {
         self.node.is_root()
     }
 
-    /// The name; empty for the root.
+    /// The name of this cgroup; empty for the root.
     pub fn name(&self) -> &str {
         &self.node.name
     }
 
-    /// The path from the root: `/` for the root, `/a/b` below.
+    /// The path of this cgroup: `/` for the root, `/a/b` below it.
     pub fn path(&self) -> String {
         self.node.path()
     }
 
-    /// The parent; `None` for the root.
+    /// The parent of this cgroup; `None` for the root.
     pub fn parent(&self) -> Option<Memcg> {
         self.node.parent().map(|parent| self.with(Arc::clone(parent)))
     }
 
-    /// The children, by name.
+    /// The children of this cgroup, sorted by name.
     pub fn children(&self) -> Vec<Memcg> {
         self.node.children().into_iter().map(|child| self.with(child)).collect()
     }
 
-    /// Bytes in use by this cgroup and its descendants. The kernel's `memory.current`, without what
-    /// is [cached](Memcg::cached).
+    /// Bytes in use by this cgroup and its descendants. The kernel's `memory.current`, without
+    /// [cached](Memcg::cached) bytes.
     ///
-    /// 0 when it is removed: what it used is its parent's. Cost: looks at the stocks of this cgroup and
-    /// its descendants.
+    /// 0 for a removed cgroup, because its charges passed to the parent. Cost: reads the stocks of
+    /// this cgroup and its descendants that hold or recently held bytes.
     pub fn current(&self) -> u64 {
         self.node.current()
     }
 
-    /// The most that [`current`](Memcg::current) was. The kernel's `memory.peak`.
+    /// The highest usage so far. The kernel's `memory.peak`.
     ///
-    /// It is never lower than a `current` that was read. Charges that were refused, and those whose
-    /// allocation failed, do not count. Of a cgroup without children that is charged on one CPU it is
-    /// exact. Elsewhere it may be above the truth by what was [cached](Memcg::cached) at the time, at
-    /// most 2 MiB for each CPU.
+    /// The peak is never lower than a [`current`](Memcg::current) that was read. Refused charges do
+    /// not count, and neither do charges whose allocation failed. For a cgroup without children
+    /// that is charged on one CPU the peak is exact. Otherwise it also counts the bytes that were
+    /// [cached](Memcg::cached) at that moment, so it may be too high by up to 2 MiB for each CPU.
     pub fn peak(&self) -> u64 {
         // Reading it raises the peak.
         self.node.current();
         self.node.counter().peak()
     }
 
-    /// Bytes that are charged but not in use: CPUs keep some of what is uncharged there for the next
-    /// charge. At most 2 MiB for each CPU, and 256 KiB of that for one cgroup, whatever the number of
-    /// cgroups.
+    /// Bytes in the stocks of this cgroup and its descendants: charged ahead, not in use.
     ///
-    /// They are in no charge's way: before a limit refuses, they are given back.
+    /// A CPU keeps bytes that were uncharged there, and sometimes charges more than was asked for,
+    /// so that the next charge finds its bytes on this CPU. The stocks of one CPU hold at most 2
+    /// MiB, of which at most 256 KiB belong to one cgroup, no matter how many cgroups there are.
+    ///
+    /// A limit refuses only after the stocks below it were drained. While a cgroup is above `high`,
+    /// no stock at or below it holds anything.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(10_000))?;
+    /// drop(tenant.charge(1000)?); // perhaps this CPU keeps bytes of it
+    /// assert_eq!(tenant.current(), 0);
+    ///
+    /// let _all = tenant.charge(10_000)?; // cached bytes do not stand in the way
+    /// assert_eq!(tenant.current(), 10_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn cached(&self) -> u64 {
         self.node.cached()
     }
 
-    /// Gives back what is [cached](Memcg::cached) for this cgroup and its descendants, and returns
-    /// how much that was.
+    /// Empties the stocks of this cgroup and its descendants, and returns how many
+    /// [cached](Memcg::cached) bytes were uncharged.
+    ///
+    /// A limit does this by itself before it refuses. The sequences under way in
+    /// other threads start over, by one `membarrier` call.
     pub fn drain(&self) -> u64 {
         self.node.drain()
     }
 
-    /// Statistics of this cgroup and its descendants, removed ones included. The kernel's
-    /// `memory.stat`, but never stale.
+    /// What this cgroup and its descendants use, by kind. The kernel's `memory.stat`, but never
+    /// stale.
     ///
-    /// Cost: visits every descendant and every possible CPU. Zero for a removed cgroup.
+    /// The charges of removed descendants are included. All numbers of a removed cgroup are 0.
+    /// Cost: visits every descendant and every possible CPU.
     pub fn stat(&self) -> MemcgUsage {
         let percpu = self.tree.percpu(&self.node);
         let charged = self.current().saturating_sub(percpu);
         MemcgUsage { percpu, charged, cached: self.cached() }
     }
 
-    /// Live descendants.
+    /// The number of live descendants.
     pub fn nr_descendants(&self) -> usize {
         // Relaxed: a statistic.
         self.node.nr_descendants.load(Ordering::Relaxed)
     }
 
-    /// Removed descendants that a handle or a scope still refers to. Objects do not count: they
-    /// pass to the parent.
+    /// The number of removed descendants to which a handle or a scope still refers. Objects do not
+    /// count, because they passed to the parent.
     pub fn nr_dying_descendants(&self) -> usize {
         // Relaxed: a statistic.
         self.node.nr_dying.load(Ordering::Relaxed)
     }
 
-    /// Threads attached to this cgroup itself.
+    /// The number of threads that are attached to this cgroup itself.
     pub fn nr_threads(&self) -> usize {
         self.node.threads.lock().len()
     }
 
-    /// The kernel's ids of the threads attached to this cgroup itself, in no order.
+    /// The kernel's ids of the threads that are attached to this cgroup itself, in no order.
     pub fn threads(&self) -> Vec<u32> {
         self.node.threads.lock().clone()
     }
 
-    /// Lets the calling thread allocate for this cgroup until the guard is dropped, whatever it is
-    /// attached to. Scopes nest; the innermost counts.
+    /// Makes the calling thread allocate for this cgroup until the guard is dropped. The kernel's
+    /// `set_active_memcg`.
     ///
-    /// Only allocations with [`Gfp::ACCOUNT`](crate::Gfp::ACCOUNT) are charged. If the cgroup is
-    /// removed while the scope is active, charges go to its nearest live ancestor. A scope does not keep the
-    /// cgroup from being removed. In a thread whose local values are being dropped, scopes have no
-    /// effect: it belongs to the root. The kernel's `set_active_memcg`.
+    /// Scopes nest, and the innermost one counts. A scope overrides the cgroup to which the thread
+    /// is [attached](Memcg::attach_thread). Only allocations with
+    /// [`Gfp::ACCOUNT`](crate::Gfp::ACCOUNT) are charged.
+    ///
+    /// If the cgroup is removed while the scope is active, charges go to its nearest live ancestor.
+    /// A scope does not keep the cgroup from being removed. In a thread whose thread-local values
+    /// are being dropped, scopes have no effect, and the thread belongs to the root.
     pub fn enter(&self) -> EnterGuard {
         current::enter(self.tree.id(), Arc::clone(&self.node))
     }
 
-    /// Attaches the calling thread to this cgroup, and detaches it from the one it was attached
-    /// to. Attaching to the root ends the charging. What the thread allocated before stays
-    /// charged where it is.
+    /// Makes the calling thread allocate for this cgroup until it is attached to another one or
+    /// ends. The kernel's `cgroup.procs`.
     ///
-    /// A cgroup with attached threads cannot be removed; a thread that ends is detached.
+    /// A thread that is attached to the root is not charged. Earlier allocations of the thread stay
+    /// charged to their cgroup. A cgroup with attached threads cannot be removed. A thread that
+    /// ends is detached.
     ///
     /// # Errors
     ///
-    /// [`TreeError::Removed`]; [`TreeError::ThreadEnding`] when called while the thread's local
-    /// values are dropped. The thread stays where it is.
+    /// [`TreeError::Removed`] for a removed cgroup. [`TreeError::ThreadEnding`] while the
+    /// thread-local values of the thread are being dropped. The thread stays attached as before.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| {
+    ///         tenant.attach_thread().unwrap();
+    ///         assert_eq!(tenant.of_this_thread(), tenant);
+    ///         assert!(tenant.remove().unwrap_err().is_busy());
+    ///     });
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn attach_thread(&self) -> Result<(), TreeError> {
         if self.is_root() {
             return current::attach(self.tree.id(), None);
@@ -254,7 +342,7 @@ impl Memcg {
         current::attach(self.tree.id(), Some(Arc::clone(&self.node)))
     }
 
-    /// The cgroup that the calling thread allocates for in the tree of `self`.
+    /// The cgroup for which the calling thread allocates, in the tree of `self`.
     pub fn of_this_thread(&self) -> Memcg {
         let node = current::with(self.tree.id(), Arc::clone);
         self.with(node.unwrap_or_else(|| Arc::clone(self.tree.root())))

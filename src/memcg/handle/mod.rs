@@ -1,13 +1,13 @@
-//! What users hold: handles of cgroups, charges, scopes, readers.
+//! The public interface: handles of cgroups, charges, scopes, readers.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `memcg` | [`Memcg`](memcg::Memcg): the tree, figures, scopes |
+//! | `memcg` | [`Memcg`](memcg::Memcg): the tree, usage, scopes |
 //! | `charge` | [`Charge`](charge::Charge): memory that is not per-CPU |
-//! | `limits`, `bounds` | what is set from outside |
-//! | `hooks`, `throttle`, `events` | being asked, slowed down, and told |
-//! | `peak_reader`, `snapshot`, `removal_report` | figures |
-//! | `scoped`, `in_memcg` | a cgroup for as long as something lasts, or for a future |
+//! | `limits`, `bounds` | settings of a cgroup |
+//! | `hooks`, `throttle`, `events` | callbacks, delays above `high`, events |
+//! | `peak_reader`, `snapshot`, `removal_report` | peaks, statistics of a subtree, leaks |
+//! | `scoped`, `in_memcg` | a cgroup for the life of a value, or for a future |
 //! | `accounted` | collections that are charged by their capacity |
 
 pub(crate) mod accounted;

@@ -1,15 +1,18 @@
-//! Reading a peak since a moment of the reader's own.
+//! Reading the peak since a moment that each reader chooses.
 
 use std::sync::{Arc, OnceLock};
 
 use crate::memcg::counter::peak::Peak;
 use crate::memcg::handle::memcg::Memcg;
 
-/// Reads the peak of a cgroup: of all time until it is [reset](PeakReader::reset), since then
-/// afterwards. Readers do not disturb each other.
+/// Reads the peak of a cgroup since the reader's last [reset](PeakReader::reset).
 ///
-/// As long as there is a reader that was reset, the cgroup and those below it are charged without
-/// batches, lest stocks make a peak; see [`Memcg::peak`] for what counts.
+/// Before the first reset it reads the peak since the cgroup was created. Readers do not affect
+/// each other. See [`Memcg::peak`] for what counts.
+///
+/// While a reader that was reset exists, nothing is charged ahead for the cgroup and those below
+/// it, so that stocks raise the peak less. Charges that miss their stock then update counters more
+/// often.
 ///
 /// # Examples
 ///
@@ -33,7 +36,7 @@ pub struct PeakReader {
 }
 
 impl PeakReader {
-    /// The peak in bytes.
+    /// The peak in bytes since the last reset.
     pub fn read(&self) -> u64 {
         match self.since_reset.get() {
             Some(peak) => {
@@ -45,13 +48,13 @@ impl PeakReader {
         }
     }
 
-    /// Sets the peak to what is in use now.
+    /// Sets this reader's peak to the present usage.
     pub fn reset(&self) {
         let node = self.memcg.node();
         let peak = self.since_reset.get_or_init(|| node.counter().readers().insert());
-        // From here on every charge is noted. What is in stocks would count as used.
+        // Every charge is noted from here on. Bytes in stocks would count as used.
         node.drain();
-        // A charge that is noted between these two was there at the reset or is found in usage.
+        // A charge noted between these two calls was in use at the reset, or `current` counts it.
         peak.reset();
         node.current();
     }
@@ -66,7 +69,7 @@ impl Drop for PeakReader {
 }
 
 impl Memcg {
-    /// A reader of this cgroup's peak that can be reset without disturbing others.
+    /// Creates a reader of this cgroup's peak, which can be reset without effect on other readers.
     pub fn peak_reader(&self) -> PeakReader {
         PeakReader { memcg: self.clone(), since_reset: OnceLock::new() }
     }

@@ -1,4 +1,4 @@
-//! What a removed cgroup still held.
+//! Reporting what was still charged to a cgroup when it was removed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,17 +8,35 @@ use std::sync::Arc;
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
 
-/// What was still charged to a cgroup when it was removed, and passed to its parent.
+/// What was still charged to a cgroup when it was removed: the result of
+/// [`Memcg::remove_with_report`].
 ///
-/// Where nothing should outlive a cgroup, for example a request or a query, this is what leaked.
+/// These charges passed to the parent. If nothing should outlive the cgroup, as for a request or a
+/// query, they are leaks.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{PerCpuAllocator, RemovalReport};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let query = pcpu.root().create("query")?;
+/// let leaked = query.charge(100)?;
+///
+/// let report: RemovalReport = query.remove_with_report()?;
+/// assert!(!report.is_empty());
+/// assert_eq!(report.to_string(), "/query left to /: 0 bytes of areas, 100 bytes of charges");
+/// assert_eq!(leaked.cgroup(), "/");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RemovalReport {
     /// The path that the cgroup had.
     pub cgroup: String,
-    /// The path of its parent, who pays now.
+    /// The path of its parent, which pays now.
     pub parent: String,
-    /// Live per-CPU areas, by the size of one copy in bytes: how many.
+    /// The number of live per-CPU areas, by the size of one copy in bytes.
     pub areas: BTreeMap<usize, usize>,
     /// Bytes that are charged for these areas.
     pub percpu: u64,
@@ -27,7 +45,7 @@ pub struct RemovalReport {
 }
 
 impl RemovalReport {
-    /// True when nothing was left.
+    /// True when nothing was still charged.
     pub fn is_empty(&self) -> bool {
         self.areas.is_empty() && self.percpu == 0 && self.charged == 0
     }
@@ -49,12 +67,14 @@ impl fmt::Display for RemovalReport {
 }
 
 impl Memcg {
-    /// As [`remove`](Memcg::remove), and tells what was still charged to the cgroup, by itself or
-    /// by descendants that were removed before. Of a cgroup that was removed before nothing is
-    /// left, and the report is empty.
+    /// Removes the cgroup as [`remove`](Memcg::remove) does, and reports what was still charged to
+    /// it.
     ///
-    /// Cost: looks at every accounted area of the allocator, whoever owns it, while allocations and
-    /// changes of the tree wait. Meant for tests and for looking for leaks.
+    /// The report includes what earlier removed descendants left to it. For a cgroup that was
+    /// removed before, the report is empty.
+    ///
+    /// Cost: visits every accounted area of the allocator. Allocations and changes of the tree wait
+    /// for that. Meant for tests and for finding leaks.
     ///
     /// # Errors
     ///

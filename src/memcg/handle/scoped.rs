@@ -1,24 +1,25 @@
-//! A cgroup for as long as something lasts.
+//! A cgroup that is removed when a value is dropped.
 
 use std::ops::Deref;
 
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
 
-/// A cgroup that is removed when this is dropped, with all cgroups below it.
+/// A cgroup for one request, query or test: removed when this value is dropped, with all cgroups
+/// below.
 ///
-/// For a request, a query, a test. What is still charged passes to the parent, as when it is
-/// [removed](Memcg::remove) by hand. Handles to it do not keep it. A cgroup with attached threads
-/// cannot be removed, and stays, together with those above it: call `remove` for the error.
+/// Remaining charges pass to the parent, as with [`Memcg::remove`]. Other handles do not keep the
+/// cgroup from being removed. A cgroup with attached threads cannot be removed. It stays, and so do
+/// its ancestors up to this cgroup. Call [`remove`](Memcg::remove) to get the error.
 ///
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::PerCpuAllocator;
+/// use percpu_memcg::{PerCpuAllocator, ScopedMemcg};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// {
-///     let query = pcpu.root().create_scoped("query")?;
+///     let query: ScopedMemcg = pcpu.root().create_scoped("query")?;
 ///     let _sort = query.charge(4096)?;
 /// }
 /// assert!(pcpu.root().find("query").is_err());
@@ -31,7 +32,8 @@ pub struct ScopedMemcg {
 }
 
 impl Memcg {
-    /// As [`create`](Memcg::create), for a child that is removed when the result is dropped.
+    /// Creates a child as [`create`](Memcg::create) does. The child is removed when the result is
+    /// dropped.
     ///
     /// # Errors
     ///
@@ -51,7 +53,7 @@ impl Deref for ScopedMemcg {
 
 impl Drop for ScopedMemcg {
     fn drop(&mut self) {
-        // From the leaves up. One that is busy stays, which is what its parents are then.
+        // From the leaves up. A cgroup that is busy stays, and makes its ancestors busy.
         for node in self.memcg.node().subtree().iter().rev() {
             let _ = self.memcg.tree().remove(node);
         }

@@ -1,4 +1,4 @@
-//! The figures of a whole subtree.
+//! The statistics of a whole subtree.
 
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -10,18 +10,20 @@ use crate::memcg::node::Node;
 use crate::memcg::notify::counts::MemcgEvents;
 use crate::memcg::stock::objcg::Payer;
 
-/// What a cgroup and everything below it use, as numbers: for metrics, and for
-/// [`tree`](MemcgSnapshot::tree), its text.
+/// The statistics of a cgroup and all its descendants, for metrics or as text.
+///
+/// [`tree`](MemcgSnapshot::tree) writes them as an indented tree.
 ///
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::PerCpuAllocator;
+/// use percpu_memcg::{MemcgSnapshot, PerCpuAllocator};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
 /// let _held = tenant.create("query")?.charge(1000)?;
-/// for cgroup in &pcpu.root().snapshot().cgroups {
+/// let MemcgSnapshot { cgroups, .. } = pcpu.root().snapshot();
+/// for cgroup in &cgroups {
 ///     println!("memory_current{{cgroup={:?}}} {}", cgroup.path, cgroup.current);
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -29,42 +31,58 @@ use crate::memcg::stock::objcg::Payer;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemcgSnapshot {
-    /// The cgroup and its descendants, each behind its parent and before its parent's next child;
-    /// children by name.
+    /// The cgroup and its descendants in pre-order; children are sorted by name.
     pub cgroups: Vec<MemcgStats>,
 }
 
-/// The figures of one cgroup; those of its descendants are part of them, but for `nr_threads`.
+/// The statistics of one cgroup in a [`MemcgSnapshot`].
+///
+/// All numbers include the descendants, except `nr_threads`.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{MemcgStats, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let _held = tenant.create("query")?.charge(1000)?;
+///
+/// let snapshot = tenant.snapshot();
+/// let query: &MemcgStats = &snapshot.cgroups[1];
+/// assert_eq!((query.name(), query.depth, query.charged), ("query", 1, 1000));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemcgStats {
     /// The path from the root.
     pub path: String,
-    /// How far it is below the first cgroup of the snapshot.
+    /// How many levels it is below the first cgroup of the snapshot.
     pub depth: usize,
     /// Bytes in use; see [`Memcg::current`].
     pub current: u64,
-    /// The most that it was; see [`Memcg::peak`].
+    /// The highest usage so far; see [`Memcg::peak`].
     pub peak: u64,
-    /// Of these, bytes of per-CPU areas.
+    /// The part of `current` that is per-CPU areas.
     pub percpu: u64,
-    /// And bytes of [`Charge`](crate::Charge)s.
+    /// The part of `current` that is [`Charge`](crate::Charge)s.
     pub charged: u64,
-    /// Bytes in stocks; not in use.
+    /// Bytes in stocks, which are not in use; see [`Memcg::cached`].
     pub cached: u64,
-    /// Protection.
+    /// The protection that always holds; see [`Memcg::min`].
     pub min: Limit,
-    /// Protection that gives way.
+    /// The protection that yields when nothing else can be reclaimed; see [`Memcg::low`].
     pub low: Limit,
-    /// Where it is slowed down.
+    /// The amount above which charges are slowed down; see [`Memcg::high`].
     pub high: Limit,
-    /// The limit.
+    /// The limit; see [`Memcg::max`].
     pub max: Limit,
-    /// What happened.
+    /// How often each event happened; see [`Memcg::events`].
     pub events: MemcgEvents,
-    /// Attached threads of its own.
+    /// Threads that are attached to the cgroup itself.
     pub nr_threads: usize,
-    /// Removed cgroups below that are still referred to.
+    /// Removed descendants to which a handle or a scope still refers.
     pub nr_dying_descendants: usize,
 }
 
@@ -76,25 +94,25 @@ impl MemcgStats {
 }
 
 impl Memcg {
-    /// The figures of this cgroup and all below it.
+    /// The statistics of this cgroup and all its descendants.
     ///
-    /// They are read one after the other while others charge and uncharge: together they are exact
-    /// when nobody does. Of a removed cgroup there are no figures but 0.
+    /// The numbers are read one after the other while other threads charge and uncharge. Together
+    /// they are exact when no thread does. The usage of a removed cgroup is 0.
     ///
-    /// Cost: visits every descendant and, for each, every possible CPU; creating and removing
-    /// cgroups waits.
+    /// Cost: visits every descendant and, for each, every possible CPU. Creating and removing
+    /// cgroups waits for that.
     pub fn snapshot(&self) -> MemcgSnapshot {
         let cgroups = self.tree().with_subtree(self.node(), |nodes| {
             let held = self.node().cached_by_cgroup();
             let mut cgroups: Vec<MemcgStats> = Vec::with_capacity(nodes.len());
-            // Of the cgroups on the way to the present one.
+            // The indices of the cgroups on the path to the present one.
             let mut way: Vec<usize> = Vec::new();
             for node in nodes {
                 let depth = node.depth() - self.node().depth();
                 way.truncate(depth);
                 let percpu = node.token().words().sum();
                 for &above in &way {
-                    // What cgroups count for themselves may be negative, see `Tree::percpu`.
+                    // The sum of one cgroup may be negative; see `Tree::percpu`.
                     cgroups[above].percpu = cgroups[above].percpu.wrapping_add_signed(percpu);
                 }
                 let path = match way.last() {

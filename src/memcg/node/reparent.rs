@@ -51,7 +51,7 @@ impl Payer for Node {
 
 /// Everything that is charged to a removed cgroup passes to its parent: tokens, statistics, stocks.
 /// No counter but for the stocks' bytes is changed. Under the topology lock.
-pub(crate) fn pass_to_parent(node: &Node, parent: &Arc<Node>) {
+pub(crate) fn pass_to_parent(node: &Arc<Node>, parent: &Arc<Node>) {
     {
         let mut own = node.inherited.lock();
         let mut parents = parent.inherited.lock();
@@ -59,9 +59,14 @@ pub(crate) fn pass_to_parent(node: &Node, parent: &Arc<Node>) {
             token.reparent(parent, &mut parents);
         }
     }
-    take_words(node);
-    // Only now: a thread that is about to refuse a charge has to find what its stocks held.
-    stocks::unlist(node);
+    if take_words(node) {
+        // Only now: a thread that is about to refuse a charge has to find what its stocks held.
+        stocks::unlist(node);
+    } else {
+        // The system refuses to stop sequences. What the stocks hold stays charged, and stays listed,
+        // for good: it is told as cached.
+        std::mem::forget(Arc::clone(node));
+    }
 }
 
 /// A cgroup's tree is dropped: its tokens point at its parent, or at none.
@@ -72,13 +77,14 @@ pub(crate) fn detach_tokens(node: &Node) {
     tokens.for_each(|token| token.detach(node.parent.clone()));
 }
 
-/// Gives the per-CPU words back. The cgroup was marked before.
-pub(crate) fn take_words(node: &Node) {
-    let Some(taken) = node.stock().take_out(node.token) else { return };
+/// Gives the per-CPU words back. The cgroup was marked before. False when they must stay.
+pub(crate) fn take_words(node: &Node) -> bool {
+    let Some(taken) = node.stock().take_out(node.token) else { return false };
     if let Some(parent) = &node.parent {
         parent.count(taken.sum());
     }
     finish_free(&node.shared, taken.into_words().release());
+    true
 }
 
 /// Uncharges an area that was freed.

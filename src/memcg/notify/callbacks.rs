@@ -1,7 +1,7 @@
-//! What users have registered with one cgroup, as plain closures.
+//! The callbacks that users registered with one cgroup, as plain closures.
 //!
-//! The closures know the public types; this layer knows a cgroup only as `N`. So what calls them
-//! need not know what they are for.
+//! The closures create the public types. This layer knows a cgroup only as `N`. So the code that
+//! calls a closure does not depend on the public interface.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,11 +9,27 @@ use std::sync::Arc;
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::notify::registration::Registry;
 
-/// Why memory is reclaimed.
+/// Tells a reclaim hook why memory is needed.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{PerCpuAllocator, ReclaimReason};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let _held = tenant.charge(1000)?;
+/// let _hook = tenant.on_reclaim(0, |request| {
+///     assert_eq!(request.reason, ReclaimReason::Proactive);
+///     request.bytes
+/// });
+/// tenant.reclaim(100)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReclaimReason {
-    /// A charge does not fit below `max`, or `max` was lowered.
+    /// A charge does not fit below `max`, or `max` was set below the usage.
     Max,
     /// Usage is above `high`.
     High,
@@ -21,17 +37,17 @@ pub enum ReclaimReason {
     Proactive,
 }
 
-/// What a reclaim hook is asked for.
+/// The arguments of a reclaim hook.
 pub(crate) struct ReclaimAsk<'a, N> {
-    /// Where the hook was registered.
+    /// The cgroup at which the hook was registered.
     pub(crate) node: &'a Arc<N>,
-    /// Where memory is needed: above `node`, or there.
+    /// The cgroup in which memory is needed: `node` or an ancestor of it.
     pub(crate) target: &'a Arc<N>,
     pub(crate) bytes: u64,
     pub(crate) reason: ReclaimReason,
 }
 
-/// A charge has left a cgroup above `high`.
+/// The arguments of a `high` callback: a charge left a cgroup above `high`.
 pub(crate) struct HighAsk<'a, N> {
     pub(crate) node: &'a Arc<N>,
     pub(crate) usage: u64,
@@ -39,20 +55,20 @@ pub(crate) struct HighAsk<'a, N> {
     pub(crate) delay: std::time::Duration,
 }
 
-/// A charge does not fit, and nothing can be reclaimed.
+/// The arguments of an OOM callback: a charge does not fit, and nothing can be reclaimed.
 pub(crate) struct OomAsk<'a, N> {
-    /// The cgroup whose limit stands against the charge.
+    /// The cgroup whose limit was reached.
     pub(crate) node: &'a Arc<N>,
     pub(crate) bytes: u64,
 }
 
-/// Returns how many bytes it gave back.
+/// Returns how many bytes it freed.
 pub(crate) type ReclaimHook<N> = dyn Fn(&ReclaimAsk<'_, N>) -> u64 + Send + Sync;
 pub(crate) type HighCallback<N> = dyn Fn(&HighAsk<'_, N>) + Send + Sync;
 /// Returns whether the charge is worth another try.
 pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> bool + Send + Sync;
 
-/// The callbacks of one cgroup; a pointer each until one is registered.
+/// The callbacks of one cgroup. Each list is one pointer until its first callback is registered.
 pub(crate) struct Callbacks<N: 'static> {
     pub(crate) reclaim: Registry<ReclaimHook<N>>,
     pub(crate) high: Registry<HighCallback<N>>,

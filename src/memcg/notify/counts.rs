@@ -1,35 +1,42 @@
-//! How often things happened in a cgroup.
+//! Counters of the events of a cgroup.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How often things happened in a cgroup since it was created.
+/// Tells how often each event happened in a cgroup since it was created.
 ///
-/// `Display` writes the text of the kernel's `memory.events`. While events happen the numbers may
-/// be of slightly different moments.
+/// `Display` writes the text of the kernel's `memory.events`. The numbers are read one after the
+/// other, so events in between may be in some of them only.
 ///
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::MemcgEvents;
+/// use percpu_memcg::{Limit, MemcgEvents, PerCpuAllocator};
 ///
 /// let none = MemcgEvents::default();
 /// assert_eq!(none.to_string(), "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n");
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(100))?;
+/// assert!(tenant.charge(200).is_err());
+/// assert_eq!((tenant.events().max, tenant.events().oom), (1, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct MemcgEvents {
-    /// Reclaim had to take from the cgroup although it was within its `low` protection.
+    /// Reclaim took memory although usage was within the `low` protection. Once for each reclaim.
     pub low: u64,
-    /// Usage was above `high`, and the cgroup was asked to reclaim.
+    /// A charge left usage above `high`, or a thread was throttled above `high`.
     pub high: u64,
-    /// A charge ran into `max`.
+    /// A charge reached `max`. Once for each charge.
     pub max: u64,
-    /// Reclaim did not help, and the OOM callbacks were asked.
+    /// Reclaim did not make enough room, and OOM callbacks were due. Once for each charge.
     pub oom: u64,
-    /// Victims of an OOM.
+    /// A victim of an OOM was [recorded](crate::OomEvent::record_kill).
     pub oom_kill: u64,
-    /// Times that the whole cgroup was the victim of an OOM.
+    /// A victim belonged to this cgroup, which was to be ended as a whole.
     pub oom_group_kill: u64,
 }
 
@@ -41,7 +48,7 @@ impl fmt::Display for MemcgEvents {
     }
 }
 
-/// What can happen; each is a field of [`MemcgEvents`].
+/// The kinds of events; each is a field of [`MemcgEvents`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventKind {
     Low,
@@ -60,12 +67,12 @@ pub(crate) struct Counts([AtomicU64; KINDS]);
 
 impl Counts {
     pub(crate) fn add(&self, kind: EventKind) {
-        // SeqCst: before the look for waiters; see `watch`.
+        // SeqCst: pairs with the load in `snapshot`; the load of waiters follows. See `watch`.
         self.0[kind as usize].fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn snapshot(&self) -> MemcgEvents {
-        // SeqCst: a watch loads after it has registered its waker; see `watch`.
+        // SeqCst: a watch loads after it registered its waker; pairs with `add`. See `watch`.
         let count = |kind| self.0[kind as usize].load(Ordering::SeqCst);
         MemcgEvents {
             low: count(EventKind::Low),

@@ -1,26 +1,26 @@
-//! Telling users what happens in a cgroup: events, watches, and registered callbacks.
+//! Notifying users of what happens in a cgroup: events, watches, and registered callbacks.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `registration` | [`Registration`](registration::Registration): callbacks that come and go |
+//! | `registration` | [`Registration`](registration::Registration): registering callbacks and taking them back |
 //! | `callbacks` | the callbacks of a cgroup |
 //! | `counts` | [`MemcgEvents`] |
 //! | `watch` | [`EventWatch`]: waiting for the counts to change |
 //!
 //! ```text
 //!   Events ──► local: six counters
-//!          └─► Observed ◄── EventWatch (the user's)
+//!          └─► Observed ◄── EventWatch (held by the user)
 //!                hierarchical: six counters, and the wakers of watches
 //! ```
 //!
 //! * E1: a counter never decreases, and an event is counted before a watch is woken for it.
-//! * E2: after the last event every watch becomes ready.
-//! * E3: no lock is held while a waker runs, and no panic of it comes out of here.
+//! * E2: after an event, every watch of the cgroup becomes ready.
+//! * E3: no lock is held while a waker runs, and a panic of a waker is contained.
 //!
-//! Mirrors `memory.events` and `memory.events.local`: an event counts locally at the cgroup where
-//! it happened, and hierarchically there and at all ancestors but the root. The kernel limits the
-//! notifications of these files to one in 10 ms; a watch sees the newest counts whenever it is
-//! asked.
+//! Mirrors `memory.events` and `memory.events.local`. An event counts locally at the cgroup where
+//! it happened. It counts hierarchically there and at all ancestors except the root. The kernel
+//! limits the notifications of these files to one in 10 ms. A watch always returns the newest
+//! counts.
 
 pub(crate) mod callbacks;
 pub(crate) mod counts;
@@ -35,9 +35,11 @@ use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
 use crate::memcg::notify::watch::{EventWatch, Observed};
 use crate::memcg::once_arc::OnceArc;
 
-/// Counts an event of the cgroup that `levels` begin with, and wakes the watches: locally there, and
-/// hierarchically there and at its ancestors, which follow. The root, marked by `true`, counts only
-/// its own. To be called without locks, because wakers run.
+/// Counts an event, and wakes the watches.
+///
+/// `levels` are the cgroup of the event and then its ancestors. The event counts locally at the
+/// first one, and hierarchically at all. The root, marked by `true`, counts only its own events.
+/// The caller must hold no lock, because wakers run (E3).
 pub(crate) fn raise<'a>(kind: EventKind, levels: impl IntoIterator<Item = (&'a Events, bool)>) {
     for (depth, (events, is_root)) in levels.into_iter().enumerate() {
         if depth == 0 {
@@ -49,7 +51,7 @@ pub(crate) fn raise<'a>(kind: EventKind, levels: impl IntoIterator<Item = (&'a E
     }
 }
 
-/// The events of one cgroup; two pointers until the first event or watch.
+/// The events of one cgroup. It is two pointers until the first event or watch.
 #[derive(Debug)]
 pub(crate) struct Events {
     local: OnceArc<Counts>,
@@ -71,7 +73,7 @@ impl Events {
         self.local.get().map_or_else(Default::default, |counts| counts.snapshot())
     }
 
-    /// A watch that has seen the present counts.
+    /// A watch that starts with the present counts.
     pub(crate) fn watch(&self) -> EventWatch {
         EventWatch::new(self.hierarchical.get_or_init())
     }

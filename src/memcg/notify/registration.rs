@@ -1,19 +1,19 @@
-//! Callbacks that users register with a cgroup, and the value that takes them back.
+//! Callbacks that users register with a cgroup, and the value that unregisters them.
 //!
 //! ```text
 //!   Registry ──► List ──► Entry (order, id) ──► Arc<T>, a callback
 //!                 ▲
 //!                 ┆ weak, and the id
-//!            Registration (the user's)
+//!            Registration (held by the user)
 //! ```
 //!
-//! * C1: callbacks are called by order, and within an order as they were registered.
-//! * C2: no lock is held while a callback is called or dropped, so a callback may register and
-//!   unregister others and itself.
+//! * C1: callbacks are called in ascending order. Callbacks of the same order are called in the
+//!   order of their registration.
+//! * C2: no lock of this module is held while a callback is called or dropped. So a callback may
+//!   register and unregister callbacks, itself included.
 //! * C3: a registration keeps neither the callback nor the cgroup alive.
 //!
-//! The kernel has notifier chains (`atomic_notifier_chain_register`) with a priority for the same
-//! purpose.
+//! The kernel's counterpart is a notifier chain with priorities (`atomic_notifier_chain_register`).
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -22,20 +22,39 @@ use parking_lot::Mutex;
 
 use crate::memcg::once_arc::OnceArc;
 
-/// A registered callback; dropping this unregisters it.
+/// Keeps a callback registered until this value is dropped.
 ///
-/// A call that another thread has begun may still be running after the drop, but none begins. A
-/// callback may drop its own registration. A registration keeps no cgroup alive, and when the
-/// cgroup is gone it has no effect.
+/// After the drop no new call begins. A call that another thread began before may still be running.
+/// A callback may drop its own registration. A registration does not keep the cgroup alive, and has
+/// no effect after the cgroup was dropped.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{PerCpuAllocator, Registration};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let _held = tenant.charge(1000)?;
+///
+/// let hook: Registration = tenant.on_reclaim(0, |request| request.bytes);
+/// assert!(tenant.reclaim(10).is_ok());
+/// drop(hook);
+/// assert!(tenant.reclaim(10).is_err());
+///
+/// tenant.on_reclaim(0, |request| request.bytes).detach(); // for the life of the cgroup
+/// assert!(tenant.reclaim(10).is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the callback is unregistered when this value is dropped"]
 pub struct Registration {
-    /// None once the callback is registered for good.
+    /// None after `detach`.
     list: Option<Weak<dyn Unregister>>,
     id: u64,
 }
 
 impl Registration {
-    /// Leaves the callback registered for as long as the cgroup lives.
+    /// Leaves the callback registered for the life of the cgroup.
     pub fn detach(mut self) {
         self.list = None;
     }
@@ -59,7 +78,7 @@ trait Unregister: Send + Sync {
     fn unregister(&self, id: u64);
 }
 
-/// The callbacks of one kind at one cgroup; a pointer until the first is registered.
+/// The callbacks of one kind at one cgroup. It is one pointer until the first is registered.
 pub(crate) struct Registry<T: ?Sized> {
     list: OnceArc<List<T>>,
 }
@@ -69,9 +88,9 @@ struct List<T: ?Sized> {
 }
 
 struct Entries<T: ?Sized> {
-    /// Never used twice, so that a registration cannot remove another's callback.
+    /// No id is used twice, so a registration cannot remove the callback of another one.
     next_id: u64,
-    /// By C1.
+    /// Sorted by C1.
     sorted: Vec<Entry<T>>,
 }
 
@@ -86,13 +105,13 @@ impl<T: ?Sized> Registry<T> {
         Registry { list: OnceArc::new() }
     }
 
-    /// The callbacks in their order, as of now. One that is unregistered before its turn is left
+    /// The present callbacks in order (C1). A callback that is unregistered before its turn is left
     /// out. The iterator holds no lock.
     pub(crate) fn live(&self) -> impl Iterator<Item = Arc<T>> + use<T> {
         self.snapshot().into_iter().filter_map(|(_, callback)| callback.upgrade())
     }
 
-    /// The callbacks with their orders, as of now.
+    /// The present callbacks with their orders.
     pub(crate) fn snapshot(&self) -> Vec<(i32, Weak<T>)> {
         let Some(list) = self.list.get() else { return Vec::new() };
         let entries = list.entries.lock();
@@ -102,7 +121,7 @@ impl<T: ?Sized> Registry<T> {
 }
 
 impl<T: ?Sized + Send + Sync + 'static> Registry<T> {
-    /// Registers `callback` after those of the same and lower order.
+    /// Registers `callback` after those of lower or the same order.
     pub(crate) fn insert(&self, order: i32, callback: Arc<T>) -> Registration {
         let list = self.list.get_or_init();
         let id = list.insert(order, callback);
@@ -129,7 +148,7 @@ impl<T: ?Sized + Send + Sync> Unregister for List<T> {
             let index = sorted.iter().position(|entry| entry.id == id);
             index.map(|index| sorted.remove(index))
         };
-        // By C2 only now.
+        // Dropped after the lock was released (C2).
         drop(removed);
     }
 }

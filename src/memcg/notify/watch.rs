@@ -1,4 +1,4 @@
-//! Waiting for the counts to change, in a task or in a thread.
+//! Waiting for the event counts to change, in a task or in a thread.
 
 use std::fmt;
 use std::future::Future;
@@ -15,58 +15,103 @@ use parking_lot::Mutex;
 
 use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
 
-/// Sees the event counts of a cgroup change.
+/// Waits for events of a cgroup and its descendants, in a thread or in a task.
 ///
-/// A watch remembers which counts it has seen and tells when there are others; changes that come
-/// between two looks are seen as one. It starts with the counts at its creation. Watches do not
-/// disturb one another, and a task may wait just as well as a thread; no executor is needed.
+/// A watch remembers the counts that it returned last, at first those at its creation. It is ready
+/// when the present counts differ from them. Several events between two calls are returned as one
+/// change. Watches do not affect each other. They work with any executor, and in threads without
+/// one.
 ///
-/// A watch keeps the counters alive, not the cgroup. Of a cgroup that is gone it sees no more
-/// changes.
+/// A watch keeps the counters alive, but not the cgroup. After the cgroup was removed and dropped,
+/// the watch sees no more changes.
+///
+/// # Examples
+///
+/// A thread that reports events until the first OOM:
+///
+/// ```
+/// use percpu_memcg::{EventWatch, Limit, PerCpuAllocator};
+/// use std::thread;
+/// use std::time::Duration;
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(1000))?;
+///
+/// let mut watch: EventWatch = tenant.watch_events(); // sees every event from here on
+/// let monitor = thread::spawn(move || {
+///     while watch.current().oom == 0 {
+///         match watch.wait_timeout(Duration::from_secs(1)) {
+///             Some(events) => println!("limit reached {} times", events.max),
+///             None => println!("no event for a second"),
+///         }
+///     }
+///     watch.current().oom
+/// });
+/// assert!(tenant.charge(2000).is_err());
+/// assert_eq!(monitor.join().unwrap(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// In async code:
+///
+/// ```
+/// use percpu_memcg::{Limit, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(1000))?;
+/// let mut watch = tenant.watch_events();
+/// assert!(tenant.try_charge(2000).is_err());
+///
+/// let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+/// assert_eq!(runtime.block_on(watch.changed()).max, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct EventWatch {
     events: Arc<Observed>,
     id: u64,
     seen: MemcgEvents,
-    /// The waiters have a waker of this watch, or had it until an event.
+    /// A waker of this watch was registered. An event may have taken it since.
     waits: bool,
 }
 
 impl EventWatch {
     pub(crate) fn new(events: Arc<Observed>) -> Self {
-        // Relaxed: only uniqueness counts.
+        // Relaxed: ids only have to be unique.
         let id = events.waiters.next_id.fetch_add(1, Ordering::Relaxed);
         let seen = events.counts.snapshot();
         EventWatch { events, id, seen, waits: false }
     }
 
-    /// The present counts. They do not become seen by that.
+    /// Returns the present counts without marking them as seen.
     pub fn current(&self) -> MemcgEvents {
         self.events.counts.snapshot()
     }
 
-    /// Waits until the counts are not those that were seen last, and sees them.
+    /// Waits until the counts differ from those that were returned last, and returns them.
     ///
-    /// Dropping the future loses no change: the next one sees it.
+    /// Dropping the future loses no change: the next call returns it.
     pub fn changed(&mut self) -> impl Future<Output = MemcgEvents> + Send {
         Changed { watch: self }
     }
 
-    /// Like [`changed`](EventWatch::changed), for a hand-written future or stream. Only the waker
-    /// of the last call is woken.
+    /// As [`changed`](EventWatch::changed), for a hand-written future or stream. Only the waker of
+    /// the last call is woken.
     pub fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<MemcgEvents> {
         if let Some(new) = self.see() {
             return Poll::Ready(new);
         }
         self.events.waiters.insert(self.id, cx.waker().clone());
         self.waits = true;
-        // Again, for an event whose thread looked for waiters before this one was there.
+        // Again, for an event whose thread looked for waiters before this waker was registered.
         self.see().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Like [`changed`](EventWatch::changed), but blocks the thread, for `timeout` at most. `None`
-    /// when nothing has changed by then.
+    /// As [`changed`](EventWatch::changed), but blocks the calling thread, for `timeout` at most.
+    /// Returns `None` when the counts did not change in that time.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<MemcgEvents> {
-        // None: so late that it never comes.
+        // None when the deadline is too far in the future to be represented: it never comes.
         let deadline = Instant::now().checked_add(timeout);
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut cx = Context::from_waker(&waker);
@@ -85,7 +130,7 @@ impl EventWatch {
         }
     }
 
-    /// The counts, if they are new.
+    /// Returns the counts if they are new, and marks them as seen.
     fn see(&mut self) -> Option<MemcgEvents> {
         let new = self.current();
         if new == self.seen {
@@ -115,7 +160,7 @@ impl fmt::Debug for EventWatch {
     }
 }
 
-/// What [`EventWatch::changed`] returns.
+/// The future that [`EventWatch::changed`] returns.
 struct Changed<'a> {
     watch: &'a mut EventWatch,
 }
@@ -130,7 +175,7 @@ impl Future for Changed<'_> {
 
 impl Drop for Changed<'_> {
     fn drop(&mut self) {
-        // A task that has given up is not woken, nor held by its waker.
+        // A task that stopped waiting is not woken, and its waker does not keep it alive.
         self.watch.stop_waiting();
     }
 }
@@ -143,7 +188,7 @@ impl Wake for Unpark {
     }
 }
 
-/// The events of a cgroup and its descendants, and the watches that wait for more.
+/// The event counts of a cgroup and its descendants, and the watches that wait for a change.
 #[derive(Debug, Default)]
 pub(crate) struct Observed {
     counts: Counts,
@@ -164,15 +209,15 @@ impl Observed {
 
 /// The watches that wait for an event.
 ///
-/// An event counts and then loads `any`; a watch stores `any` and then loads the counts. All four
-/// are SeqCst, so that one of the two sees what the other has written, and no waker is slept on. An
-/// event that finds nobody waiting takes no lock.
+/// An event counts, and then loads `any`. A watch stores `any`, and then loads the counts. All four
+/// accesses are SeqCst, so that at least one of the two sees the store of the other, and no wake-up
+/// is lost. An event that finds `any` false takes no lock.
 ///
-/// Wakers are cloned, woken and dropped outside the lock: they are code of an executor, and may
-/// drop a task and its watches with it.
+/// Wakers are cloned, woken and dropped outside the lock. They are code of an executor, and may
+/// drop a task together with its watches.
 #[derive(Debug, Default)]
 struct Waiters {
-    /// Whether `wakers` has any; changed under its lock.
+    /// Whether `wakers` is not empty. Changed under its lock.
     any: AtomicBool,
     wakers: Mutex<Vec<(u64, Waker)>>,
     next_id: AtomicU64,
@@ -185,7 +230,7 @@ impl Waiters {
         }
         let taken = {
             let mut wakers = self.wakers.lock();
-            // Relaxed would do, for the lock orders the stores; SeqCst for the rule above.
+            // SeqCst only to keep the rule above simple: the lock orders the stores already.
             self.any.store(false, Ordering::SeqCst);
             mem::take(&mut *wakers)
         };
@@ -209,7 +254,7 @@ impl Waiters {
         };
     }
 
-    /// Drops the waker of a watch, if it is still here.
+    /// Drops the waker of a watch, if no event took it.
     fn remove(&self, id: u64) {
         let _removed = {
             let mut wakers = self.wakers.lock();
@@ -221,11 +266,11 @@ impl Waiters {
     }
 }
 
-/// Runs code of a user in a place that no panic may leave. The panic hook has reported it.
+/// Runs code of a user, and contains its panics. The panic hook has reported the panic by then.
 fn contained(code: impl FnOnce()) {
-    // What the code shares with others is not left half-changed: it runs under no lock (E3).
+    // Unwind safe: the code runs under no lock (E3), so it leaves nothing of ours half-changed.
     if let Err(payload) = catch_unwind(AssertUnwindSafe(code)) {
-        // Leaked, because its destructor is a user's as well and may panic in turn.
+        // Leaked, because its destructor is also code of a user and may panic in turn.
         mem::forget(payload);
     }
 }

@@ -1,4 +1,4 @@
-//! Areas that are allocated on behalf of a cgroup.
+//! Allocating and freeing areas for a cgroup: charge, place, count.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ impl Tree {
         &self.arena
     }
 
-    /// Allocates an area that reads as zero on every possible CPU, for the calling thread's
-    /// current cgroup if `gfp` asks for that. Returns the copy of CPU 0.
+    /// Allocates an area that reads as zero on every possible CPU. With `Gfp::ACCOUNT`, the calling
+    /// thread's current cgroup is charged. Returns the copy of CPU 0.
     pub(crate) fn alloc(
         &self,
         size: u64,
@@ -38,18 +38,18 @@ impl Tree {
         let owner = charged.as_ref().map(Uncommitted::token);
         let allocated = self.arena.alloc(&request, owner).map_err(|error| no_area(error, size))?;
         if let Some(charged) = charged.filter(|_| allocated.is_owned) {
-            // The area has the reference, and no other thread knows the area yet.
+            // The area holds the reference, and no other thread has the address yet.
             charged.commit().count(self.shared.cost.full_size(size) as i64);
         }
         Ok(allocated.first)
     }
 
-    /// Charges an area of `size` bytes to the thread's current cgroup; to none when that is the root.
+    /// Charges an area of `size` bytes to the thread's current cgroup. The root is not charged.
     #[inline]
     fn charge_current(&self, size: usize, gfp: Gfp) -> Result<Option<Uncommitted>, ChargeError> {
         let bytes = self.shared.cost.full_size(size);
-        // What may call hooks comes after the look at the thread's memberships.
-        // The root is not charged for areas, although it has a stock for what it inherits.
+        // Hooks may enter scopes, so they must not run while the thread's memberships are borrowed.
+        // The root is not charged for areas, although it has a stock for charges that passed to it.
         let stocked = |node: &Arc<Node>| match node.is_root() {
             true => None,
             false if node.token().take(bytes, 1) => {
@@ -65,14 +65,14 @@ impl Tree {
         }
     }
 
-    /// Frees the area at `address`, given by its copy of CPU 0, and uncharges its owner.
+    /// Frees the area whose copy of CPU 0 is at `address`, and uncharges its owner.
     pub(crate) fn free(&self, address: usize) -> Result<(), FreeError> {
         let freed = self.arena.free(address).map_err(|why| FreeError::at(address, why))?;
         reparent::finish_free(&self.shared, freed);
         Ok(())
     }
 
-    /// The chunk, offset and size of the live area at `address`, given as for `free`.
+    /// The chunk, offset and size of the live area whose copy of CPU 0 is at `address`.
     pub(crate) fn place_of(&self, address: usize) -> Result<Place, FreeError> {
         self.arena.place_of(address).map_err(|why| FreeError::at(address, why))
     }

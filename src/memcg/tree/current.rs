@@ -1,8 +1,8 @@
-//! Which cgroup a thread allocates for.
+//! The cgroup for which a thread allocates.
 //!
 //! A thread is *attached* to at most one cgroup of a tree, like a task that was written to
-//! `cgroup.procs`. Scopes entered on top of that override it, the innermost first, like the
-//! kernel's `active_memcg`. Without either a thread belongs to the root and is not charged.
+//! `cgroup.procs`. Scopes override the attachment, like the kernel's `active_memcg`. The innermost
+//! scope counts. A thread with neither belongs to the root and is not charged.
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::memcg::error::TreeError;
 use crate::memcg::node::Node;
 
-/// Tells trees apart in a thread's memberships; never reused.
+/// Identifies a tree in a thread's memberships. No id is reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TreeId(u64);
 
 impl TreeId {
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Relaxed: only uniqueness counts.
+        // Relaxed: ids only have to be unique.
         TreeId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
@@ -27,7 +27,7 @@ impl TreeId {
 #[derive(Default)]
 struct Memberships {
     attached: Vec<(TreeId, Attachment)>,
-    /// Innermost scope last.
+    /// Tree, number of the scope and cgroup. The innermost scope is last.
     entered: Vec<(TreeId, u64, Arc<Node>)>,
 }
 
@@ -36,7 +36,7 @@ thread_local! {
     static NEXT_SCOPE: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A thread's attachment to a cgroup, which lists the thread.
+/// A thread's attachment to a cgroup. The drop takes the thread off the cgroup's list.
 struct Attachment(Arc<Node>);
 
 impl Drop for Attachment {
@@ -53,10 +53,10 @@ pub(crate) fn this_thread() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
-/// Looks at the thread's current cgroup in the tree; `None` is the root. A thread that is about to
-/// end and has dropped its memberships counts as the root, and stays there.
+/// Calls `look` with the thread's current cgroup in the tree; `None` stands for the root.
 ///
-/// `look` must not enter or attach.
+/// A thread that is ending and has dropped its memberships belongs to the root. `look` must not
+/// enter or attach, because the memberships are borrowed.
 #[inline]
 pub(crate) fn with<R>(tree: TreeId, look: impl FnOnce(&Arc<Node>) -> R) -> Option<R> {
     MEMBERSHIPS
@@ -74,11 +74,12 @@ pub(crate) fn with<R>(tree: TreeId, look: impl FnOnce(&Arc<Node>) -> R) -> Optio
         .flatten()
 }
 
-/// Replaces the thread's attachment in the tree by `node`, which lists the thread already; the
-/// root is no attachment.
+/// Replaces the thread's attachment in the tree by `node`, whose list has the thread already.
+/// `None` stands for the root.
 pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeError> {
     let new = node.map(|node| (tree, Attachment(node)));
-    // What is replaced is dropped outside the borrow, and so are attachments to trees that are gone.
+    // Replaced attachments, and those to removed cgroups and dropped trees, are dropped after the
+    // borrow ends.
     let replaced = MEMBERSHIPS.try_with(|memberships| {
         let attached = &mut memberships.borrow_mut().attached;
         let (kept, replaced) = std::mem::take(attached)
@@ -92,9 +93,25 @@ pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeEr
     Ok(())
 }
 
-/// A scope in which the thread allocates for a cgroup; see [`Memcg::enter`](crate::Memcg::enter).
+/// Makes the thread allocate for a cgroup until this value is dropped; see
+/// [`Memcg::enter`](crate::Memcg::enter).
 ///
-/// It ends when this value is dropped, and belongs to the thread that entered it.
+/// The scope belongs to the thread that entered it, so the guard cannot be sent to another thread.
+/// Guards may be dropped in any order.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{EnterGuard, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let scope: EnterGuard = tenant.enter();
+/// assert_eq!(pcpu.root().of_this_thread(), tenant);
+/// drop(scope);
+/// assert!(pcpu.root().of_this_thread().is_root());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the scope ends when this value is dropped"]
 #[derive(Debug)]
 pub struct EnterGuard {
@@ -105,15 +122,15 @@ pub struct EnterGuard {
 pub(crate) fn enter(tree: TreeId, node: Arc<Node>) -> EnterGuard {
     let scope = NEXT_SCOPE.replace(NEXT_SCOPE.get() + 1);
     let entered = (tree, scope, node);
-    // A thread that is about to end may have dropped its memberships; it stays with the root.
+    // A thread that is ending may have dropped its memberships. It belongs to the root.
     let _ = MEMBERSHIPS.try_with(|memberships| memberships.borrow_mut().entered.push(entered));
     EnterGuard { scope, not_send: PhantomData }
 }
 
 impl Drop for EnterGuard {
     fn drop(&mut self) {
-        // By number, not by position: guards may be dropped in any order. A thread that is about
-        // to end may have dropped its memberships before.
+        // By number, not by position, because guards may be dropped in any order. A thread that is
+        // ending may have dropped its memberships before.
         let _left = MEMBERSHIPS.try_with(|memberships| {
             let entered = &mut memberships.borrow_mut().entered;
             let index = entered.iter().rposition(|(_, scope, _)| *scope == self.scope);

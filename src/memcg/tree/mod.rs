@@ -2,8 +2,8 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `current` | whose cgroup a thread is in |
-//! | `area` | areas that are allocated on behalf of a cgroup |
+//! | `current` | the cgroup for which a thread allocates |
+//! | `area` | allocating and freeing areas for a cgroup |
 
 pub(crate) mod area;
 pub(crate) mod current;
@@ -25,25 +25,25 @@ use crate::memcg::sync::atomic::Ordering;
 use crate::memcg::sync::{RwLock, WordPair};
 use crate::memcg::tree::current::TreeId;
 
-/// A tree of cgroups and the arena that their objects and statistics live in.
+/// A tree of cgroups, with the arenas of the users' areas and of the cgroups' own words.
 ///
-/// A handle of any kind holds the tree. Reference cycles (parent and child, cgroup and token, arena
-/// and the owners it stores) are cut when the last handle is dropped.
+/// Every handle holds the tree. There are reference cycles: parent and child, cgroup and token,
+/// arena and the owners that it stores. They are cut when the last handle is dropped.
 #[derive(Debug)]
 pub(crate) struct Tree {
     arena: Arc<Arena<TokenRef>>,
-    /// Where the cgroups' own words live, so that they neither lie between the users' areas nor
-    /// count among them.
+    /// The cgroups' own words. They have an arena of their own, so that placement of the users'
+    /// areas does not depend on the tree.
     words_arena: Arc<Arena<TokenRef>>,
     shared: Arc<Shared<Node>>,
     root: Arc<Node>,
-    /// Guards parent-child links and removal; read to walk a subtree.
+    /// Guards links between parent and child, and removal. Readers walk a subtree.
     topology: RwLock<()>,
     id: TreeId,
 }
 
 impl Tree {
-    /// A tree with nothing but its root, whose statistics nobody pays for.
+    /// A tree with only its root, whose own words are not charged.
     pub(crate) fn new(
         arena: Arc<Arena<TokenRef>>,
         words_arena: Arc<Arena<TokenRef>>,
@@ -81,14 +81,14 @@ impl Tree {
             let _topology = self.topology.read();
             check_new(parent, name)?;
         }
-        // While the topology is not locked: hooks may create and remove cgroups.
+        // Without the topology lock, because hooks may create and remove cgroups.
         let charged = self.charge_child(parent, name)?;
         let node = self.create_for(parent, name, charged);
         self.words_arena.balance_if_pending();
         node
     }
 
-    /// Charges the words of a child to `parent`; the root pays for none.
+    /// Charges the words of a child to `parent`. The root is not charged.
     fn charge_child(
         &self,
         parent: &Arc<Node>,
@@ -104,7 +104,7 @@ impl Tree {
         })
     }
 
-    /// Creates the child; the charge stays if its words have an owner.
+    /// Creates the child. The charge is committed if the words of the child have an owner.
     fn create_for(
         &self,
         parent: &Arc<Node>,
@@ -138,14 +138,14 @@ impl Tree {
         Ok(node)
     }
 
-    /// Removes a cgroup: its objects pass to the parent, its statistics are folded into the
-    /// parent's and freed. Removing a removed cgroup does nothing.
+    /// Removes a cgroup: its charges pass to the parent, and its statistic is added to the
+    /// parent's. Its own words are freed. Removing a removed cgroup does nothing.
     pub(crate) fn remove(&self, node: &Arc<Node>) -> Result<(), TreeError> {
         self.remove_after(node, |_| ()).map(|_| ())
     }
 
-    /// As [`remove`](Tree::remove). Returns what `look` found before anything passed to the parent;
-    /// `None` when the cgroup was removed before.
+    /// As [`remove`](Tree::remove), and calls `look` before anything passes to the parent. Returns
+    /// its result, or `None` when the cgroup was removed before.
     pub(crate) fn remove_after<R>(
         &self,
         node: &Arc<Node>,
@@ -177,12 +177,13 @@ impl Tree {
         if node.is_removed() {
             return Err(TreeError::Removed { path: node.path() });
         }
-        // Under the lock, so that `remove` either sees the thread or is seen by it.
+        // Under the lock, so that `remove` sees this thread or this thread sees the removal.
         node.threads.lock().push(thread);
         Ok(())
     }
 
-    /// Looks at a cgroup and its descendants, as [`Node::subtree`] has them, while none come or go.
+    /// Calls `look` with a cgroup and its descendants in the order of [`Node::subtree`]. No cgroup
+    /// is created or removed during the call.
     pub(crate) fn with_subtree<R>(
         &self,
         node: &Arc<Node>,
@@ -193,6 +194,9 @@ impl Tree {
     }
 
     /// Bytes of live accounted areas of a cgroup and its descendants.
+    ///
+    /// The words of the CPUs are read one after the other. While other threads allocate and free, a
+    /// sum may miss an addition and include the subtraction that follows it, and so be negative.
     pub(crate) fn percpu(&self, node: &Arc<Node>) -> u64 {
         let own = |node: &Arc<Node>| node.token().words().sum();
         let sum = self.with_subtree(node, |nodes| nodes.iter().map(own).sum::<i64>());
@@ -213,12 +217,12 @@ fn check_name(name: &str) -> Result<(), TreeError> {
     Ok(())
 }
 
-/// The path that a child would have.
+/// The path of a child of that name.
 fn child_path(parent: &Node, name: &str) -> String {
     format!("{}/{name}", parent.path().trim_end_matches('/'))
 }
 
-/// Whether `parent` may have a new child of that name. Under the topology lock.
+/// Checks whether `parent` may have a new child of that name. Under the topology lock.
 fn check_new(parent: &Arc<Node>, name: &str) -> Result<(), TreeError> {
     if parent.is_removed() {
         return Err(TreeError::Removed { path: parent.path() });
@@ -229,10 +233,10 @@ fn check_new(parent: &Arc<Node>, name: &str) -> Result<(), TreeError> {
     check_bounds(parent, name)
 }
 
-/// `cgroup.max.depth` and `cgroup.max.descendants` of every ancestor.
+/// Checks `cgroup.max.depth` and `cgroup.max.descendants` of every ancestor.
 fn check_bounds(parent: &Arc<Node>, name: &str) -> Result<(), TreeError> {
     for (level, ancestor) in (0..).zip(parent.ancestors()) {
-        // Relaxed: settings, and a number that is changed under the topology lock.
+        // Relaxed: two settings, and a number that changes only under the topology lock.
         let depth: u32 = ancestor.max_depth.load(Ordering::Relaxed);
         let descendants = ancestor.max_descendants.load(Ordering::Relaxed);
         let present = ancestor.nr_descendants.load(Ordering::Relaxed);

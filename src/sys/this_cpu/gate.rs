@@ -1,26 +1,27 @@
 //! Words that can be revoked while other threads use them.
 //!
 //! A [`Word`](super::Word) lives as long as the reference through which it is used. The words
-//! behind a gate do not: a thread that closes the gate may free them, although other threads go on
-//! trying. So a sequence goes through the gate *inside*: it compares the CPU id with the gate's
-//! limit, and then loads the address of the words, and the kernel restarts it when it is disturbed
-//! before its commit.
+//! behind a gate do not: a thread that closes the gate may free them, while other threads still try
+//! to use them. So a sequence passes the gate as a part of itself. It compares the CPU id with the
+//! gate's limit, and then loads the address of the words. The kernel restarts it when it is
+//! disturbed before its commit.
 //!
 //! ```text
 //!   user                                     the thread that closes the gate
 //!   3: id × stride below the limit? ◄─────── limit := 0
 //!      words ◄─ first                        fence: every sequence that is under way anywhere
 //!      commit                                       starts over, and finds the limit 0
-//!   4:                                       the words belong to nobody else
+//!   4:                                       no other thread uses the words
 //! ```
 //!
 //! There are two fences. The first is `membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ)`, Linux
-//! 5.10. A process that had it at the start may lose it to a seccomp filter. Then the calling
-//! thread visits every CPU on which a thread of the process may run: when it runs there, the kernel
-//! has preempted any sequence of that CPU, so that the sequence starts over. This needs
-//! `sched_getaffinity`, `sched_setaffinity` and a readable `/proc/self/task`. Without sequences, or
-//! where there was no `membarrier` at the start, gates stay closed, and the words are used under
-//! locks.
+//! 5.10. A process in which it worked at the start may lose it to a seccomp filter. Then the
+//! calling thread visits every CPU on which a thread of the process may run. When it runs on a CPU,
+//! the kernel has preempted any sequence there, so that the sequence starts over. The visit needs
+//! `sched_getaffinity`, `sched_setaffinity` and a readable `/proc/self/task`.
+//!
+//! In a process without sequences, or without `membarrier` at the start, gates stay closed, and the
+//! words are used under locks.
 
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::{fmt, ptr};
@@ -32,64 +33,68 @@ use rustix::thread::{
 use super::tier::{self, Miss};
 use super::{CopyLocator, platform};
 
-/// The way of sequences to two neighbouring words of every copy.
+/// Lets sequences reach two neighbouring words of every copy until it is closed.
 ///
 /// * G1: while the limit is not 0, and until a [`fence`] that follows its becoming 0, the words
 ///   at `first` exist in each copy of an index below it.
 #[repr(C)]
 pub(crate) struct RseqGate {
-    /// As in [`CopyLocator`]: of this process, and known from the beginning, because a sequence
-    /// stores into the area before it looks at the limit.
+    /// As in [`CopyLocator`]. It is valid from the beginning, because a sequence stores into the
+    /// area before it compares the limit.
     pub(super) area: isize,
-    /// CPU ids × stride below this pass.
+    /// CPU ids × stride below this pass the gate.
     pub(super) limit: AtomicU32,
     /// The first word in the copy of CPU 0.
     pub(super) first: AtomicPtr<u64>,
 }
 
 impl RseqGate {
-    /// Closed.
+    /// A closed gate.
     pub(crate) fn new() -> Self {
         let area = tier::choice().area;
         RseqGate { area, limit: AtomicU32::new(0), first: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Lets sequences through to the words at `first`; does nothing where there is no fence.
+    /// Opens the gate to the words at `first`. Does nothing in a process without a fence.
     ///
     /// # Safety
     ///
     /// * `first` is in the copy of CPU 0, and every copy below the limit of `locator` has the two
     ///   words there, aligned, initialised, and accessed by sequences and atomic instructions
     ///   alone.
-    /// * They exist until the gate was closed and [`fence`] returned true.
-    /// * Nobody opens the gate for other words before that.
+    /// * They exist until the gate is closed and a later [`fence`] has returned true.
+    /// * No thread opens the gate for other words before that.
     pub(crate) unsafe fn open(&self, locator: &CopyLocator, first: *mut u64) {
+        // Relaxed: published by the store of the limit.
         self.first.store(first, Ordering::Relaxed);
         if has_fence() {
-            // Release: for the sequences, which load the address after the limit.
+            // Release: pairs with the load of the limit in sequences, which load the address after
+            // it.
             self.limit.store(locator.cpu_limit, Ordering::Release);
         }
     }
 
     /// Closes the gate for sequences that begin after a [`fence`].
     pub(crate) fn close(&self) {
-        // SeqCst: before the fence that has to follow, and in one order with `open` elsewhere.
+        // SeqCst: before the fence that has to follow, and in one order with stores of `open`.
         self.limit.store(0, Ordering::SeqCst);
     }
 
-    /// True when sequences are let through. A snapshot.
+    /// True when the gate is open. A snapshot.
     pub(crate) fn is_open(&self) -> bool {
+        // Relaxed: a snapshot of one number.
         self.limit.load(Ordering::Relaxed) != 0
     }
 
-    /// Adds `delta` to this CPU's first word. False, having done nothing, when the gate is closed,
-    /// when the sum would have bit `GUARD` set, or when it would overflow as a signed number.
+    /// Adds `delta` to this CPU's first word. Returns false and changes nothing when the gate is
+    /// closed, when the sum would have bit `GUARD` set, or when it would overflow as a signed
+    /// number.
     #[inline(always)]
     pub(crate) fn add_unless<const GUARD: u32>(&self, delta: u64) -> bool {
         platform::gate_add_unless::<GUARD>(self, delta)
     }
 
-    /// Adds to this CPU's second word. False, having done nothing, when the gate is closed.
+    /// Adds to this CPU's second word. Returns false and changes nothing when the gate is closed.
     #[inline(always)]
     pub(crate) fn add_second(&self, value: i64) -> bool {
         platform::gate_add_second(self, value)
@@ -102,8 +107,8 @@ impl fmt::Debug for RseqGate {
     }
 }
 
-/// Replaces `old` by `new` in the word `first` of the copy of `cpu`, and returns what it found
-/// there; `None`, having done nothing, unless the thread runs on that CPU.
+/// Replaces `old` by `new` in the word `first` of the copy of `cpu`, and returns the value that it
+/// found. Returns `None` and changes nothing unless the thread runs on that CPU.
 ///
 /// # Safety
 ///
@@ -114,34 +119,34 @@ pub(crate) unsafe fn compare_exchange_on(
     old: u64,
     new: u64,
 ) -> Option<u64> {
-    // SAFETY: what the caller vouches for.
+    // SAFETY: as the caller guarantees.
     unsafe { platform::compare_exchange_on(tier::choice().area, cpu, first, old, new) }
 }
 
-/// True when sequences can be stopped, so that gates open.
+/// True in a process whose sequences can be stopped, so that gates can be opened.
 pub(crate) fn has_fence() -> bool {
     tier::choice().has_fence
 }
 
-/// Makes every sequence that is under way in another thread start over. Afterwards they see what
-/// this thread wrote before. False when the system refuses both ways: nothing is known then.
+/// Makes every sequence that is under way in another thread start over. When it does, it sees what
+/// this thread wrote before. False when the system refuses both fences: some sequence may go on.
 #[must_use]
 pub(crate) fn fence() -> bool {
     let fence = || membarrier(MembarrierCommand::PrivateExpeditedRseq).is_ok();
-    // A forked child may have to announce itself once more.
+    // A forked child may have to register once more.
     fence() || (announce() && fence()) || visit_cpus().is_some()
 }
 
-/// Announces that this process will call [`fence`].
+/// Registers this process for the `membarrier` of [`fence`].
 pub(super) fn announce() -> bool {
     membarrier(MembarrierCommand::RegisterPrivateExpeditedRseq).is_ok()
 }
 
 /// Runs this thread on every CPU on which a thread of the process may run, one after the other, and
-/// then again where it may run now. `None` when it could not get to one of them.
+/// then restores the CPUs on which it may run. `None` when it could not run on one of them.
 ///
-/// A thread that moves to another CPU in between is preempted for that, and a thread that is
-/// created in between starts with the CPUs of one that was looked at.
+/// A thread that moves to another CPU during the visit is preempted by the move. A thread that is
+/// created during the visit inherits its CPUs from a thread that was counted.
 #[cold]
 fn visit_cpus() -> Option<()> {
     let own = sched_getaffinity(None).ok()?;
@@ -166,7 +171,7 @@ fn usable_cpus() -> Option<CpuSet> {
                 let more = (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu));
                 more.for_each(|cpu| usable.set(cpu));
             }
-            // It has ended.
+            // The thread has ended.
             Err(rustix::io::Errno::SRCH) => {}
             Err(_) => return None,
         }
@@ -174,8 +179,8 @@ fn usable_cpus() -> Option<CpuSet> {
     Some(usable)
 }
 
-/// The CPU that runs this thread, if sequences of this thread work there: registers the thread's
-/// area if that was not done.
+/// The CPU that runs this thread, if sequences of this thread work there. Registers the thread's
+/// area if it is not registered yet.
 pub(crate) fn sequence_cpu() -> Option<usize> {
     tier::registered_cpu().or_else(|| match tier::after_miss() {
         Miss::Registered => tier::registered_cpu(),
