@@ -53,8 +53,8 @@ mod sync;
 mod tests;
 mod tree;
 
+pub(crate) use counter::amount;
 pub use counter::amount::{Limit, NumberError};
-pub(crate) use counter::amount::{integer, reclaim_bytes, strip};
 pub use error::{AllocError, ChargeError, FreeError, Refusal, TopConsumer, TreeError};
 pub use gfp::Gfp;
 pub use handle::accounted::{Accounted, AccountedMut, Footprint, ReserveError};

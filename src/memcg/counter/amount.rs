@@ -1,15 +1,13 @@
-//! Amounts and numbers in the interface files of cgroup v2.
+//! Amounts in the interface files of cgroup v2.
 //!
 //! ```text
 //!   amount  = "max" | number                                   memory.max, .high, .low, .min
 //!   number  = digits [ K | M | G | T | P | E ]                 either case, powers of 1024
 //!   digits  = "0x" hexadecimal | "0" octal | decimal           no sign, no fraction
-//!   reclaim = number [ blanks "swappiness=" ( 0 … 200 | "max" ) ]
-//!   integer = [ "-" | "+" ] digits [ newline ]                 of 32 bits
 //! ```
 //!
-//! Blanks around an amount are ignored. Mirrors the kernel's `memparse`, as `memory.max` uses it,
-//! and `kstrtoint` (Linux 6.18), with three differences on purpose:
+//! Blanks around an amount are ignored. Mirrors the kernel's `memparse`, as `memory.max` uses it
+//! (Linux 6.18), with three differences on purpose:
 //!
 //! * A number that does not fit into 64 bits is an error. The kernel wraps: `16E` is a limit of 0.
 //! * A text without digits is an error. The kernel reads the empty text, or a suffix alone, as 0.
@@ -150,52 +148,18 @@ impl FromStr for Limit {
     }
 }
 
-/// The bytes that a write to `memory.reclaim` asks for.
-///
-/// The swappiness must be well formed. It is not used, because nothing here can be swapped.
-pub(crate) fn reclaim_bytes(text: &str) -> Result<u64, NumberError> {
-    let text = strip(text);
-    let (amount, option) = match text.split_once(is_blank) {
-        Some((amount, option)) => (amount, Some(strip(option))),
-        None => (text, None),
-    };
-    let bytes = bytes(amount)?;
-    match option.map(|option| option.strip_prefix("swappiness=")) {
-        None | Some(Some("max")) => Ok(bytes),
-        Some(Some(value)) if integer(value).is_ok_and(|value| (0..=200).contains(&value)) => {
-            Ok(bytes)
-        }
-        Some(_) => Err(NumberError::malformed(text)),
-    }
-}
-
-/// Reads an integer of 32 bits, as in `cgroup.procs` or `memory.oom.group`.
-pub(crate) fn integer(text: &str) -> Result<i32, NumberError> {
-    let number = text.strip_suffix('\n').unwrap_or(text);
-    let magnitude = number.strip_prefix(['-', '+']).unwrap_or(number);
-    let value = match digits(magnitude) {
-        Some((value, "")) => value,
-        _ => return Err(NumberError::malformed(text)),
-    };
-    let sign = if number.starts_with('-') { -1 } else { 1 };
-    value
-        .and_then(|value| i64::try_from(value).ok())
-        .and_then(|value| i32::try_from(sign * value).ok())
-        .ok_or_else(|| NumberError::out_of_range(text))
-}
-
 /// The text without blanks at both ends.
 pub(crate) fn strip(text: &str) -> &str {
     text.trim_matches(is_blank)
 }
 
 /// A blank by the rule of C's `isspace`. Rust's list of ASCII whitespace lacks the vertical tab.
-fn is_blank(c: char) -> bool {
+pub(crate) fn is_blank(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\x0b'
 }
 
 /// Reads a number with its optional suffix, and nothing else.
-fn bytes(text: &str) -> Result<u64, NumberError> {
+pub(crate) fn bytes(text: &str) -> Result<u64, NumberError> {
     let malformed = || NumberError::malformed(text);
     let (value, suffix) = digits(text).ok_or_else(malformed)?;
     let unit = match suffix {
@@ -213,7 +177,7 @@ fn bytes(text: &str) -> Result<u64, NumberError> {
 
 /// Splits `text` into the number at its beginning and the rest. The inner `None` stands for a
 /// number that does not fit into 64 bits. The result is `None` when there are no digits.
-fn digits(text: &str) -> Option<(Option<u64>, &str)> {
+pub(crate) fn digits(text: &str) -> Option<(Option<u64>, &str)> {
     let (radix, text) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         // `0x` without a hexadecimal digit after it is the number 0, followed by an x.
         Some(rest) if rest.starts_with(|c: char| c.is_ascii_hexdigit()) => (16, rest),

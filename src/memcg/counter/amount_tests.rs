@@ -101,90 +101,6 @@ fn an_error_names_the_text() {
     assert_eq!("16E".parse::<Limit>().unwrap_err().to_string(), "\"16E\" is out of range");
 }
 
-#[test]
-fn integers() {
-    for (text, expected) in [
-        ("0", 0),
-        ("-0", 0),
-        ("1\n", 1),
-        ("+7", 7),
-        ("-7", -7),
-        ("0x10", 16),
-        ("-0X10", -16),
-        ("010", 8),
-        ("2147483647", i32::MAX),
-        ("-2147483648", i32::MIN),
-        ("00000000000000000000000000000001", 1),
-    ] {
-        assert_eq!(integer(text), Ok(expected), "{text:?}");
-    }
-    for text in [
-        "",
-        "\n",
-        "-",
-        "+",
-        "--1",
-        "+-1",
-        "1\n\n",
-        " 1",
-        "1 ",
-        "1K",
-        "08",
-        "0x",
-        "1.0",
-        "max",
-        "one",
-        "- 1",
-        "99999999999999999999x",
-    ] {
-        assert_eq!(integer(text).unwrap_err().errno(), libc::EINVAL, "{text:?}");
-    }
-    for text in
-        ["2147483648", "-2147483649", "0x80000000", "99999999999999999999", "-18446744073709551615"]
-    {
-        assert_eq!(integer(text).unwrap_err().errno(), libc::ERANGE, "{text:?}");
-    }
-}
-
-#[test]
-fn arguments_of_reclaim() {
-    for (text, expected) in [
-        ("0", 0),
-        ("1M", 1 << 20),
-        (" 1M\n", 1 << 20),
-        ("4095 swappiness=0", 4095),
-        ("64k swappiness=200\n", 64 << 10),
-        ("64k \t swappiness=max", 64 << 10),
-        ("0x10 swappiness=0x10", 16),
-    ] {
-        assert_eq!(reclaim_bytes(text), Ok(expected), "{text:?}");
-    }
-    for text in [
-        "",
-        "\n",
-        "K",
-        "max",
-        "max swappiness=1",
-        "1M swappiness",
-        "1M swappiness=",
-        "1M swappiness=-1",
-        "1M swappiness=201",
-        "1M swappiness=99999999999",
-        "1M swappiness=MAX",
-        "1M swappiness=1 swappiness=2",
-        "1M swappiness = 1",
-        "1M type=anon",
-        "1M 1M",
-        "1Mswappiness=1",
-        "swappiness=1",
-        "swappiness=1 1M",
-        "-1",
-    ] {
-        assert_eq!(reclaim_bytes(text).unwrap_err().errno(), libc::EINVAL, "{text:?}");
-    }
-    assert_eq!(reclaim_bytes("16E swappiness=1").unwrap_err().errno(), libc::ERANGE);
-}
-
 proptest! {
     #[test]
     fn what_a_limit_prints_it_reads(bytes: u64) {
@@ -203,12 +119,6 @@ proptest! {
             Ok(bytes) => prop_assert_eq!(text.parse(), Ok(Limit::bytes(bytes))),
             Err(_) => prop_assert_eq!(parsed(&text), OutOfRange),
         }
-    }
-
-    #[test]
-    fn integers_are_read_as_printed(value: i32) {
-        prop_assert_eq!(integer(&value.to_string()), Ok(value));
-        prop_assert_eq!(integer(&format!("{value:+}\n")), Ok(value));
     }
 
     /// A second reading of the grammar, by the standard library's parser.

@@ -19,6 +19,7 @@
 //! if another one took the path.
 
 mod error;
+mod number;
 mod table;
 
 use crate::memcg::{Memcg, PeakReader, TreeError};

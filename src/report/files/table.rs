@@ -3,8 +3,10 @@
 use rustix::io::Errno;
 use rustix::thread::{Pid, sched_getaffinity};
 
+use super::number::{integer, reclaim_bytes};
 use super::{CgroupFile, FileError};
-use crate::memcg::{Limit, Memcg, NumberError, TreeError, integer, reclaim_bytes, strip};
+use crate::memcg::amount::strip;
+use crate::memcg::{Limit, Memcg, NumberError, TreeError};
 
 type Read = fn(&CgroupFile) -> String;
 type Write = fn(&CgroupFile, &str) -> Result<(), FileError>;
