@@ -28,22 +28,21 @@ fn top_of(memcg: &Memcg) -> Option<Memcg> {
     way.take_while(|memcg| !memcg.is_root()).last()
 }
 
-/// Allocates an area in the scope of `memcg`. The root pays for none, and so nobody pays when all
-/// below it is removed. An area that is allocated at the moment of that removal is given back.
+/// Allocates an area in the scope of `memcg`. The root pays for none that is allocated for it, but
+/// for those that it inherits. Which of both it is when the child of the root is removed at that
+/// moment is not known, and the area is given back.
 fn allocate(
     pcpu: &PerCpuAllocator,
     memcg: &Memcg,
     size: usize,
     make: impl FnOnce() -> Result<What, AllocError>,
 ) -> Result<Option<Item>, AllocError> {
-    let is_root = |top: &Option<Memcg>| top.as_ref().is_none_or(Memcg::is_removed);
     let top = top_of(memcg);
-    let before = is_root(&top);
     let what = make()?;
-    let bytes = match (before, is_root(&top)) {
-        (true, _) => 0,
-        (false, false) => cost(pcpu, size),
-        (false, true) => return Ok(None),
+    let bytes = match top {
+        None => 0,
+        Some(top) if top.is_removed() => return Ok(None),
+        Some(_) => cost(pcpu, size),
     };
     Ok(Some(Item { what, payer: memcg.path(), bytes }))
 }

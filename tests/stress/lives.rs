@@ -101,8 +101,9 @@ fn live(choices: &mut Choices, budget: Duration, cpus: &[usize], done: &Done) {
 
 /// Drops everything that is left: no byte stays charged.
 fn end(world: World) {
-    let World { pcpu, cgroups, mailboxes, pool, .. } = world;
+    let World { pcpu, bounded, cgroups, mailboxes, pool, .. } = world;
     drop((mailboxes, pool));
+    bounded.remove();
     let root = pcpu.root();
     let left = cgroups.into_inner();
     let mut of_depth: Vec<_> = left.into_iter().map(|cgroup| (cgroup.path(), cgroup)).collect();

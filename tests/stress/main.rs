@@ -13,6 +13,7 @@
 //! | `held` | what a thread holds, and who has to pay for it |
 //! | `steps` | which step comes next, and on which CPU |
 //! | `charging`, `areas`, `tree`, `limits`, `watching` | the steps |
+//! | `bounded` | steps of threads that must never be refused |
 //! | `check` | the comparison |
 //!
 //! By default each tier gets 2 seconds; with `PERCPU_MEMCG_FULL=1` in the environment, 10 minutes.
@@ -21,6 +22,7 @@
 //! time for a tier, and `PERCPU_MEMCG_STRESS_TIER` chooses one tier.
 
 mod areas;
+mod bounded;
 mod charging;
 mod check;
 mod held;

@@ -27,7 +27,7 @@ const fn step(weight: usize, name: &'static str, run: fn(&mut Hand)) -> Step {
     Step { name, weight, run }
 }
 
-pub(crate) static STEPS: [Step; 33] = [
+pub(crate) static STEPS: [Step; 34] = [
     step(60, "charge", Hand::charge),
     step(20, "charge and drop", Hand::charge_and_drop),
     step(25, "grow", Hand::grow),
@@ -59,6 +59,7 @@ pub(crate) static STEPS: [Step; 33] = [
     step(1, "throttle", Hand::throttle),
     step(3, "register", Hand::register),
     step(2, "unregister", Hand::unregister),
+    step(10, "stay within", Hand::stay_within),
     step(6, "read", Hand::read),
     step(4, "watch", Hand::watch),
 ];

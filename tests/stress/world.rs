@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 use percpu_memcg::{Memcg, PerCpuAllocator};
 
+use crate::bounded::Bounded;
 use crate::held::Item;
 use crate::lives::THREADS;
 
@@ -14,6 +15,7 @@ pub(crate) const MOST_CGROUPS: usize = 28;
 
 pub(crate) struct World {
     pub(crate) pcpu: PerCpuAllocator,
+    pub(crate) bounded: Bounded,
     /// The cgroups that threads choose from: those that live, and some that were removed.
     pub(crate) cgroups: Mutex<Vec<Memcg>>,
     /// Sent to a thread.
@@ -85,6 +87,7 @@ impl Done {
 impl World {
     pub(crate) fn new(pcpu: PerCpuAllocator) -> Self {
         World {
+            bounded: Bounded::new(&pcpu),
             pcpu,
             cgroups: Mutex::default(),
             mailboxes: Default::default(),
