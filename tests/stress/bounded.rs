@@ -3,21 +3,26 @@
 //! What others have in stock is not in use. A thread that is about to be refused finds it, although
 //! others charge, uncharge, move between CPUs and remove cgroups at that moment.
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
 use parking_lot::Mutex;
 use percpu_memcg::{Gfp, Limit, Memcg, PerCpuAllocator};
 
 use crate::Choices;
-use crate::lives::THREADS;
 use crate::steps::Hand;
 
 /// The most that one thread charges.
-const SHARE: usize = 40_000;
+const SHARE: usize = 100_000;
+
+/// Threads that charge at the same time.
+const AT_ONCE: usize = 3;
 
 const LEAVES: usize = 3;
 
 pub(crate) struct Bounded {
     pub(crate) top: Memcg,
     leaves: [Mutex<Memcg>; LEAVES],
+    charging: AtomicUsize,
 }
 
 impl Bounded {
@@ -26,9 +31,9 @@ impl Bounded {
         let leaves = std::array::from_fn(|nth| {
             Mutex::new(top.create(&format!("leaf-{nth}")).expect("its parent has no limit yet"))
         });
-        let room = top.current() + (THREADS * SHARE) as u64;
+        let room = top.current() + (AT_ONCE * SHARE) as u64;
         top.set_max(Limit::bytes(room)).expect("it lives");
-        Bounded { top, leaves }
+        Bounded { top, leaves, charging: AtomicUsize::new(0) }
     }
 
     pub(crate) fn owns(&self, memcg: &Memcg) -> bool {
@@ -59,7 +64,12 @@ impl Hand {
             *leaf = bounded.top.create(leaf.name()).expect("there is room");
             return;
         }
-        for _ in 0..self.choices.below(8) {
+        // SeqCst: what was dropped before is uncharged.
+        if bounded.charging.fetch_add(1, SeqCst) >= AT_ONCE {
+            bounded.charging.fetch_sub(1, SeqCst);
+            return;
+        }
+        for _ in 0..self.choices.below(40) {
             let (mut left, mut held) = (SHARE, Vec::new());
             for _ in 0..1 + self.choices.below(3) {
                 let bytes = self.choices.below(left + 1);
@@ -73,5 +83,6 @@ impl Hand {
             held[0].transfer_to(&to).expect("there is room");
             held[0].try_grow(left as u64).expect("there is room");
         }
+        bounded.charging.fetch_sub(1, SeqCst);
     }
 }
