@@ -268,3 +268,24 @@ fn drains_and_removals_of_siblings_take_nothing_from_a_limit() {
         assert_unused(&tenant, before);
     });
 }
+
+/// What a transfer takes out of a stock is charged above both cgroups as well.
+#[test]
+fn transfers_between_siblings_take_nothing_from_the_limit_above() {
+    const SHARE: u64 = 100_000;
+    in_each_tier(|| {
+        let (_pcpu, tenant) = tenant();
+        let leaves: [Memcg; 2] = children(&tenant);
+        allow(&tenant, 2 * SHARE);
+        let before = tenant.current();
+        let work = |nth: usize, _: &mut Choices, requests: &Requests| {
+            for bytes in [SHARE / 8, SHARE / 2, SHARE] {
+                if let Some(mut charge) = requests.note(leaves[nth].try_charge(bytes)) {
+                    requests.note(charge.transfer_to(&leaves[1 - nth]));
+                }
+            }
+        };
+        never_refused(2, work, quietly);
+        assert_unused(&tenant, before);
+    });
+}

@@ -309,8 +309,9 @@ pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<u
             return Err(refusal(&level, bytes, full));
         }
     }
-    drop(here);
+    // Under the lock: above `common`, what was taken counts twice until here (T5).
     walk::sub_levels(from.token(), from.depth() - common, bytes, taken);
+    drop(here);
     walk::note_peaks(to.token());
     Ok(gained)
 }
