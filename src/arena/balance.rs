@@ -1,4 +1,4 @@
-//! Carrying out steps: creating, populating, giving back, destroying; and who runs balance work.
+//! Carrying out steps: creating, populating, giving back, destroying; and which thread runs balance work.
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -11,11 +11,11 @@ use super::{Arena, Owner, Populate, Window};
 use crate::placement::{Balance, ChunkId, ChunkType, Step};
 use crate::sys::MapError;
 
-/// Who runs balance work: destroying spare chunks, giving pages back, populating reserves.
+/// Which thread runs balance work: destroying spare chunks, giving pages back, populating reserves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BalanceMode {
-    /// The operation that asked for it, right after it is done; an allocation that may not block
+    /// The operation that asked for it, right after it is done; an allocation that must not block
     /// leaves it to the next operation that may.
     #[default]
     Inline,
@@ -60,7 +60,7 @@ impl<O: Owner> Arena<O> {
         loop {
             let step = balance.next(&mut self.state.lock().placement);
             let Some(step) = step else { return };
-            // Lack of memory is not an error here: whoever needs the pages will meet it.
+            // Lack of memory is not an error here: the caller that needs the pages will meet it.
             let success = match &step {
                 Step::Create(chunk_type) => self.create_chunk(*chunk_type).is_ok(),
                 Step::Populate(chunk, pages) => self.populate_pages(*chunk, pages).is_ok(),

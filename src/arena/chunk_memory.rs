@@ -3,7 +3,7 @@
 //! # Invariants
 //!
 //! * R1: the reservation has the length and the alignment of its geometry.
-//! * R2: between placing and freeing, the bytes of an area belong to whoever placed it, in all
+//! * R2: between placing and freeing, the bytes of an area belong to the caller that placed it, in all
 //!   copies of the window it lives in; nobody else reads or writes them.
 //! * R3: an owner slot is zero or came from `Owner::into_static`, and stands at the first granule of
 //!   a live area. Slots are touched only under the arena's area lock.

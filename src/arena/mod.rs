@@ -62,7 +62,7 @@ pub enum Populate {
     Lazy,
     /// When the allocator populates a page, on every possible CPU; lack of memory is then an
     /// error of the allocation instead of a later kill. Needs Linux 5.14. Left out are areas aligned to more than
-    /// 128 bytes that a caller which may not block asked for.
+    /// 128 bytes that a caller asked for which must not block.
     Eager,
     /// As `Eager`, but a chunk is populated completely when it is created and never given back in
     /// part: the kernel's percpu-km.

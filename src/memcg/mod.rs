@@ -1,4 +1,4 @@
-//! Who pays: a tree of memory cgroups with byte counters.
+//! The layer that accounts for memory: a tree of memory cgroups with byte counters.
 //!
 //! ```text
 //!            Memcg (handle)                       PerCpu<T> …

@@ -28,7 +28,7 @@ impl<T: Default> OnceArc<T> {
             let new = Arc::new(T::default());
             let none: Option<Arc<T>> = None;
             let before = self.value.compare_and_swap(&none, Some(Arc::clone(&new)));
-            // Who comes second takes what the first has stored.
+            // A caller that comes second takes what the first has stored.
             Guard::into_inner(before).unwrap_or(new)
         })
     }

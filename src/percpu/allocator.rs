@@ -122,7 +122,7 @@ impl PerCpuAllocator {
         self.tree.alloc(size, align, gfp, reserved).map(PcpuPtr::from_ptr)
     }
 
-    /// Frees an area on all CPUs and uncharges whoever was charged for it.
+    /// Frees an area on all CPUs and uncharges the cgroup that pays for it.
     ///
     /// May be called on any thread. Takes only a short lock; with [`BalanceMode::Inline`] it also
     /// carries out balance work that it made necessary, and waits for an allocation that is

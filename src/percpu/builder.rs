@@ -137,7 +137,7 @@ impl PerCpuAllocatorBuilder {
         self
     }
 
-    /// Who runs balance work; [`BalanceMode::Inline`] unless given.
+    /// Which thread runs balance work; [`BalanceMode::Inline`] unless given.
     pub fn balance(mut self, balance: BalanceMode) -> Self {
         self.balance = balance;
         self
@@ -176,7 +176,7 @@ impl PerCpuAllocatorBuilder {
             unit_size: STATISTICS_UNIT_SIZE,
             regions: Regions::DEFAULT,
             populate: Populate::Lazy,
-            // Run by whoever creates or removes a cgroup: others, who may not block, can be the
+            // Run by threads that create or remove a cgroup: others, which must not block, can be the
             // last to let go of a removed cgroup's statistics.
             balance: BalanceMode::Manual,
         })?;

@@ -70,7 +70,7 @@ pub(crate) enum Placed {
     At(Area),
     /// A chunk of this type has to be created and the request placed again.
     NeedsChunk(ChunkType),
-    /// No room for a request that may not block, or in the reserved region.
+    /// No room for a request that must not block, or in the reserved region.
     Refused,
 }
 

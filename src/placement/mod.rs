@@ -13,7 +13,7 @@
 //!              Placement::place   lists of chunks, smallest promise first   (lists)
 //!                   │             chunk hint ► block hints ► bit map        (chunk, hints, bitmap)
 //!                   ├─► NeedsChunk       caller creates one, add_chunk, place again
-//!                   ├─► Refused          no room for a request that may not block
+//!                   ├─► Refused          no room for a request that must not block
 //!                   └─► At(area) ──► unpopulated_run / populated ──► finish_alloc
 //!
 //!  free ──► Placement::free ──► is_balance_pending ──► Balance::next / complete

@@ -3,8 +3,8 @@
 //! ```text
 //!   stock of this CPU holds enough ───────────────────────► charged
 //!        │ no
-//!   walk up: the bytes and half a batch, where there is
-//!            room to spare ───────────────────────────────► charged, the half into the stock
+//!   walk up: the bytes and half a grant, where there is
+//!            room to spare ───────────────────────────────► charged; the half goes into the stock
 //!        │ no
 //!   walk up: the bytes ───────────────────────────────────► charged; above `high`: see there
 //!        │ a limit refuses
@@ -22,10 +22,10 @@
 //! | `ATOMIC` | yes | no | no | charged |
 //! | `NOFAIL` | yes | until nothing comes, 16 times | once | charged |
 //!
-//! Mirrors the kernel's `try_charge` (Linux 6.18), with differences: stocks are emptied at once and
-//! before anything else, a call raises at most one `max` and one `oom` event, and callers that may
-//! not block raise one, too. As there, amounts above 8 pages never come to an OOM, and whoever is
-//! in the middle of reclaim, or of an OOM callback, is charged without further ado.
+//! Mirrors the kernel's `try_charge` (Linux 6.18), with three differences. Stocks are emptied at once
+//! and before anything else. A call raises at most one `max` and one `oom` event. A caller that must
+//! not block raises one, too. As in the kernel, amounts above 8 pages never come to an OOM, and a
+//! thread inside of a reclaim hook or an OOM callback is charged without further ado.
 
 use std::ptr;
 use std::sync::Arc;

@@ -15,7 +15,7 @@
 //! |---|---|
 //! | `word` | [`StockWord`]: amount, room, place and references in 64 bits |
 //! | `cpu_set` | the CPUs on which a token has a grant |
-//! | `objcg` | [`ObjCgroup`], the token, and [`Payer`], who it points at |
+//! | `objcg` | [`ObjCgroup`], the token, and [`Payer`], what it points at |
 //! | `grants` | the tokens with a grant on one CPU, and the budget |
 //!
 //! A token's grant on a CPU is what its stock may hold there. It starts small, doubles when the

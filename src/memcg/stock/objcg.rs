@@ -37,7 +37,7 @@ use crate::memcg::stock::word::{BATCH, StockWord};
 use crate::memcg::sync::atomic::{AtomicU64, Ordering};
 use crate::memcg::sync::{ArcSwapOption, IS_MODEL, Loaded, Mutex, RevocableWords, WordPair};
 
-/// Who pays for charges: a cgroup, or the toy of a test.
+/// What pays for charges: a cgroup, or the toy of a test.
 pub(crate) trait Payer: Send + Sync + Sized + 'static {
     /// What lies in the token, so that charges need not go to the payer.
     type Account: Default + fmt::Debug + Send + Sync;

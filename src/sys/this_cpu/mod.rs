@@ -275,7 +275,7 @@ impl<'a, N, I: CopyIndex> Word<'a, N, I> {
             Miss::NoSequences => machine.this_cpu().index(),
             // Registered and yet a miss: this CPU has no copy.
             Miss::Registered | Miss::Detached => {
-                // Relaxed: whoever has to see it is ordered after this operation anyway.
+                // Relaxed: a thread that has to see it is ordered after this operation anyway.
                 DETACHED.store(true, Ordering::Relaxed);
                 CopyLocator::detached(machine)
             }

@@ -13,7 +13,7 @@ pub enum Tier {
     /// A thread that has no registered rseq area uses the *detached* copy with atomic
     /// instructions.
     Rseq {
-        /// Who registers the threads' rseq areas with the kernel.
+        /// What registers the threads' rseq areas with the kernel.
         registered_by: RegisteredBy,
     },
     /// By atomic instructions on the copy of the CPU that `sched_getcpu` names: no kernel support,
@@ -22,7 +22,7 @@ pub enum Tier {
     GetCpu,
 }
 
-/// Who registers rseq areas.
+/// What registers rseq areas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RegisteredBy {
