@@ -1,6 +1,6 @@
 //! Charges, stocks and counters where they are easy to get wrong.
 //!
-//! A CPU keeps charged bytes in stocks, and most charges change nothing else. So five things must
+//! A CPU keeps charged bytes in stocks, and most charges change nothing else. So six things must
 //! hold that one counter alone would give for free:
 //!
 //! | file | what must hold |
@@ -10,6 +10,7 @@
 //! | `fence` | stocks can be emptied when the kernel refuses `membarrier` after the start |
 //! | `peaks` | a peak is never lower than a usage that was read |
 //! | `limits` | threads that stay within a limit are never refused |
+//! | `shared_cpu` | figures hold while other threads charge on the same CPU |
 //!
 //! Each test is repeated in each tier by processes that this binary starts of itself (`tiers`),
 //! because each tier empties stocks in another way. Debug assertions are on in the test profile, so
@@ -28,6 +29,7 @@ mod refused;
 mod removal;
 mod requests;
 mod shadow;
+mod shared_cpu;
 mod tiers;
 
 use std::time::Duration;

@@ -130,7 +130,7 @@ fn charge_token(
     let mut here = None;
     if is_open {
         token.open();
-        here = stock.lock_here(token, has_room);
+        here = stock.lock_to_charge(token, has_room);
         account.note_bypass(if here.is_some() { None } else { gate::sequence_cpu() });
     }
     let (mut grant, mut taken) = (0, 0);
@@ -153,17 +153,19 @@ fn charge_token(
     let needed = bytes - taken;
     // So that the bytes find room when they come back.
     let ahead = (grant / 2).min(grant.saturating_sub(bytes));
-    if let Some(here) = here.as_ref().filter(|_| ahead > 0)
+    let mut is_counted = references == 0;
+    let is_charged = if let Some(here) = here.as_ref().filter(|_| ahead > 0)
         && walk::try_add_ahead(pays, needed + ahead)
     {
-        if !here.put(token, ahead, references) {
-            walk::sub(pays, ahead);
-            count_reference();
+        match here.put(token, ahead, references) {
+            true => is_counted = true,
+            false => walk::sub(pays, ahead),
         }
-        return Ok(Paid::Counters);
-    }
-    let has_room = has_room || walk::has_room(pays, needed);
-    let is_charged = has_room && walk::add_checked(pays, usize::MAX, needed).is_ok();
+        true
+    } else {
+        let has_room = has_room || walk::has_room(pays, needed);
+        has_room && walk::add_checked(pays, usize::MAX, needed).is_ok()
+    };
     if !is_charged {
         token.uncharge(taken);
     }
@@ -175,11 +177,14 @@ fn charge_token(
             false => charge_hard(payer, token, bytes, gfp)?,
         };
         // A callback may panic: nothing is charged then.
-        let uncommitted = Uncommitted::new(token, bytes, false, Paid::Counters);
+        let has_reference = is_counted && references > 0;
+        let uncommitted = Uncommitted::new(token, bytes, has_reference, Paid::Counters);
         high::after_charge(&payer, payer.depth() + 1, bytes, gfp);
         uncommitted.keep();
     }
-    count_reference();
+    if !is_counted {
+        count_reference();
+    }
     Ok(Paid::Counters)
 }
 
@@ -293,7 +298,7 @@ pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<u
     let common = from.common_depth(to);
     let gained = to.depth() - common;
     // As for a charge, what this CPU has is used first. It is charged above `common` as well.
-    let mut here = to.stock().lock_here(to.token(), false);
+    let mut here = to.stock().lock_to_charge(to.token(), false);
     let mut taken = here.as_ref().map_or(0, |here| here.take_all(to.token()));
     let rest = taken.saturating_sub(bytes);
     if !here.as_ref().is_some_and(|here| here.put(to.token(), rest, 0)) {

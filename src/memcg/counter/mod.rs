@@ -77,7 +77,8 @@ impl Counter {
 
     /// Begins anew, for another cgroup.
     pub(crate) fn reset(&self) {
-        let Counter { usage, max, high, peak, readers: _, bans, low, min, over_high } = self;
+        let Counter { usage, max, high, peak, readers, bans, low, min, over_high } = self;
+        debug_assert!(!readers.is_any(), "a reader holds the cgroup");
         // Relaxed: no other thread knows it yet.
         for (number, first) in [
             (usage, 0),

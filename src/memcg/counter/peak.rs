@@ -4,8 +4,8 @@
 //! it. In the kernel, a reset folds only the present usage into the peaks of other readers, so that
 //! a higher peak in between is lost. Here each reader's peak is raised separately.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -46,7 +46,7 @@ pub(crate) struct Peaks {
 #[derive(Debug, Default)]
 struct List {
     changing: Mutex<()>,
-    peaks: ArcSwap<Vec<Weak<Peak>>>,
+    peaks: ArcSwap<Vec<Arc<Peak>>>,
 }
 
 impl Peaks {
@@ -60,21 +60,20 @@ impl Peaks {
     /// Adds the peak of a new reader.
     pub(crate) fn insert(&self) -> Arc<Peak> {
         let peak = Arc::new(Peak::default());
-        self.change(Some(&peak));
+        self.change(|peaks| peaks.push(Arc::clone(&peak)));
         peak
     }
 
-    /// Removes the peaks whose readers were dropped.
-    pub(crate) fn forget_dropped(&self) {
-        self.change(None);
+    /// Removes the peak of a reader that is dropped.
+    pub(crate) fn remove(&self, peak: &Arc<Peak>) {
+        self.change(|peaks| peaks.retain(|other| !Arc::ptr_eq(other, peak)));
     }
 
-    fn change(&self, new: Option<&Arc<Peak>>) {
+    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Peak>>)) {
         let list = self.peaks.get_or_init();
         let _one = list.changing.lock();
         let mut peaks = Vec::clone(&list.peaks.load());
-        peaks.retain(|peak| peak.strong_count() > 0);
-        peaks.extend(new.map(Arc::downgrade));
+        change(&mut peaks);
         let is_any = !peaks.is_empty();
         list.peaks.store(Arc::new(peaks));
         // SeqCst: the reader loads usage after this store; see `is_any`.
@@ -95,7 +94,7 @@ impl Peaks {
         if self.is_any()
             && let Some(list) = self.peaks.get()
         {
-            list.peaks.load().iter().filter_map(Weak::upgrade).for_each(|peak| peak.raise(usage));
+            list.peaks.load().iter().for_each(|peak| peak.raise(usage));
         }
     }
 }

@@ -54,16 +54,16 @@ impl PeakReader {
         let peak = self.since_reset.get_or_init(|| node.counter().readers().insert());
         // Every charge is noted from here on. Bytes in stocks would count as used.
         node.drain();
-        // A charge noted between these two calls was in use at the reset, or `current` counts it.
         peak.reset();
-        node.current();
+        // What stocks got since the drain counts: charges will use it without being noted.
+        peak.raise(node.counter().usage());
     }
 }
 
 impl Drop for PeakReader {
     fn drop(&mut self) {
-        if self.since_reset.take().is_some() {
-            self.memcg.node().counter().readers().forget_dropped();
+        if let Some(peak) = self.since_reset.take() {
+            self.memcg.node().counter().readers().remove(&peak);
         }
     }
 }

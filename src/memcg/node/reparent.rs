@@ -69,12 +69,12 @@ pub(crate) fn pass_to_parent(node: &Arc<Node>, parent: &Arc<Node>) {
     }
 }
 
-/// A cgroup's tree is dropped: its tokens point at its parent, or at none.
+/// A cgroup's tree is dropped: nothing pays for its tokens any more.
 pub(crate) fn detach_tokens(node: &Node) {
     // Under the lock, so that none of them is released and used again in between (O3).
     let mut inherited = node.inherited.lock();
     let tokens = std::mem::take(&mut *inherited).into_values().chain([node.token]);
-    tokens.for_each(|token| token.detach(node.parent.clone()));
+    tokens.for_each(|token| token.detach());
 }
 
 /// Gives the per-CPU words back. The cgroup was marked before. False when they must stay.
@@ -122,7 +122,7 @@ fn uncharge_slowly(token: &'static Token, bytes: u64, references: i32) -> bool {
     let payer = token.look_at_payer();
     let Some(payer) = &*payer else { return false };
     if std::ptr::eq(payer.token, token)
-        && let Some(mut here) = payer.stock().lock_here(token, true)
+        && let Some(mut here) = payer.stock().lock_to_uncharge(token)
     {
         let grant = here.grant(payer, bytes);
         if here.put(token, bytes, references) {

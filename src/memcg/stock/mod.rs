@@ -39,10 +39,11 @@
 //! * T5: bytes that were taken out of a stock are spent, put back or uncharged before the CPU's lock
 //!   is released under which they were taken. So a drain that waited for the lock misses nothing.
 //!
-//! No thread waits to charge or uncharge: one that finds the CPU's lock taken goes past the stock, to
-//! the counters. Only a thread that drains waits for the locks of CPUs; it holds no other lock of
-//! this layer. Where sequences cannot be stopped (see `sys::gate`) the words of a CPU are changed
-//! under its lock alone.
+//! A charge that misses waits for the lock of its own CPU where its token has a grant. Another thread
+//! holds that only when it was preempted there, or drains. A charge without a grant, and every
+//! uncharge, finds the lock free or goes past the stock, to the counters. A thread that drains waits
+//! for the locks of CPUs; it holds no other lock of this layer. Where sequences cannot be stopped (see
+//! `sys::gate`) the words of a CPU are changed under its lock alone.
 
 pub(crate) mod cpu_set;
 pub(crate) mod grants;
@@ -90,6 +91,13 @@ impl<P: Payer> Cpu<P> {
             is_spent: AtomicBool::new(false),
             misses: AtomicU32::new(0),
         }
+    }
+
+    /// Whether a token without a grant that misses may get one: the budget has room, or it is this
+    /// miss's turn.
+    fn admits(&self) -> bool {
+        // Relaxed: a hint.
+        !self.is_spent.load(Ordering::Relaxed) || self.is_evicting()
     }
 
     /// Counts a miss; true when it is one that evicts.
@@ -141,25 +149,32 @@ impl<P: Payer> Stock<P> {
         cpu.filter(|cpu| *cpu < self.cpus.len())
     }
 
-    /// Locks this CPU for a token that has missed there; unless another thread has it locked, or the
-    /// token has no grant and is not to get one: because the budget is spent, or because the caller
-    /// does not want one.
-    pub(crate) fn lock_here(
+    /// Locks this CPU for a charge that has missed there; unless the token has no grant and is not to
+    /// get one: because the budget is spent, because the caller does not want one, or because another
+    /// thread has the CPU locked. For a token with a grant it waits: a charge that went past its own
+    /// stock would raise usage, and the peak, by what that holds.
+    pub(crate) fn lock_to_charge(
         &self,
         token: &ObjCgroup<P>,
         wants_grant: bool,
     ) -> Option<LockedCpu<'_, P>> {
         let cpu = self.this_cpu()?;
         let state = self.state_of(cpu);
-        // Relaxed: a hint.
-        let is_spent = state.is_spent.load(Ordering::Relaxed);
-        if (is_spent || !wants_grant)
-            && !token.cpus().contains(cpu)
-            && !(wants_grant && state.is_evicting())
-        {
-            return None;
-        }
-        Some(LockedCpu { cpu, state, grants: state.grants.try_lock()?, evicted: None })
+        let grants = match token.cpus().contains(cpu) {
+            true => Some(state.grants.lock()),
+            false if wants_grant && state.admits() => state.grants.try_lock(),
+            false => None,
+        };
+        Some(LockedCpu { cpu, state, grants: grants?, evicted: None })
+    }
+
+    /// As [`lock_to_charge`](Self::lock_to_charge), for an uncharge, which never waits.
+    pub(crate) fn lock_to_uncharge(&self, token: &ObjCgroup<P>) -> Option<LockedCpu<'_, P>> {
+        let cpu = self.this_cpu()?;
+        let state = self.state_of(cpu);
+        let may_lock = token.cpus().contains(cpu) || state.admits();
+        let grants = if may_lock { state.grants.try_lock() } else { None };
+        Some(LockedCpu { cpu, state, grants: grants?, evicted: None })
     }
 
     /// What the stocks hold for a token; a snapshot.

@@ -94,7 +94,7 @@ impl Cgroup {
             return true;
         }
         token.open();
-        let mut here = self.stock.lock_here(token, true);
+        let mut here = self.stock.lock_to_charge(token, true);
         let (mut taken, mut ahead) = (0, ahead);
         if let Some(here) = &mut here {
             if here.grant(&self.toy, bytes) == 0 {
@@ -118,7 +118,7 @@ impl Cgroup {
         if token.put_bytes(bytes, -1) {
             return;
         }
-        let is_put = self.stock.lock_here(token, true).is_some_and(|mut here| {
+        let is_put = self.stock.lock_to_uncharge(token).is_some_and(|mut here| {
             here.grant(&self.toy, bytes);
             here.put(token, bytes, -1)
         });

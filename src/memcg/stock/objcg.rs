@@ -241,9 +241,9 @@ impl<P: Payer> ObjCgroup<P> {
         self.payer.store(Some(Arc::clone(parent)));
     }
 
-    /// Points it at the parent of a cgroup whose tree is dropped, or at none.
-    pub(crate) fn detach(&self, parent: Option<Arc<P>>) {
-        self.payer.store(parent);
+    /// Points it at none: the tree of its cgroup is dropped.
+    pub(crate) fn detach(&self) {
+        self.payer.store(None);
     }
 
     /// Notes that the words were taken out, and what count they had.

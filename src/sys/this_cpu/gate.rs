@@ -150,7 +150,9 @@ pub(super) fn announce() -> bool {
 #[cold]
 fn visit_cpus() -> Option<()> {
     let own = sched_getaffinity(None).ok()?;
-    let usable = usable_cpus()?;
+    let mut usable = own;
+    // A listing of threads that come and go may leave one out: until one finds nothing new.
+    while add_usable_cpus(&mut usable)? {}
     let mut visited = true;
     for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| usable.is_set(*cpu)) {
         let mut one = CpuSet::new();
@@ -161,22 +163,24 @@ fn visit_cpus() -> Option<()> {
     visited.then_some(())
 }
 
-/// The CPUs on which some thread of this process may run.
-fn usable_cpus() -> Option<CpuSet> {
-    let mut usable = CpuSet::new();
+/// Adds the CPUs on which some thread of this process may run. True when there were new ones.
+fn add_usable_cpus(usable: &mut CpuSet) -> Option<bool> {
+    let mut is_new = false;
     for task in std::fs::read_dir("/proc/self/task").ok()? {
         let id = task.ok()?.file_name().to_str()?.parse().ok()?;
         match sched_getaffinity(Some(Pid::from_raw(id)?)) {
             Ok(cpus) => {
-                let more = (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu));
-                more.for_each(|cpu| usable.set(cpu));
+                for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)) {
+                    is_new |= !usable.is_set(cpu);
+                    usable.set(cpu);
+                }
             }
-            // The thread has ended.
+            // It has ended.
             Err(rustix::io::Errno::SRCH) => {}
             Err(_) => return None,
         }
     }
-    Some(usable)
+    Some(is_new)
 }
 
 /// The CPU that runs this thread, if sequences of this thread work there. Registers the thread's
