@@ -78,7 +78,8 @@ impl Shadow {
         usage
     }
 
-    /// The first cgroup, from below, that stands against a charge at `levels`.
+    /// The first cgroup, from below, that stands against a charge at `levels`. None stands against 0
+    /// bytes.
     pub(crate) fn refusing(
         &self,
         usage: &[u64],
@@ -86,7 +87,7 @@ impl Shadow {
         bytes: u64,
     ) -> Option<usize> {
         let mut levels = levels;
-        levels.find(|at| usage[*at] + bytes > self.cgroups[*at].max)
+        levels.find(|at| bytes > 0 && usage[*at] + bytes > self.cgroups[*at].max)
     }
 
     /// The first of `to`'s ancestry that `from` is below, too.

@@ -298,3 +298,26 @@ fn references_of_every_kind_may_be_given_back_anywhere() {
         });
     });
 }
+
+/// What needs no memory is not refused and raises no event, also where usage is above the limit.
+#[test]
+fn nothing_refuses_zero_bytes() {
+    in_each_tier(|| {
+        let (_pcpu, tenant) = tenant();
+        let [child, other] = ["child", "other"].map(|name| tenant.create(name).unwrap());
+        let _over = child.charge_forced(1_000_000);
+        for memcg in [&tenant, &child] {
+            memcg.set_max(Limit::bytes(0)).unwrap();
+        }
+        let before = [&tenant, &child, &other].map(Memcg::events);
+        let mut charge = child.charge(0).unwrap();
+        charge.grow(0).unwrap();
+        charge.try_grow(0).unwrap();
+        charge.shrink(0).unwrap();
+        charge.transfer_to(&other).unwrap();
+        charge.transfer_to(&child).unwrap();
+        drop(charge.split(0).unwrap());
+        assert_eq!([&tenant, &child, &other].map(Memcg::events), before);
+        assert_eq!(child.try_charge(1).unwrap_err().usage, 1_000_000);
+    });
+}

@@ -38,8 +38,9 @@ pub(crate) fn try_add_levels(
     add_checked(token, levels, bytes)
 }
 
-/// Whether `bytes` could be added to so many levels now.
+/// Whether `bytes` could be added to so many levels now. No limit stands against 0 bytes.
 fn check_levels(token: &'static Token, levels: usize, bytes: u64) -> Result<(), Refused> {
+    let levels = if bytes == 0 { 0 } else { levels };
     for level in tokens(token).take(levels) {
         level.account().counter.check(bytes).map_err(|full| Refused { level, full })?;
     }
@@ -53,6 +54,7 @@ pub(crate) fn has_room(token: &'static Token, bytes: u64) -> bool {
 
 /// As [`try_add_levels`], after [`has_room`] has said yes for as much or more.
 pub(crate) fn add_checked(token: &'static Token, levels: usize, bytes: u64) -> Result<(), Refused> {
+    let levels = if bytes == 0 { 0 } else { levels };
     for level in tokens(token).take(levels) {
         if let Err(full) = level.account().counter.try_add(bytes) {
             sub_below(token, &level.account().counter, bytes);
