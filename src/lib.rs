@@ -82,7 +82,8 @@
 //! types that consist of it, and references and addresses that were obtained before. It must not
 //! allocate, free or drop. A forked child has a private copy of all per-CPU memory, on which the
 //! same operations work. The thread of [`BalanceMode::Background`] does not exist in the child, and
-//! locks that other threads held during the fork stay locked. So such a child should not allocate.
+//! locks that other threads held during the fork stay locked. So such a child must not allocate, free,
+//! charge, uncharge or drain.
 //!
 //! `ARCHITECTURE.md` describes layers, locks and invariants.
 

@@ -3,9 +3,9 @@
 //! Group `refusal`; the time is for one refused call with its error, on one thread. The parent's
 //! limit is what its children's statistics take, so that it has no byte left. Every child has
 //! charged and uncharged 512 bytes once, on one CPU, before the limit was set. There are no hooks
-//! and no OOM callbacks. The children's stocks are emptied by the first refusal at the latest: what
-//! is measured is finding that nothing can be had, and making the error, which tells the children
-//! that use most. Functions:
+//! and no OOM callbacks. The first refusal empties the children's stocks. What is measured is finding
+//! that no bytes are left, and creating the error. The children that use most are looked for when the
+//! error is displayed, which is not measured. Functions:
 //!
 //! | name | what |
 //! |---|---|

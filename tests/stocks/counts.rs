@@ -128,7 +128,7 @@ fn charges_made_on_one_cpu_and_dropped_on_another_are_counted_right() {
 
 /// The owners of areas are references, too.
 #[test]
-fn forgotten_areas_stay_charged_to_the_heir_and_to_nobody_else() {
+fn forgotten_areas_stay_charged_to_the_parent_and_to_nobody_else() {
     in_each_tier(|| {
         let (pcpu, tenant) = tenant();
         let mut left = 0;

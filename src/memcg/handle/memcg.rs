@@ -252,8 +252,9 @@ impl Memcg {
     /// Empties the stocks of this cgroup and its descendants, and returns how many
     /// [cached](Memcg::cached) bytes were uncharged.
     ///
-    /// A limit does this by itself before it refuses. The sequences under way in
-    /// other threads start over, by one `membarrier` call.
+    /// A limit does this by itself before it refuses. The sequences under way in other threads start
+    /// over, by one `membarrier` call, or by a visit to each CPU where that is forbidden. When both
+    /// are, nothing is given back.
     pub fn drain(&self) -> u64 {
         self.node.drain()
     }

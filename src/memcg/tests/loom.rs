@@ -103,18 +103,18 @@ fn models_uncharge_against_release() {
 
 /// The last charge of a removed cgroup goes while the cgroup that took over is removed.
 #[test]
-fn models_release_against_removal_of_the_heir() {
+fn models_release_against_removal_of_the_parent() {
     check(|| {
         let root = root();
-        let heir = root.create("heir").unwrap();
-        let child = heir.create("child").unwrap();
+        let parent = root.create("parent").unwrap();
+        let child = parent.create("child").unwrap();
         let charge = child.try_charge(4).unwrap();
         let objcg = child.node().token();
         child.remove().unwrap();
         drop(child);
-        let ((), ()) = two(move || drop(charge), || heir.remove().unwrap());
+        let ((), ()) = two(move || drop(charge), || parent.remove().unwrap());
         assert!(objcg.payer().is_none(), "released");
-        drop(heir);
+        drop(parent);
         assert!(root.node().inherited().lock().is_empty());
         assert_charged(&root, 0);
     });
