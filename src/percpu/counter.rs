@@ -406,6 +406,23 @@ impl<const B: usize> PerCpuHistogram<B> {
 }
 
 /// What a [`PerCpuHistogram`] recorded.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Gfp, HistogramSnapshot, PerCpuAllocator, PerCpuHistogram};
+///
+/// /// What an exporter needs of it.
+/// fn mean<const B: usize>(seen: &HistogramSnapshot<B>) -> u64 {
+///     seen.sum.checked_div(seen.count()).unwrap_or(0)
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let sizes = PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, [64, 1024])?;
+/// [16, 32, 48].into_iter().for_each(|size| sizes.record(size));
+/// assert_eq!(mean(&sizes.snapshot()), 32);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HistogramSnapshot<const B: usize> {

@@ -2,7 +2,20 @@
 
 use crate::memcg::{NumberError, ReclaimError, TreeError};
 
-/// Why a file could not be read or written, or a directory listed, made or removed.
+/// Why a file could not be read or written, or a directory listed, created or removed.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{FileError, PerCpuAllocator};
+///
+/// let files = PerCpuAllocator::new()?.files();
+/// files.create("tenant")?;
+/// let error: FileError = files.write("tenant/memory.max", "64 M").unwrap_err();
+/// assert_eq!(error.errno(), 22); // EINVAL
+/// assert!(files.read("nobody/memory.max").unwrap_err().is_not_found());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
