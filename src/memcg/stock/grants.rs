@@ -13,7 +13,10 @@ pub(crate) const BUDGET: u64 = if IS_MODEL { 2 * MIN_GRANT } else { 8 * BATCH };
 /// The smallest grant, in bytes.
 pub(crate) const MIN_GRANT: u64 = 1024;
 
-const _: () = assert!(BUDGET / MIN_GRANT < MAX_PLACE as u64, "every token has a place");
+/// Tokens that have a grant on a CPU at most.
+const MAX_TOKENS: usize = (BUDGET / MIN_GRANT) as usize;
+
+const _: () = assert!(MAX_TOKENS < MAX_PLACE, "every token has a place");
 
 /// The tokens with a grant on one CPU: a table by place, and their places in a dense list for the
 /// clock hand.
@@ -54,6 +57,12 @@ impl<P: Payer> Grants<P> {
     /// A token is granted `grant` bytes, at the next place.
     pub(crate) fn insert(&mut self, token: &'static ObjCgroup<P>, grant: u64) {
         debug_assert!(grant <= self.left(), "T1");
+        if self.table.capacity() == 0 {
+            // Once for a CPU, so that later misses allocate nothing.
+            self.table.reserve_exact(MAX_TOKENS);
+            self.free.reserve_exact(MAX_TOKENS);
+            self.used.reserve_exact(MAX_TOKENS);
+        }
         self.granted += grant;
         let entry = Entry { token: Some(token), index: self.used.len() };
         let place = match self.free.pop() {
