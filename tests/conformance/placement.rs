@@ -96,14 +96,10 @@ impl Replay {
         if let Line::Event(expected) = record {
             return self.compare_event(line, expected);
         }
-        if matches!(record, Line::Op(_) | Line::State(_) | Line::Checkpoint(_) | Line::End { .. }) {
-            if let Some(event) = self.events.front() {
-                return Err(Mismatch::new(
-                    line,
-                    "no further event",
-                    describe(&self.recorded(event)),
-                ));
-            }
+        if matches!(record, Line::Op(_) | Line::State(_) | Line::Checkpoint(_) | Line::End { .. })
+            && let Some(event) = self.events.front()
+        {
+            return Err(Mismatch::new(line, "no further event", describe(&self.recorded(event))));
         }
         match record {
             Line::Op(op) => {

@@ -114,8 +114,10 @@ impl MemoryPool for MemcgPool {
     /// Reservations that cannot fail are for memory that exists already.
     fn grow(&self, reservation: &MemoryReservation, additional: usize) {
         if let Some(consumer) = self.consumer(reservation) {
-            let grow =
-                |charge: &mut Charge| Ok::<_, Infallible>(charge.grow_forced(additional as u64));
+            let grow = |charge: &mut Charge| {
+                charge.grow_forced(additional as u64);
+                Ok::<_, Infallible>(())
+            };
             let Ok(()) = MemcgPool::grow_by(&consumer, grow);
         }
     }

@@ -266,10 +266,10 @@ impl<'a, N, I: CopyIndex> Word<'a, N, I> {
         let at = At { locator, first, index: PhantomData };
         let machine = machine();
         let miss = tier::after_miss();
-        if miss == Miss::Registered {
-            if let Some(result) = sequence(at) {
-                return result;
-            }
+        if miss == Miss::Registered
+            && let Some(result) = sequence(at)
+        {
+            return result;
         }
         let index = match miss {
             Miss::NoSequences => machine.this_cpu().index(),
