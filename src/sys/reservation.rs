@@ -275,7 +275,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own (B1), which is going away. Whoever gave out
+        // SAFETY: the mapping is this value's own (B1), which is being dropped. Code that gave out
         // pointers from `base` keeps the reservation for as long as they are used.
         let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(result.is_ok(), "munmap of {self:?}: {result:?}");
