@@ -30,10 +30,9 @@
 use std::ptr;
 use std::sync::Arc;
 
-use crate::memcg::charge::reclaim::{self, RETRIES};
-use crate::memcg::charge::reentrancy::Inside;
+use crate::memcg::charge::attempts::RETRIES;
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
-use crate::memcg::charge::{high, oom};
+use crate::memcg::charge::{high, oom, reclaim};
 use crate::memcg::counter::{Counter, Full};
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
@@ -41,6 +40,7 @@ use crate::memcg::node::walk::{self, Refused};
 use crate::memcg::node::{Node, Token};
 use crate::memcg::notify::callbacks::ReclaimReason;
 use crate::memcg::notify::counts::EventKind;
+use crate::memcg::notify::inside::{Inside, What};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::gate;
@@ -198,15 +198,16 @@ fn charge_hard(
 ) -> Result<Arc<Node>, ChargeError> {
     let (mut retries, mut had_oom, mut has_raised) = (RETRIES, false, false);
     let mut payer = Arc::clone(payer);
+    let is_inside = Inside::is(payer.shared.key(), What::Reclaim);
     let error = loop {
         let Err((level, full)) = try_without_stocks(&payer, usize::MAX, bytes) else {
             return Ok(payer);
         };
-        if !has_raised && !Inside::is(Inside::RECLAIM) {
+        if !has_raised && !is_inside {
             level.raise(EventKind::Max);
             has_raised = true;
         }
-        let may_try = gfp.may_block() && !Inside::is(Inside::RECLAIM) && !level.is_root();
+        let may_try = gfp.may_block() && !is_inside && !level.is_root();
         let mut is_worth_another_try = false;
         if may_try && retries > 0 {
             let has_room = || level.counter().check(bytes).is_ok();
@@ -220,7 +221,7 @@ fn charge_hard(
             if may_try && !avoids_oom && bytes <= COSTLY && !had_oom {
                 had_oom = true;
                 level.raise(EventKind::Oom);
-                is_worth_another_try = oom::ask(&level, bytes);
+                is_worth_another_try = oom::makes_room(&level, bytes);
                 retries = RETRIES;
             }
         }
@@ -230,7 +231,7 @@ fn charge_hard(
         // The cgroup may have been removed while hooks ran.
         payer = token.payer().unwrap_or(payer);
     };
-    let is_forced = gfp.may_exceed() || Inside::is(Inside::RECLAIM);
+    let is_forced = gfp.may_exceed() || is_inside;
     if is_forced && force(&payer, bytes) { Ok(payer) } else { Err(error) }
 }
 

@@ -16,9 +16,10 @@ use crate::memcg::counter::amount::Limit;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{
-    HighAsk, HighCallback, OomAsk, OomCallback, ReclaimAsk, ReclaimHook, ReclaimReason,
+    HighAsk, HighCallback, OomAnswer, OomAsk, OomCallback, ReclaimAsk, ReclaimHook, ReclaimReason,
 };
 use crate::memcg::notify::counts::EventKind;
+use crate::memcg::notify::inside::{HookScope, Lease};
 use crate::memcg::notify::registration::Registration;
 
 /// Tells a [reclaim hook](Memcg::on_reclaim) where memory is needed, how much, and why.
@@ -51,6 +52,52 @@ pub struct ReclaimRequest {
     pub bytes: u64,
     /// Why memory is needed.
     pub reason: ReclaimReason,
+    lease: Arc<Lease>,
+}
+
+impl ReclaimRequest {
+    /// Makes the charges of the calling thread count as the hook's own, until the scope is dropped or
+    /// the hook returns.
+    ///
+    /// It is for hooks that wait for a worker thread. What a hook charges is never refused and starts
+    /// no reclaim. A worker that charges without this scope may need memory of the same cgroup. It
+    /// then waits for the hook, which waits for the worker, and is refused after 5 seconds.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator, ReclaimRequest};
+    /// use std::sync::mpsc;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let cached = tenant.charge(900)?;
+    ///
+    /// let (requests, queue) = mpsc::channel::<(ReclaimRequest, mpsc::Sender<u64>)>();
+    /// let for_worker = tenant.clone();
+    /// let worker = std::thread::spawn(move || {
+    ///     let mut cached = Some(cached);
+    ///     for (request, answer) in queue {
+    ///         let _scope = request.enter();
+    ///         let _buffer = for_worker.charge(200).unwrap(); // to write the cache to disk
+    ///         let freed = cached.take().map_or(0, |cached| cached.bytes());
+    ///         answer.send(freed).unwrap();
+    ///     }
+    /// });
+    /// let hook = tenant.on_reclaim(0, move |request| {
+    ///     let (answer, freed) = mpsc::channel();
+    ///     requests.send((request.clone(), answer)).unwrap();
+    ///     freed.recv().unwrap()
+    /// });
+    /// let _needed = tenant.charge(500)?;
+    /// drop(hook);
+    /// # worker.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn enter(&self) -> HookScope {
+        HookScope::enter(&self.lease)
+    }
 }
 
 /// [`Memcg::reclaim`] freed less than it was asked for. What was freed stays free.
@@ -143,16 +190,23 @@ pub struct HighEvent {
 /// assert_eq!(query.events().oom_kill, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct OomEvent {
     /// The cgroup whose limit was reached.
     pub memcg: Memcg,
     /// Bytes of the charge that does not fit; 0 when `max` was set below the usage.
     pub requested: u64,
+    lease: Arc<Lease>,
 }
 
 impl OomEvent {
+    /// Makes the charges of the calling thread count as the callback's own, as
+    /// [`ReclaimRequest::enter`] does for a hook.
+    pub fn enter(&self) -> HookScope {
+        HookScope::enter(&self.lease)
+    }
+
     /// Records that the caller ended the work of `victim`: raises `oom_kill` there.
     ///
     /// If the victim belongs to a group that is to be ended as a whole
@@ -223,8 +277,8 @@ impl Memcg {
         let hook = move |ask: &ReclaimAsk<'_, Node>| {
             let Some(tree) = tree.upgrade() else { return 0 };
             let [memcg, target] = [ask.node, ask.target].map(|node| Memcg::of(node, &tree));
-            let ReclaimAsk { bytes, reason, .. } = *ask;
-            hook(&ReclaimRequest { memcg, target, bytes, reason })
+            let ReclaimAsk { bytes, reason, lease, .. } = *ask;
+            hook(&ReclaimRequest { memcg, target, bytes, reason, lease: Arc::clone(lease) })
         };
         let hook: Arc<ReclaimHook<Node>> = Arc::new(hook);
         self.node().shared.expect_hooks();
@@ -261,14 +315,10 @@ impl Memcg {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn reclaim(&self, bytes: u64) -> Result<u64, ReclaimError> {
-        let mut reclaimed = 0u64;
-        while reclaimed < bytes {
-            match reclaim::run(self.node(), bytes - reclaimed, ReclaimReason::Proactive, || false) {
-                0 => return Err(ReclaimError { requested: bytes, reclaimed }),
-                freed => reclaimed = reclaimed.saturating_add(freed),
-            }
+        match reclaim::proactively(self.node(), bytes) {
+            reclaimed if reclaimed < bytes => Err(ReclaimError { requested: bytes, reclaimed }),
+            reclaimed => Ok(reclaimed),
         }
-        Ok(reclaimed)
     }
 
     /// Registers a callback that runs when a charge leaves this cgroup above `high`, after reclaim.
@@ -308,14 +358,16 @@ impl Memcg {
     /// # Panics
     ///
     /// A panic of the callback is passed on to the caller that charged. Nothing is charged.
-    pub fn on_oom(
+    pub fn on_oom<A: Into<OomAnswer>>(
         &self,
-        callback: impl Fn(&OomEvent) -> bool + Send + Sync + 'static,
+        callback: impl Fn(&OomEvent) -> A + Send + Sync + 'static,
     ) -> Registration {
         let tree = Arc::downgrade(self.tree());
         let callback = move |ask: &OomAsk<'_, Node>| {
-            let Some(tree) = tree.upgrade() else { return false };
-            callback(&OomEvent { memcg: Memcg::of(ask.node, &tree), requested: ask.bytes })
+            let Some(tree) = tree.upgrade() else { return OomAnswer::Refuse };
+            let OomAsk { node, bytes: requested, lease } = *ask;
+            let lease = Arc::clone(lease);
+            callback(&OomEvent { memcg: Memcg::of(node, &tree), requested, lease }).into()
         };
         let callback: Arc<OomCallback<Node>> = Arc::new(callback);
         self.node().callbacks.oom.insert(0, callback)
