@@ -110,8 +110,9 @@ impl Memcg {
     ///
     /// Before a limit refuses, the stocks below the refusing cgroup are drained. Then its [reclaim
     /// hooks](Memcg::on_reclaim) run, and then its [OOM callbacks](Memcg::on_oom). The call waits
-    /// while another thread runs hooks or OOM callbacks of the tree. If this cgroup is removed, its
-    /// nearest live ancestor is charged. A charge of 0 bytes is never refused.
+    /// while another thread runs hooks or OOM callbacks for the cgroup that refuses, for 5 seconds at
+    /// most. If this cgroup is removed, its nearest live ancestor is charged. A charge of 0 bytes is
+    /// never refused.
     ///
     /// # Errors
     ///

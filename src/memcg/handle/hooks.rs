@@ -239,10 +239,20 @@ impl Memcg {
     /// order run from the top of the tree down. They take turns: the first one is the successor of
     /// the hook that freed something last, so that no cgroup always pays for the others.
     ///
-    /// The hook runs on the thread that needs the memory. The only lock held is the tree's reclaim
-    /// lock, so other threads wait only if they need to reclaim too. The hook may charge and
-    /// uncharge. Its charges are never refused and start no reclaim. It must not wait for a thread
-    /// that charges, because that thread may wait for the hook.
+    /// The hook runs on the thread that needs the memory, and no lock of the library is held. Other
+    /// threads wait for it only if they need memory of the same cgroup, and then for 5 seconds at
+    /// most. Threads that need memory of different cgroups, one of which may be below the other, may
+    /// call the hook at the same time.
+    ///
+    /// The hook may charge and uncharge. Its charges are never refused and start no reclaim. A thread
+    /// that works for the hook gets the same by [`ReclaimRequest::enter`].
+    ///
+    /// Do not hold a lock during a charge that the hook takes: the charge calls the hook on the same
+    /// thread. In `cache.lock().unwrap().push(tenant.charge(800)?)` the guard lives until the charge
+    /// is made. Charge first, and then lock, as in the example.
+    ///
+    /// What a hook captures lives as long as its cgroup, unless it is unregistered. A hook that
+    /// captures a [`Memcg`] keeps the whole tree alive, so use the handles in the request instead.
     ///
     /// # Panics
     ///
@@ -258,14 +268,17 @@ impl Memcg {
     /// let tenant = pcpu.root().create("tenant")?;
     /// tenant.set_max(Limit::bytes(1000))?;
     /// let cache: Arc<Mutex<Vec<Charge>>> = Arc::default();
-    /// cache.lock().unwrap().push(tenant.charge(800)?);
     ///
-    /// let dropped = Arc::clone(&cache);
+    /// let cached = Arc::clone(&cache);
     /// let _hook = tenant.on_reclaim(0, move |_request| {
-    ///     dropped.lock().unwrap().drain(..).map(|charge| charge.bytes()).sum()
+    ///     let dropped = std::mem::take(&mut *cached.lock().unwrap());
+    ///     dropped.iter().map(|charge| charge.bytes()).sum()
     /// });
-    /// let _needed = tenant.charge(500)?; // the cache makes room
-    /// assert_eq!(tenant.current(), 500);
+    /// for _entry in 0..3 {
+    ///     let entry = tenant.charge(400)?; // may call the hook, so not under the lock
+    ///     cache.lock().unwrap().push(entry);
+    /// }
+    /// assert_eq!(tenant.current(), 400); // the third one had the cache make room
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn on_reclaim(
@@ -293,7 +306,9 @@ impl Memcg {
     ///
     /// # Errors
     ///
-    /// [`ReclaimError`] when the hooks freed less.
+    /// [`ReclaimError`] when the hooks freed less. That is also so after 16 rounds in a row in which
+    /// usage became no lower, with pauses of some 1.3 seconds in all, and after 1024 rounds in any
+    /// case, whatever the hooks report.
     ///
     /// # Examples
     ///
@@ -304,7 +319,8 @@ impl Memcg {
     /// let pcpu = PerCpuAllocator::new()?;
     /// let tenant = pcpu.root().create("tenant")?;
     /// let cache: Arc<Mutex<Vec<Charge>>> = Arc::default();
-    /// cache.lock().unwrap().push(tenant.charge(800)?);
+    /// let entry = tenant.charge(800)?;
+    /// cache.lock().unwrap().push(entry);
     ///
     /// let entries = Arc::clone(&cache);
     /// let _hook = tenant.on_reclaim(0, move |_request| {
@@ -323,8 +339,10 @@ impl Memcg {
 
     /// Registers a callback that runs when a charge leaves this cgroup above `high`, after reclaim.
     ///
-    /// The callback runs on the thread that charged, without locks. Charges that it makes itself
-    /// call no `high` callback. See [`HighEvent`] for an example.
+    /// The callback runs on the thread that charged, and no lock of the library is held. Charges that
+    /// it makes itself call no `high` callback. Charges ask reclaim hooks in batches: when the hooks
+    /// did not bring usage well below `high`, they are asked again a batch later, which is a 32nd of
+    /// `high`, at least 4 KiB and at most 128 KiB. The callback is called for each charge. See [`HighEvent`] for an example.
     ///
     /// # Panics
     ///
@@ -342,18 +360,20 @@ impl Memcg {
     }
 
     /// Registers a callback that runs when a charge at or below this cgroup does not fit and
-    /// nothing can be reclaimed. It returns whether the charge is worth another try.
+    /// nothing can be reclaimed. It returns what it has done, as an [`OomAnswer`], or whether the
+    /// charge is worth another try, as a `bool`.
     ///
     /// The callback runs on the thread that charges, at most once for each charge. Callbacks of the
-    /// cgroup whose limit was reached come first, then those of its ancestors, until one returns
-    /// true. Only charges of at most 32 KiB (8 pages, as in the kernel) call it. Larger charges are
+    /// cgroup whose limit was reached come first, then those of its ancestors, until one does not
+    /// refuse. Only charges of at most 32 KiB (8 pages, as in the kernel) call it. Larger charges are
     /// refused without an OOM. See [`OomEvent`] for an example.
     ///
-    /// [`set_max`](Memcg::set_max) below the usage calls it as well, and repeats that while it
-    /// returns true and usage is above the limit. So return true only when something was freed.
+    /// [`set_max`](Memcg::set_max) below the usage calls it as well, and repeats that while it does
+    /// not refuse and usage is above the limit; see there for the bounds. A callback that ends work in
+    /// another thread returns [`OomAnswer::Later`].
     ///
-    /// As with [reclaim hooks](Memcg::on_reclaim), charges that the callback makes are never
-    /// refused.
+    /// What is said of [reclaim hooks](Memcg::on_reclaim) about threads, locks and captured values
+    /// holds for OOM callbacks as well. Charges that the callback makes are never refused.
     ///
     /// # Panics
     ///
