@@ -10,8 +10,13 @@ use percpu_memcg::{Gfp, Limit, Memcg, OomAnswer, PerCpuAllocator, Registration};
 
 use crate::{KIB, MIB, PATIENCE, SLACK, tenants, within};
 
+/// A call of a cgroup's methods, with a name.
+type Call = (&'static str, fn(&Memcg));
+/// What registers a hook or a callback that counts its calls, with a name.
+type Liar = (&'static str, fn(&Memcg, &Arc<AtomicU64>) -> Registration);
+
 /// All that asks hooks or callbacks again and again, at a cgroup that uses 1 MiB of 1 MiB.
-const CALLS: [(&str, fn(&Memcg)); 9] = [
+const CALLS: [Call; 9] = [
     ("charge", |memcg| drop(memcg.charge(1))),
     ("charge, no retry", |memcg| drop(memcg.charge_with(1, Gfp::KERNEL | Gfp::NORETRY))),
     ("charge, must not fail", |memcg| drop(memcg.charge_with(1, Gfp::KERNEL | Gfp::NOFAIL))),
@@ -27,7 +32,7 @@ const CALLS: [(&str, fn(&Memcg)); 9] = [
 ];
 
 /// Answers that are not true.
-fn liars() -> Vec<(&'static str, fn(&Memcg, &Arc<AtomicU64>) -> Registration)> {
+fn liars() -> Vec<Liar> {
     fn hook(memcg: &Memcg, calls: &Arc<AtomicU64>, answer: fn(u64) -> u64) -> Registration {
         let calls = Arc::clone(calls);
         memcg.on_reclaim(0, move |request| {
