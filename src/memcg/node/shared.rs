@@ -12,6 +12,9 @@ use crate::sys::Machine;
 pub(crate) struct Shared<P: Payer> {
     pub(crate) cost: AreaCost,
     pub(crate) stock: Stock<P>,
+    /// Protection that a cgroup's children do not claim is shared among them; see
+    /// `counter::protection`.
+    pub(crate) has_recursive_protection: bool,
     /// Held by the thread that reclaims: one at a time. Which hook gave something last.
     pub(crate) reclaiming: Mutex<Option<HookId>>,
     /// A hook was ever registered.
@@ -23,10 +26,11 @@ pub(crate) struct Shared<P: Payer> {
 pub(crate) struct HookId(pub(crate) usize);
 
 impl<P: Payer> Shared<P> {
-    pub(crate) fn new(machine: &Machine) -> Self {
+    pub(crate) fn new(machine: &Machine, has_recursive_protection: bool) -> Self {
         Shared {
             cost: AreaCost::new(machine.nr_possible()),
             stock: Stock::new(machine),
+            has_recursive_protection,
             reclaiming: Mutex::new(None),
             has_hooks: AtomicBool::new(false),
         }

@@ -29,7 +29,7 @@ fn root() -> Memcg {
         };
         Arena::new(config).unwrap()
     };
-    Memcg::root_of(&Tree::new(arena(), arena()).unwrap())
+    Memcg::root_of(&Tree::new(arena(), arena(), false).unwrap())
 }
 
 /// Cgroups below one, of which each but the first few has bytes in the stocks of several CPUs, so
