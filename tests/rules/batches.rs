@@ -1,0 +1,102 @@
+//! What is charged ahead: never past a bound, and never so that others are disturbed.
+
+use percpu_memcg::{Gfp, Limit, Memcg};
+
+use crate::{stay, tenant};
+
+const MOST: u64 = 1 << 20;
+
+/// Two cgroups below one that once used much, so that its peak is in nobody's way. The first has
+/// a stock, which anything that comes to a bound of the parent empties.
+fn siblings() -> (percpu_memcg::PerCpuAllocator, Memcg, [Memcg; 2]) {
+    stay();
+    let (pcpu, top) = tenant();
+    let both = ["idle", "busy"].map(|name| top.create(name).unwrap());
+    for memcg in &both {
+        drop(memcg.charge(MOST).unwrap());
+    }
+    top.drain();
+    drop(both[0].charge(1000).unwrap());
+    drop(both[0].charge(500).unwrap());
+    assert!(both[0].cached() >= 1000, "a stock to lose");
+    (pcpu, top, both)
+}
+
+/// Charges that leave usage within `high` do not come to it by what they take ahead.
+#[test]
+fn nothing_is_charged_ahead_past_high() {
+    for step in [1, 48, 500, 1000, 3000] {
+        let (_pcpu, top, [idle, busy]) = siblings();
+        let cached = idle.cached();
+        let high = top.current() + cached + 20_000;
+        top.set_high(Limit::bytes(high)).unwrap();
+        let mut held = busy.charge(0).unwrap();
+        while held.bytes() + step <= 20_000 {
+            held.grow(step).unwrap();
+            assert!(top.current() + top.cached() <= high, "{} bytes held", held.bytes());
+            // Above `high` all stocks would have been emptied.
+            assert_eq!(idle.cached(), cached, "{} bytes held", held.bytes());
+        }
+        assert_eq!(top.events().high, 0);
+    }
+}
+
+/// A charge that fits is not refused, nor told about, because of what others are ahead of it.
+#[test]
+fn nothing_is_charged_ahead_past_max() {
+    for step in [1, 48, 500, 1000, 3000] {
+        let (_pcpu, top, [idle, busy]) = siblings();
+        let cached = idle.cached();
+        let max = top.current() + cached + 20_000;
+        top.set_max(Limit::bytes(max)).unwrap();
+        let mut held = busy.charge(0).unwrap();
+        while held.bytes() + step <= 20_000 {
+            held.grow_with(step, Gfp::NOWAIT).unwrap();
+            assert!(top.current() + top.cached() <= max, "{} bytes held", held.bytes());
+            assert_eq!(idle.cached(), cached, "{} bytes held", held.bytes());
+        }
+        assert_eq!(top.events().max, 0);
+    }
+}
+
+/// The peak is that of what was in use, to the byte, however it was charged.
+#[test]
+fn nothing_is_charged_ahead_past_the_peak() {
+    stay();
+    let (_pcpu, memcg) = tenant();
+    let (mut held, mut most) = (memcg.charge(0).unwrap(), 0);
+    for nth in 0..500_u64 {
+        let bytes = (nth * 7919) % 5000;
+        if nth % 3 == 2 {
+            held.shrink(held.bytes() / 2).unwrap();
+        } else {
+            held.grow(bytes).unwrap();
+        }
+        most = most.max(held.bytes());
+        assert_eq!(memcg.peak(), most, "step {nth}");
+    }
+}
+
+/// Below all bounds, a charge is paid by a stock that an earlier one has filled.
+#[test]
+fn charges_are_ahead_where_there_is_room() {
+    stay();
+    let (_pcpu, memcg) = tenant();
+    drop(memcg.charge(MOST).unwrap());
+    memcg.drain();
+    let held = memcg.charge(48).unwrap();
+    let cached = memcg.cached();
+    assert!(cached >= 256, "{cached}: a part of a grant");
+    let more = memcg.charge(cached).unwrap();
+    assert_eq!(memcg.cached(), 0, "all of it was used, and nothing else was charged");
+    // Exactly as much as there is room for.
+    memcg.drain();
+    memcg.set_max(Limit::bytes(memcg.current() + 48 + cached)).unwrap();
+    let third = memcg.charge(48).unwrap();
+    assert_eq!(memcg.cached(), cached, "up to the limit itself");
+    memcg.drain();
+    memcg.set_max(Limit::bytes(memcg.current() + 48 + cached - 1)).unwrap();
+    let fourth = memcg.charge(48).unwrap();
+    assert_eq!(memcg.cached(), 0, "there is a byte less");
+    drop((held, more, third, fourth));
+}
