@@ -131,7 +131,7 @@ fn a_thread_that_ends_or_moves_is_listed_nowhere_else() {
     let (_pcpu, top) = tenant();
     let [a, b] = ["a", "b"].map(|name| top.create(name).unwrap());
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let thread = scope.spawn(|| {
             a.attach_thread().unwrap();
             assert_eq!((a.nr_threads(), b.nr_threads()), (1, 0));
             assert!(a.remove().unwrap_err().is_busy());
@@ -139,6 +139,8 @@ fn a_thread_that_ends_or_moves_is_listed_nowhere_else() {
             assert_eq!((a.nr_threads(), b.nr_threads()), (0, 1));
             a.remove().unwrap();
         });
+        // Waits for its thread-local values, too.
+        thread.join().unwrap();
     });
     assert_eq!(b.threads(), []);
     b.remove().unwrap();

@@ -48,10 +48,12 @@ fn populated_is_said_of_every_ancestor_of_a_thread() {
     let populated = || all.map(|memcg| number(memcg, "cgroup.events", "populated"));
     assert_eq!(populated(), [0, 0, 0, 0]);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let thread = scope.spawn(|| {
             leaf.attach_thread().unwrap();
             assert_eq!(populated(), [1, 1, 1, 0]);
         });
+        // Waits for its thread-local values, too.
+        thread.join().unwrap();
     });
     assert_eq!(populated(), [0, 0, 0, 0]);
 }
