@@ -111,6 +111,15 @@ fn in_one_tree(pcpu: &PerCpuAllocator, top: &Memcg) {
         assert!(PerCpu::<u64>::zeroed_in(pcpu, Gfp::KERNEL_ACCOUNT).is_err());
         child.remove().unwrap();
     });
+    takes_no_more("areas for which there is no room", || {
+        let child = child(top);
+        let _in = child.enter();
+        let large = Layout::new::<[u64; 4096]>();
+        // Nothing that is populated has room for it.
+        let refused = pcpu.alloc(large, Gfp::NOWAIT | Gfp::ACCOUNT).unwrap_err();
+        assert!(refused.is_no_room() && child.current() == 0, "{refused}");
+        child.remove().unwrap();
+    });
     takes_no_more("a callback that panics", || {
         let child = child(top);
         child.set_high(Limit::bytes(0)).unwrap();

@@ -316,6 +316,11 @@ fn hooks_are_asked_for_no_more_than_is_still_wanted() {
     let wanted = MIB + 10 + 32 * 4096;
     assert_eq!(target.reclaim(MIB + 10), Ok(wanted));
     assert_eq!([&a, &b, &c].map(Tenant::asked), [vec![MIB], vec![wanted - MIB], vec![]]);
+    // The need alone is not enough: the next charge would come to the limit again.
+    *c.most_given.lock() = MIB / 2;
+    let beyond = target.current() / 16;
+    assert_eq!(target.reclaim(MIB / 2), Ok(MIB / 2 + beyond));
+    assert_eq!([&a, &b, &c].map(Tenant::asked), [vec![], vec![beyond], vec![MIB / 2 + beyond]]);
 }
 
 /// Bytes in stocks are not in use, so that they neither need protection nor claim it.
@@ -324,13 +329,16 @@ fn what_stocks_hold_is_neither_protected_nor_claimed() {
     let (_pcpu, target) = tree(false);
     let b = Tenant::below(&target, "b");
     let [c, d] = ["c", "d"].map(|name| Tenant::below(&b.memcg, name).uses(40_000).min(60_000));
-    let _b = b.min(80_000);
+    let b = b.min(80_000);
     for tenant in [&c, &d] {
         // The end of a charge fills the stock.
         drop(tenant.memcg.charge(20_000).unwrap());
     }
     assert_eq!(protected(&target, [&c, &d]), [40_000, 40_000]);
     assert!(asks(&target, [&c, &d]).concat().is_empty());
+    // Of less than the claims, each has half.
+    let _b = b.min(60_000);
+    assert_eq!(protected(&target, [&c, &d]), [30_000, 30_000]);
 }
 
 #[test]

@@ -100,3 +100,59 @@ fn charges_are_ahead_where_there_is_room() {
     assert_eq!(memcg.cached(), 0, "there is a byte less");
     drop((held, more, third, fourth));
 }
+
+/// As far as the peak and not a byte further; likewise for `high`.
+#[test]
+fn charges_are_ahead_up_to_the_bound_itself() {
+    stay();
+    for by_high in [false, true] {
+        for missing in [0, 1] {
+            let (_pcpu, memcg) = tenant();
+            drop(memcg.charge(MOST).unwrap());
+            memcg.drain();
+            let ahead = {
+                let _held = memcg.charge(48).unwrap();
+                memcg.cached()
+            };
+            memcg.drain();
+            let room = 48 + ahead - missing;
+            let held = memcg.charge(MOST - room).unwrap();
+            memcg.drain();
+            if by_high {
+                drop(memcg.charge_forced(room + 1000));
+                memcg.drain();
+                memcg.set_high(Limit::bytes(MOST)).unwrap();
+            }
+            let (peak, highs) = (memcg.peak(), memcg.events().high);
+            let more = memcg.charge(48).unwrap();
+            let expected = if missing == 0 { ahead } else { 0 };
+            assert_eq!(memcg.cached(), expected, "by high: {by_high}, {missing} missing");
+            assert_eq!((memcg.peak(), memcg.events().high), (peak, highs));
+            drop((held, more));
+        }
+    }
+}
+
+/// Above `max` and `high` there is nothing ahead, nothing is kept, and what others had is empty.
+#[test]
+fn no_stock_holds_anything_above_a_bound() {
+    for set in [Memcg::set_max, Memcg::set_high] {
+        let (_pcpu, top, [idle, busy]) = siblings();
+        set(&top, Limit::bytes(top.current() + 10_000)).unwrap();
+        let held = busy.charge_with(10_001, Gfp::ATOMIC).unwrap();
+        assert_eq!((top.cached(), idle.cached()), (0, 0), "what others had");
+        for payer in [&busy, &idle, &top] {
+            for bytes in [0, 1, 1000, 100_000] {
+                drop(payer.charge_with(bytes, Gfp::ATOMIC).unwrap());
+                assert_eq!(top.cached(), 0, "{bytes} bytes of {payer:?}");
+            }
+        }
+        // A bound that is lowered below usage empties them as well.
+        set(&top, Limit::MAX).unwrap();
+        drop(idle.charge(1000).unwrap());
+        assert!(top.cached() > 0);
+        set(&top, Limit::bytes(top.current() - 1)).unwrap();
+        assert_eq!(top.cached(), 0);
+        drop(held);
+    }
+}

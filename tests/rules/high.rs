@@ -262,3 +262,20 @@ fn a_transfer_above_high_is_told_where_usage_grew() {
     assert_eq!(top.events_local().high, before, "where nothing grew");
     assert_eq!(from.events().high, 0);
 }
+
+/// A hook may say that it freed something, and the excess stay as it was.
+#[test]
+fn a_throttling_raises_one_event_however_often_hooks_are_asked() {
+    let (_pcpu, memcg) = tenant();
+    let held = an_eighth_above(&[&memcg]);
+    let calls = Arc::new(AtomicU64::new(0));
+    let _hook = memcg.on_reclaim(0, {
+        let calls = Arc::clone(&calls);
+        move |_| calls.fetch_add(1, Relaxed) + 1
+    });
+    let before = memcg.events().high;
+    assert_eq!(memcg.throttle(), PAGE_AT_AN_EIGHTH);
+    assert!(calls.load(Relaxed) > 1);
+    assert_eq!(memcg.events().high, before + 1);
+    drop(held);
+}

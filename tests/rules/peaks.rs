@@ -1,5 +1,9 @@
 //! What a reader of peaks sees after a reset.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use percpu_memcg::Limit;
 
 use crate::{stay, tenant};
@@ -81,4 +85,30 @@ fn readers_are_reset_each_for_itself_and_again() {
     one.reset();
     drop(memcg.charge(1000).unwrap());
     assert_eq!((one.read(), two.read(), memcg.peak()), (1000, 2000, 3000));
+}
+
+/// A charge that is undone counts in no peak, unless its bytes were read.
+#[test]
+fn no_peak_is_lower_than_what_was_read() {
+    for reads_current in [false, true] {
+        let (_pcpu, memcg) = tenant();
+        memcg.set_high(Limit::bytes(0)).unwrap();
+        let reader = Arc::new(memcg.peak_reader());
+        reader.reset();
+        let read = Arc::new(Mutex::new((0, 0)));
+        let _callback = memcg.on_high({
+            let (memcg, reader, read) = (memcg.clone(), Arc::clone(&reader), Arc::clone(&read));
+            move |_| {
+                *read.lock() = match reads_current {
+                    true => (memcg.current(), reader.read()),
+                    false => (reader.read(), reader.read()),
+                };
+                resume_unwind(Box::new("the charge is undone"))
+            }
+        });
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(memcg.charge(1000)))).is_err());
+        assert_eq!(memcg.current(), 0, "nothing is charged");
+        assert_eq!(*read.lock(), (1000, 1000));
+        assert_eq!((memcg.peak(), reader.read()), (1000, 1000));
+    }
 }

@@ -108,6 +108,8 @@ fn what_was_inherited_is_inherited_again() {
     assert_eq!((&*held.cgroup(), top.current(), parent.current()), ("/tenant", 500, 0));
     held.grow(100).unwrap();
     assert_eq!(top.current(), 600);
+    drop((parent, child));
+    assert_eq!(top.nr_dying_descendants(), 0, "the charge keeps neither");
     drop(held);
     assert_eq!(top.current(), 0);
 }
@@ -124,6 +126,30 @@ fn a_removed_cgroup_takes_no_threads_children_or_limits() {
     }
     assert!(child.set_oom_group(true).unwrap_err().is_removed());
     assert_eq!(top.nr_threads(), 0);
+}
+
+/// Its bounds have no effect any more on what is charged by way of it.
+#[test]
+fn the_limits_of_a_removed_cgroup_end_with_it() {
+    let (pcpu, top) = tenant();
+    let child = top.create("child").unwrap();
+    let mut held = child.charge(100).unwrap();
+    child.set_max(Limit::bytes(100)).unwrap();
+    child.set_high(Limit::bytes(100)).unwrap();
+    assert!(child.try_charge(1).is_err() && held.try_grow(1).is_err());
+    let events = child.events();
+    child.remove().unwrap();
+    let more = child.charge(1000).unwrap();
+    held.grow(1000).unwrap();
+    assert_eq!(top.current(), 2100);
+    let _in = child.enter();
+    let layout = Layout::new::<[u64; 100]>();
+    let area = pcpu.alloc(layout, Gfp::KERNEL_ACCOUNT).unwrap();
+    assert_eq!((child.events(), child.peak()), (events, 100), "it is charged nothing");
+    // SAFETY: the area is not used.
+    unsafe { pcpu.free(area) }.unwrap();
+    drop((held, more));
+    assert_eq!(top.current(), 0);
 }
 
 #[test]
@@ -213,5 +239,21 @@ fn a_new_cgroup_does_not_wait_for_what_an_old_one_charged() {
         memcg.charge(300_000).map(drop).unwrap();
         memcg.remove().unwrap();
         drop(held);
+    }
+}
+
+#[test]
+fn a_new_cgroup_has_nothing_of_a_tree_that_was_dropped() {
+    for round in 0..50 {
+        let (_pcpu, memcg) = tenant();
+        for memcg in [&memcg, &memcg.create("child").unwrap()] {
+            let bounds = [memcg.min(), memcg.low(), memcg.high(), memcg.max()];
+            assert_eq!(bounds.map(|limit| limit.get()), [Some(0), Some(0), None, None], "{round}");
+            assert_eq!((memcg.oom_group(), memcg.max_depth()), (false, None), "{round}");
+            memcg.set_min(Limit::bytes(1)).unwrap();
+            memcg.set_low(Limit::bytes(1)).unwrap();
+            memcg.set_oom_group(true).unwrap();
+            memcg.set_max_depth(Some(1)).unwrap();
+        }
     }
 }
