@@ -196,6 +196,8 @@ fn what_is_done_again_takes_no_more_memory() {
             let _in = one.enter();
             PerCpu::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT).unwrap()
         };
+        // The thread stays attached until it is attached to another one.
+        one.attach_thread().unwrap();
         let inherited = two.charge(10).unwrap();
         two.remove().unwrap();
         drop((pcpu, parent, one, two, area));

@@ -285,6 +285,39 @@ fn set_max_below_usage_raises_one_oom_for_each_time_that_it_asks() {
     assert_eq!(memcg.events().oom, 1, "nothing is above");
 }
 
+/// Hooks are asked again as long as they give something, a bounded number of times.
+#[test]
+fn lowering_a_limit_asks_hooks_that_give_little_again() {
+    for set in [Memcg::set_max, Memcg::set_high] {
+        let (_pcpu, memcg) = tenant();
+        let held = Arc::new(Mutex::new(memcg.charge(1000).unwrap()));
+        let _hook = memcg.on_reclaim(0, {
+            let held = Arc::clone(&held);
+            move |_| held.lock().shrink(1).map_or(0, |()| 1)
+        });
+        set(&memcg, Limit::bytes(984)).unwrap();
+        assert_eq!((memcg.current(), memcg.events().oom), (984, 0));
+        set(&memcg, Limit::bytes(0)).unwrap();
+        assert!((900..984).contains(&memcg.current()), "{} are left", memcg.current());
+    }
+}
+
+#[test]
+fn parts_of_a_charge_are_all_of_it() {
+    let (_pcpu, memcg) = tenant();
+    let mut charge = memcg.charge(1000).unwrap();
+    let [mut one, two] = [300, 200].map(|bytes| charge.split(bytes).unwrap());
+    assert_eq!([&charge, &one, &two].map(Charge::bytes), [500, 300, 200]);
+    one.merge(two).unwrap();
+    assert_eq!((one.bytes(), memcg.current()), (500, 1000));
+    drop(charge);
+    assert_eq!(memcg.current(), 500);
+    assert!(one.split(501).is_err() && one.shrink(501).is_err());
+    assert_eq!((one.bytes(), memcg.current()), (500, 500));
+    drop(one);
+    assert_eq!(memcg.current(), 0);
+}
+
 /// A charge in a hook is forced, and raises nothing; so is what it uncharges.
 #[test]
 fn a_hook_may_charge_in_a_cgroup_that_is_full() {

@@ -8,8 +8,11 @@
 //! | `peaks` | what a reader of peaks sees after a reset |
 //! | `batches` | what is charged ahead |
 //! | `removal` | what a removed cgroup leaves, and who counts it |
+//! | `stocks` | who has a stock when the budget is spent |
+//! | `areas` | addresses that name no area, and memory that is asked for |
 //! | `reports` | numbers in texts |
 
+mod areas;
 mod batches;
 mod flags;
 mod groups;
@@ -17,6 +20,7 @@ mod high;
 mod peaks;
 mod removal;
 mod reports;
+mod stocks;
 
 use percpu_memcg::{Memcg, PerCpuAllocator};
 
