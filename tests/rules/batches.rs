@@ -156,3 +156,30 @@ fn no_stock_holds_anything_above_a_bound() {
         drop(held);
     }
 }
+
+/// What is uncharged above a bound does not stay ahead, however it was charged.
+#[test]
+fn what_is_uncharged_above_a_bound_is_kept_nowhere() {
+    for set in [Memcg::set_max, Memcg::set_high] {
+        let (_pcpu, top, [_idle, busy]) = siblings();
+        let mut held = busy.charge(200_000).unwrap();
+        drop(busy.charge(5000).unwrap());
+        set(&top, Limit::bytes(1)).unwrap();
+        for bytes in [1, 1000, 30_000] {
+            held.shrink(bytes).unwrap();
+            assert_eq!(top.cached(), 0, "{bytes} bytes");
+        }
+    }
+}
+
+/// A forced charge may exceed limits above the one that it met first.
+#[test]
+fn a_forced_charge_empties_the_stocks_below_every_limit_that_it_exceeds() {
+    let (_pcpu, top, [idle, busy]) = siblings();
+    top.set_max(Limit::bytes(top.current() + idle.cached() + 1000)).unwrap();
+    busy.set_max(Limit::bytes(0)).unwrap();
+    assert!(idle.cached() > 0);
+    let held = busy.charge_forced(2000 + idle.cached());
+    assert_eq!((top.cached(), idle.cached()), (0, 0));
+    drop(held);
+}
