@@ -175,20 +175,29 @@ fn effective_protection(node: &Arc<Node>, target: &Arc<Node>, claims: &mut Claim
         node.ancestors().take_while(|level| !Arc::ptr_eq(level, target)).collect();
     levels.reverse();
     let mut effective = |bound: Bound| {
-        // A cgroup without a setting gets no protection, and has none for its children.
-        if levels.iter().any(|level| level.counter().get(bound).number() == 0) {
+        // A cgroup without a setting gets no protection, and has none for its children. With
+        // recursive protection that is so only of a child of the target.
+        let is_recursive = target.shared.has_recursive_protection;
+        let must_be_set = if is_recursive { levels.len().min(1) } else { levels.len() };
+        let is_unset = |level: &&Arc<Node>| level.counter().get(bound).number() == 0;
+        if levels[..must_be_set].iter().any(is_unset) {
             return 0;
         }
         let mut protection = Protection::Literal;
-        let mut effective = 0;
+        let (mut usage, mut effective) = (0, 0);
         for (above, level) in levels.iter().enumerate() {
             if above > 0 {
                 let parent = levels[above - 1];
                 let claimed = claims.entry((Arc::as_ptr(parent), bound));
                 let claimed = *claimed.or_insert_with(|| claimed_below(parent, bound));
-                protection = Protection::Shared { effective, claimed };
+                let unprotected = match is_recursive {
+                    true => u128::from(usage).saturating_sub(claimed),
+                    false => 0,
+                };
+                protection = Protection::Shared { effective, claimed, unprotected };
             }
-            effective = protection.of_child(level.current(), level.counter().get(bound).number());
+            usage = level.current();
+            effective = protection.of_child(usage, level.counter().get(bound).number());
         }
         effective
     };

@@ -14,15 +14,19 @@ use crate::sys::Machine;
 pub(crate) struct Shared<P: Payer> {
     pub(crate) cost: AreaCost,
     pub(crate) stock: Stock<P>,
+    /// Protection that a cgroup's children do not claim is shared among them; see
+    /// `counter::protection`.
+    pub(crate) has_recursive_protection: bool,
     /// A hook was ever registered.
     has_hooks: AtomicBool,
 }
 
 impl<P: Payer> Shared<P> {
-    pub(crate) fn new(machine: &Machine) -> Self {
+    pub(crate) fn new(machine: &Machine, has_recursive_protection: bool) -> Self {
         Shared {
             cost: AreaCost::new(machine.nr_possible()),
             stock: Stock::new(machine),
+            has_recursive_protection,
             has_hooks: AtomicBool::new(false),
         }
     }
