@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::statics;
 use super::{BuildError, PcpuPtr, PerCpuAllocatorBuilder};
+use crate::arena::Remains;
 use crate::memcg::{AllocError, FreeError, Gfp, Memcg, Tree, TreeError};
 use crate::placement::{AllocInfo, ChunkStats, Place, Placement, Stats};
 use crate::sys::{CpuId, Machine};
@@ -137,10 +138,53 @@ impl PerCpuAllocator {
     ///
     /// # Safety
     ///
-    /// If `ptr` names a live area, nobody uses any of its copies any more, and the area is not
-    /// the memory of a [`PerCpu`](super::PerCpu).
+    /// If `ptr` names a live area:
+    ///
+    /// * no thread uses any of its copies any more;
+    /// * the area is not the memory of a [`PerCpu`](super::PerCpu);
+    /// * every byte of every copy is initialised. It was at first. A value with padding, or one that
+    ///   was not written wholly, may leave bytes that are not; see [`free_uninit`](Self::free_uninit).
     pub unsafe fn free(&self, ptr: PcpuPtr) -> Result<(), FreeError> {
-        self.tree.free(ptr.as_ptr().addr().get())
+        self.tree.free(ptr.as_ptr().addr().get(), Remains::Initialised)
+    }
+
+    /// As [`free`](Self::free), for an area with bytes that may not be initialised, such as the padding
+    /// of values that were stored there.
+    ///
+    /// The next area that is allocated in this place is overwritten with zeros, so that all its copies
+    /// take memory. After `free`, only copies that are not zero are written.
+    ///
+    /// # Errors
+    ///
+    /// As [`free`](Self::free).
+    ///
+    /// # Safety
+    ///
+    /// As [`free`](Self::free), but for the last condition.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// #[repr(C)]
+    /// struct Entry {
+    ///     state: u8, // and 7 bytes of padding
+    ///     value: u64,
+    /// }
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let area = pcpu.alloc(Layout::new::<Entry>(), Gfp::KERNEL)?;
+    /// let entry = pcpu.this_cpu_ptr(area).cast::<Entry>();
+    /// // SAFETY: a copy of a live area of that size and alignment, which no other thread uses.
+    /// unsafe { entry.write(Entry { state: 1, value: 2 }) };
+    /// // SAFETY: no thread uses the area any more.
+    /// unsafe { pcpu.free_uninit(area) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub unsafe fn free_uninit(&self, ptr: PcpuPtr) -> Result<(), FreeError> {
+        self.tree.free(ptr.as_ptr().addr().get(), Remains::Undefined)
     }
 
     /// The address of the copy of `cpu` of the area that `ptr` names; `None` when that CPU is not

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use zerocopy::FromZeros;
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::PerCpu;
 use crate::memcg::Tree;
@@ -38,7 +38,7 @@ use crate::sys::{
 /// assert_eq!(by_cpu + hits.detached(), 3);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(FromZeros)]
+#[derive(FromZeros, IntoBytes)]
 #[repr(transparent)]
 pub struct Local<N: LocalInt, I: CopyIndex = ByCpu> {
     word: N::Atomic,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
+use super::remains::remains_of;
 use crate::memcg::{AllocError, Gfp, Tree};
 use crate::sys::{CopyLocator, CpuId};
 
@@ -82,14 +83,14 @@ impl<'a, T> AreaGuard<'a, T> {
 impl<T> Drop for AreaGuard<'_, T> {
     fn drop(&mut self) {
         // Frees the area also when a value's drop panics, after dropping the rest.
-        struct Free<'a>(&'a Tree, usize);
-        impl Drop for Free<'_> {
+        struct Free<'a, T>(&'a Tree, NonNull<T>);
+        impl<T> Drop for Free<'_, T> {
             fn drop(&mut self) {
-                let freed = self.0.free(self.1);
+                let freed = self.0.free(self.1.addr().get(), remains_of::<T>());
                 debug_assert!(freed.is_ok(), "a live object's area: {freed:?}");
             }
         }
-        let _free = Free(self.tree, self.first.addr().get());
+        let _free = Free(self.tree, self.first);
         if std::mem::needs_drop::<T>() {
             drop_copies(self);
         }

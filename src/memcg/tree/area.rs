@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Remains};
 use crate::memcg::charge::try_charge::charge_slowly;
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, ChargeError, FreeError};
@@ -66,8 +66,8 @@ impl Tree {
     }
 
     /// Frees the area whose copy of CPU 0 is at `address`, and uncharges its owner.
-    pub(crate) fn free(&self, address: usize) -> Result<(), FreeError> {
-        let freed = self.arena.free(address).map_err(|why| FreeError::at(address, why))?;
+    pub(crate) fn free(&self, address: usize, remains: Remains) -> Result<(), FreeError> {
+        let freed = self.arena.free(address, remains).map_err(|why| FreeError::at(address, why))?;
         reparent::finish_free(&self.shared, freed);
         Ok(())
     }
