@@ -91,7 +91,7 @@ impl PerCpuAllocator {
     /// Allocates an area of `layout` on every possible CPU, zeroed.
     ///
     /// With [`Gfp::ACCOUNT`] it is charged to the calling thread's current cgroup: size × possible
-    /// CPUs, and 8 bytes for every 4 of the size.
+    /// CPUs, and 8 bytes for every 4 of the size. [`alloc_for`](Self::alloc_for) names the cgroup.
     ///
     /// Blocks only if `gfp` allows it. Cost: a few hundred nanoseconds, and more when a chunk has
     /// to be made or a reused area to be cleaned on many CPUs.
@@ -101,6 +101,42 @@ impl PerCpuAllocator {
     /// [`AllocError`]; nothing is charged and nothing is lost.
     pub fn alloc(&self, layout: Layout, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
         self.alloc_layout(layout, gfp, false)
+    }
+
+    /// As [`alloc`](Self::alloc), and `memcg` pays, whatever the thread's current cgroup is. The flag
+    /// [`Gfp::ACCOUNT`] is not needed.
+    ///
+    /// If `memcg` was removed, its nearest live ancestor is charged. The root is not charged for areas.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]; [`AllocError::OtherTree`] when `memcg` is of another allocator.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let area = pcpu.alloc_for(&tenant, Layout::new::<u64>(), Gfp::KERNEL)?;
+    /// assert!(tenant.current() > 0);
+    /// // SAFETY: the area was not used.
+    /// unsafe { pcpu.free(area) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn alloc_for(
+        &self,
+        memcg: &Memcg,
+        layout: Layout,
+        gfp: Gfp,
+    ) -> Result<PcpuPtr, AllocError> {
+        if !Arc::ptr_eq(&self.tree, memcg.tree()) {
+            return Err(AllocError::OtherTree);
+        }
+        let (size, align) = (layout.size() as u64, layout.align() as u64);
+        self.tree.alloc_for(memcg.node(), size, align, gfp).map(PcpuPtr::from_ptr)
     }
 
     /// As [`alloc`](Self::alloc), from the reserved region of the first chunk if there is one.

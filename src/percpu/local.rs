@@ -27,10 +27,11 @@ use crate::sys::{
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+/// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
-/// let hits = PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let hits = PerCpu::<Local<u64>>::zeroed_for(&tenant)?;
 /// hits.add(2);
 /// hits.inc();
 /// assert_eq!(hits.sum(), 3);

@@ -11,6 +11,7 @@ use std::marker::PhantomData;
 use zerocopy::IntoBytes;
 
 use super::LocalStack;
+use super::counter::Cells;
 use crate::arena::Remains;
 use crate::sys::CopyIndex;
 
@@ -24,6 +25,9 @@ pub(super) unsafe trait NoPadding {}
 
 // SAFETY: what `IntoBytes` says.
 unsafe impl<T: IntoBytes> NoPadding for T {}
+
+// SAFETY: nothing but words of 8 bytes.
+unsafe impl<const B: usize> NoPadding for Cells<B> {}
 
 macro_rules! stacks_without_padding {
     ($($int:ident)*) => {$(
@@ -96,6 +100,7 @@ mod tests {
         assert_initialised::<Local<i8>>();
         assert_initialised::<[CompactLocal<u64>; 3]>();
         assert_initialised::<LocalStack<i64, 7>>();
+        assert_initialised::<Cells<5>>();
 
         #[repr(C)]
         struct Padded(u8, u64);

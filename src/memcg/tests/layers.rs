@@ -30,6 +30,7 @@ const FILES: &[(&str, &[&str])] = &[
         "handle",
         &[
             "memcg",
+            "scope",
             "charge",
             "limits",
             "bounds",
