@@ -251,10 +251,7 @@ impl<T> PerCpu<T> {
         Self::new_from(Source::Allocator(allocator, gfp), init)
     }
 
-    fn new_from(
-        source: Source<'_>,
-        mut init: impl FnMut(CpuId) -> T,
-    ) -> Result<Self, AllocError> {
+    fn new_from(source: Source<'_>, mut init: impl FnMut(CpuId) -> T) -> Result<Self, AllocError> {
         let mut area = AreaGuard::new(source)?;
         for &cpu in source.machine().possible() {
             let value = init(cpu);
