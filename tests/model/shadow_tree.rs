@@ -169,6 +169,13 @@ impl ShadowTree {
         self.scopes.iter().rev().copied().flatten().next().or(self.attached).unwrap_or(ROOT)
     }
 
+    /// The thread is in a scope, but of another tree, and has neither scope nor attachment in this one.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        let is_here = self.scopes.iter().any(Option::is_some);
+        let is_attached = self.attached.is_some_and(|id| id != ROOT);
+        !self.scopes.is_empty() && !is_here && !is_attached
+    }
+
     /// Who pays for an accounted area now; nobody when that would be the root.
     pub(crate) fn payer(&self) -> Option<CgroupId> {
         self.payer_for(self.current())

@@ -33,6 +33,7 @@ const FILES: &[(&str, &[&str])] = &[
         "handle",
         &[
             "memcg",
+            "scope",
             "charge",
             "limits",
             "bounds",
