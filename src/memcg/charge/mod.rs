@@ -2,6 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `unwinding` | users' code that runs while a panic unwinds |
 //! | `reentrancy` | whether the thread is inside of a hook or a callback |
 //! | `uncommitted` | a charge that is undone unless it is committed |
 //! | `reclaim` | asking hooks for memory |
@@ -17,3 +18,4 @@ pub(crate) mod reclaim;
 pub(crate) mod reentrancy;
 pub(crate) mod try_charge;
 pub(crate) mod uncommitted;
+pub(crate) mod unwinding;

@@ -24,7 +24,10 @@ const FILES: &[(&str, &[&str])] = &[
     ("stock", &["word", "cpu_set", "objcg", "grants", "mod"]),
     ("notify", &["registration", "callbacks", "counts", "watch", "mod"]),
     ("node", &["account", "listed", "shared", "mod", "walk", "stocks", "reparent"]),
-    ("charge", &["reentrancy", "uncommitted", "reclaim", "oom", "high", "try_charge", "mod"]),
+    (
+        "charge",
+        &["unwinding", "reentrancy", "uncommitted", "reclaim", "oom", "high", "try_charge", "mod"],
+    ),
     ("tree", &["current", "mod", "area"]),
     (
         "handle",
