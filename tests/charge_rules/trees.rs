@@ -170,4 +170,13 @@ fn what_users_hold_beside_charges_outlives_the_tree() {
     assert_eq!(reader.read(), 200);
     drop(reader);
     assert_eq!(charge.cgroup(), "");
+
+    // A cgroup that was removed has a peak as well.
+    let (_pcpu, parent) = tenant();
+    let removed = parent.create("removed").unwrap();
+    let reader = removed.peak_reader();
+    reader.reset();
+    drop(removed.charge(10).unwrap());
+    removed.remove().unwrap();
+    assert_eq!((reader.read(), removed.peak()), (10, 10));
 }

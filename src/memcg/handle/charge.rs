@@ -149,7 +149,9 @@ impl Memcg {
     ///
     /// # Panics
     ///
-    /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
+    /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes. A panic of an
+    /// [`on_high`](Memcg::on_high) callback is passed on. Nothing is charged in either case, because
+    /// there is no charge to return.
     ///
     /// # Examples
     ///
