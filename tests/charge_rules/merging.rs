@@ -84,7 +84,7 @@ fn a_move_to_the_cgroup_that_pays_changes_nothing_but_what_it_belongs_to() {
     // Above `high` and `max`, nothing is refused that needs nothing.
     let mut own = parent.charge(0).unwrap();
     own.merge(charge).unwrap();
-    assert_eq!((own.bytes(), state()), (1000, before.clone()));
+    assert_eq!((own.bytes(), state()), (1000, before));
     // The cgroup is reached by way of a removed one.
     let removed = {
         parent.set_max(percpu_memcg::Limit::MAX).unwrap();
