@@ -171,6 +171,11 @@ impl Counter {
         }
     }
 
+    /// Whether `bytes` could be added now, whatever the limit.
+    pub(crate) fn can_count(&self, bytes: u64) -> bool {
+        self.usage().checked_add(bytes).is_some()
+    }
+
     /// Adds `bytes` even beyond the limit. False when usage would exceed 2⁶⁴ − 1.
     pub(crate) fn add(&self, bytes: u64) -> bool {
         let add = |usage: u64| usage.checked_add(bytes);

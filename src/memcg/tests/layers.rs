@@ -26,7 +26,17 @@ const FILES: &[(&str, &[&str])] = &[
     ("node", &["account", "listed", "shared", "turn", "mod", "walk", "stocks", "reparent"]),
     (
         "charge",
-        &["uncommitted", "attempts", "reclaim", "oom", "high", "lowered", "try_charge", "mod"],
+        &[
+            "unwinding",
+            "uncommitted",
+            "attempts",
+            "reclaim",
+            "oom",
+            "high",
+            "lowered",
+            "try_charge",
+            "mod",
+        ],
     ),
     ("tree", &["current", "mod", "area"]),
     (
