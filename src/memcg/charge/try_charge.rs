@@ -160,7 +160,7 @@ pub(crate) fn grow_untold(
 #[cold]
 pub(crate) fn check_limits(token: &'static Token, bytes: u64) -> Result<(), ChargeError> {
     let Some(payer) = token.payer() else { return Ok(()) };
-    if Inside::is(Inside::RECLAIM) {
+    if Inside::is(payer.shared.key(), What::Reclaim) {
         return Ok(());
     }
     for level in payer.ancestors() {
