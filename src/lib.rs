@@ -20,6 +20,7 @@
 //! | the peak of a period | [`Memcg::peak_reader`] |
 //! | limits and statistics as text, by path | [`PerCpuAllocator::files`] |
 //! | statistics as numbers | [`PerCpuAllocator::stats`], [`Memcg::snapshot`] and its [`tree`](MemcgSnapshot::tree), [`report::Snapshot`] |
+//! | what to know about locks, threads, fork, sandboxes, plugins and protection | [`rules`] |
 //! | a wide or a NUMA machine on your laptop | [`Machine::builder`] |
 //! | memory to run out at a chosen moment of a test | [`FaultInjection`] |
 //! | to try placement without memory | [`placement::Simulator`] |
@@ -92,6 +93,9 @@
 
 #[doc = include_str!("this_cpu.md")]
 pub mod this_cpu {}
+
+#[doc = include_str!("rules.md")]
+pub mod rules {}
 
 mod arena;
 mod memcg;
