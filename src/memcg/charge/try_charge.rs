@@ -225,7 +225,7 @@ fn charge_hard(
             }
         }
         if !is_worth_another_try {
-            break refusal(&level, bytes, full);
+            break refusal(&level, &payer, bytes, full);
         }
         // The cgroup may have been removed while hooks ran.
         payer = token.payer().unwrap_or(payer);
@@ -272,12 +272,18 @@ fn try_without_stocks(
 }
 
 #[cold]
-fn refusal(level: &Arc<Node>, requested: u64, (usage, max): Full) -> ChargeError {
+fn refusal(
+    level: &Arc<Node>,
+    charged: &Arc<Node>,
+    requested: u64,
+    (usage, max): Full,
+) -> ChargeError {
     // Nothing, where sequences can be stopped.
     let cached = level.cached();
     let usage = usage.saturating_sub(cached);
     let top = Arc::downgrade(level);
-    ChargeError::new(level.path(), requested, usage, max, cached, top)
+    let (refusing, charged) = (level.path(), charged.live().path());
+    ChargeError::new(refusing, charged, requested, usage, max, cached, top)
 }
 
 /// Charges whatever the limits. False, and nothing is charged, when a counter cannot hold so much.
@@ -311,7 +317,7 @@ pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<u
         here = None;
         if let Err((level, full)) = try_without_stocks(to, gained, bytes) {
             level.raise(EventKind::Max);
-            return Err(refusal(&level, bytes, full));
+            return Err(refusal(&level, to, bytes, full));
         }
     }
     // Under the lock: above `common`, what was taken counts twice until here (T5).

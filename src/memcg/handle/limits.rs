@@ -8,6 +8,7 @@ use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::notify::callbacks::ReclaimReason;
 use crate::memcg::notify::counts::EventKind;
+use crate::memcg::text::kept_path;
 
 impl Memcg {
     /// The limit of this cgroup with its descendants; [`Limit::MAX`] at first. The kernel's
@@ -150,7 +151,7 @@ impl Memcg {
 
     pub(crate) fn check_lives(&self) -> Result<(), TreeError> {
         match self.is_removed() {
-            true => Err(TreeError::Removed { path: self.path() }),
+            true => Err(TreeError::Removed { path: kept_path(self.path()) }),
             false => Ok(()),
         }
     }

@@ -68,26 +68,39 @@ pub(crate) type HighCallback<N> = dyn Fn(&HighAsk<'_, N>) + Send + Sync;
 /// Returns whether the charge is worth another try.
 pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> bool + Send + Sync;
 
+/// Called to end the work of a cgroup, or after it was frozen or thawed.
+pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>) + Send + Sync;
+
 /// The callbacks of one cgroup. Each list is one pointer until its first callback is registered.
 pub(crate) struct Callbacks<N: 'static> {
     pub(crate) reclaim: Registry<ReclaimHook<N>>,
     pub(crate) high: Registry<HighCallback<N>>,
     pub(crate) oom: Registry<OomCallback<N>>,
+    pub(crate) kill: Registry<LifeCallback<N>>,
+    pub(crate) freeze: Registry<LifeCallback<N>>,
 }
 
 impl<N> Callbacks<N> {
     pub(crate) const fn new() -> Self {
-        Callbacks { reclaim: Registry::new(), high: Registry::new(), oom: Registry::new() }
+        Callbacks {
+            reclaim: Registry::new(),
+            high: Registry::new(),
+            oom: Registry::new(),
+            kill: Registry::new(),
+            freeze: Registry::new(),
+        }
     }
 }
 
 impl<N> fmt::Debug for Callbacks<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Callbacks { reclaim, high, oom } = self;
+        let Callbacks { reclaim, high, oom, kill, freeze } = self;
         f.debug_struct("Callbacks")
             .field("reclaim", reclaim)
             .field("high", high)
             .field("oom", oom)
+            .field("kill", kill)
+            .field("freeze", freeze)
             .finish()
     }
 }

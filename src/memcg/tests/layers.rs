@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Folders and files, each of which may use those before it. Those of one row do not use each
 /// other, but for files of one folder.
 const ORDER: &[&[&str]] = &[
-    &["sync", "gfp", "once_arc"],
+    &["sync", "gfp", "once_arc", "text"],
     &["counter"],
     &["error"],
     &["stock"],
@@ -25,7 +25,7 @@ const FILES: &[(&str, &[&str])] = &[
     ("notify", &["registration", "callbacks", "counts", "watch", "mod"]),
     ("node", &["account", "listed", "shared", "mod", "walk", "stocks", "reparent"]),
     ("charge", &["reentrancy", "uncommitted", "reclaim", "oom", "high", "try_charge", "mod"]),
-    ("tree", &["current", "mod", "area"]),
+    ("tree", &["current", "name", "mod", "area"]),
     (
         "handle",
         &[
@@ -35,6 +35,7 @@ const FILES: &[(&str, &[&str])] = &[
             "bounds",
             "events",
             "hooks",
+            "lifecycle",
             "throttle",
             "peak_reader",
             "snapshot",
