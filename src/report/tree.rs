@@ -125,7 +125,9 @@ impl fmt::Display for MemcgTree<'_> {
             writeln!(f)?;
             let (shown, rest) = children[index].split_at(self.top.min(children[index].len()));
             if !rest.is_empty() {
-                let current = rest.iter().map(|child| cgroups[*child].current).sum();
+                // Figures of different moments may be together more than there is.
+                let currents = rest.iter().map(|child| cgroups[*child].current);
+                let current = currents.fold(0, u64::saturating_add);
                 lines.push(Line::Rest { count: rest.len(), current, depth: cgroup.depth + 1 });
             }
             lines.extend(shown.iter().rev().map(|child| Line::Of(*child)));
@@ -183,6 +185,26 @@ mod tests {
             assert_eq!(cut.lines().count(), levels.min(40_001));
             assert_eq!(cut.ends_with(", … 1 below\n"), levels > 40_001);
         }
+    }
+
+    #[test]
+    fn any_figures_are_written() {
+        let mut snapshot = chain(5);
+        for cgroup in &mut snapshot.cgroups[1..] {
+            cgroup.depth = 1;
+            cgroup.current = u64::MAX;
+        }
+        let text = snapshot.tree().top(1).to_string();
+        assert!(text.ends_with(&format!("  … 3 more: {}\n", u64::MAX)), "{text}");
+        for depth in [0, 3, usize::MAX / 2, usize::MAX] {
+            snapshot.cgroups[2].depth = depth;
+            snapshot.cgroups[4].path.clear();
+            for tree in [snapshot.tree(), snapshot.tree().top(1), snapshot.tree().depth(0)] {
+                assert!(tree.to_string().starts_with("/: 0"));
+            }
+        }
+        snapshot.cgroups.clear();
+        assert_eq!(snapshot.tree().to_string(), "");
     }
 
     #[test]
