@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use percpu_memcg::report::Snapshot;
-use percpu_memcg::{AllocError, Gfp, Limit, Memcg, PerCpu, PerCpuAllocator};
+use percpu_memcg::{AllocError, Limit, Memcg, PerCpu, PerCpuAllocator};
 
 const WORKERS: u64 = 4;
 const REQUESTS_PER_WORKER: u64 = 100_000;
@@ -24,14 +24,9 @@ struct Tenant {
 
 impl Tenant {
     /// Adds counters for `endpoints` more endpoints, paid for by the tenant.
-    fn add_endpoints(
-        &mut self,
-        pcpu: &PerCpuAllocator,
-        endpoints: usize,
-    ) -> Result<(), AllocError> {
-        let _in = self.cgroup.enter();
+    fn add_endpoints(&mut self, endpoints: usize) -> Result<(), AllocError> {
         for _ in 0..endpoints {
-            self.endpoints.push(PerCpu::zeroed_in(pcpu, Gfp::KERNEL_ACCOUNT)?);
+            self.endpoints.push(PerCpu::zeroed_for(&self.cgroup)?);
         }
         Ok(())
     }
@@ -57,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     for tenant in &mut tenants {
-        tenant.add_endpoints(&pcpu, 100)?;
+        tenant.add_endpoints(100)?;
     }
 
     serve(&tenants);
@@ -67,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A tenant at its limit is refused; the others go on.
     let bakery = &mut tenants[0];
     bakery.cgroup.set_max(Limit::bytes(bakery.cgroup.current() + 100))?;
-    let refusal = bakery.add_endpoints(&pcpu, 1000).expect_err("the limit leaves room for a few");
+    let refusal = bakery.add_endpoints(1000).expect_err("the limit leaves room for a few");
     println!("\nrefused: {refusal}");
     match &refusal {
         AllocError::Limit(refusal) => assert_eq!(refusal.cgroup, "/eu/bakery"),

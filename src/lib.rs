@@ -103,10 +103,10 @@ mod sys;
 pub use arena::{BalanceMode, Populate};
 pub use memcg::{
     Accounted, AccountedMut, AllocError, Charge, ChargeError, EnterGuard, EventWatch, Footprint,
-    FreeError, Gfp, HighEvent, InMemcg, InMemcgFuture, Limit, Memcg, MemcgEvents, MemcgSnapshot,
-    MemcgStats, MemcgUsage, MergeError, NumberError, OomEvent, PeakReader, ReclaimError,
-    ReclaimReason, ReclaimRequest, Refusal, Registration, RemovalReport, ReserveError, ScopedMemcg,
-    ShrinkError, Throttle, TopConsumer, TreeError,
+    FreeError, Gfp, HighEvent, HookScope, InMemcg, InMemcgFuture, Limit, Memcg, MemcgEvents,
+    MemcgSnapshot, MemcgStats, MemcgUsage, MergeError, NumberError, OomAnswer, OomEvent,
+    PeakReader, ReclaimError, ReclaimReason, ReclaimRequest, Refusal, Registration, RemovalReport,
+    ReserveError, ScopedMemcg, ShrinkError, Throttle, TopConsumer, TreeError,
 };
 pub use percpu::{
     BuildError, CompactLocal, HistogramError, HistogramSnapshot, Iter, IterMut, Local, LocalRef,

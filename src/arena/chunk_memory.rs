@@ -117,15 +117,14 @@ impl<O: Owner> ChunkMemory<O> {
     ///
     /// # Safety
     ///
-    /// `unit` lies inside an area of `window` that the caller placed and has not handed out.
+    /// `unit` lies inside an area of `window` that the caller placed and has not handed out. Every
+    /// byte of it has a value in every copy.
     pub(crate) unsafe fn zero(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
         debug_assert!(unit.start.is_multiple_of(4) && unit.len().is_multiple_of(4));
-        let copies = machine.possible().iter().map(|&cpu| self.copy(window, cpu, unit.start));
-        let has_detached = window == Window::Coloured && detached_is_used();
-        for start in copies.chain(has_detached.then(|| self.detached(unit.start))) {
+        for start in self.copies(machine, window, unit) {
             let words = ptr::slice_from_raw_parts_mut(start.cast::<u32>().as_ptr(), unit.len() / 4);
-            // SAFETY: mapped memory (R1) that only this thread uses (R2); a copy is aligned to a
-            // granule, and any bytes are a `u32`.
+            // SAFETY: mapped memory (R1) that only this thread uses (R2). A copy is aligned to a
+            // granule. Four bytes that have a value are a `u32`.
             let words = unsafe { &mut *words };
             // In blocks, which the compiler turns into vector code; early enough an exit.
             let is_dirty = |block: &[u32]| block.iter().fold(0, |all, word| all | word) != 0;
@@ -133,6 +132,33 @@ impl<O: Owner> ChunkMemory<O> {
                 words.fill(0);
             }
         }
+    }
+
+    /// As [`zero`](Self::zero), and reads nothing: the copies of all possible CPUs take memory.
+    ///
+    /// # Safety
+    ///
+    /// `unit` lies inside an area of `window` that the caller placed and has not handed out.
+    pub(crate) unsafe fn overwrite(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
+        for start in self.copies(machine, window, unit) {
+            // SAFETY: mapped memory (R1) that only this thread uses (R2).
+            unsafe { start.write_bytes(0, unit.len()) };
+        }
+    }
+
+    /// The starts of the copies of `unit` that may hold anything: those of all possible CPUs, and the
+    /// detached one. None for an empty range.
+    fn copies(
+        &self,
+        machine: &Machine,
+        window: Window,
+        unit: &Range<usize>,
+    ) -> impl Iterator<Item = NonNull<u8>> {
+        let cpus = if unit.is_empty() { &[] } else { machine.possible() };
+        let has_detached = window == Window::Coloured && detached_is_used() && !unit.is_empty();
+        let start = unit.start;
+        let detached = has_detached.then(|| self.detached(start));
+        cpus.iter().map(move |&cpu| self.copy(window, cpu, start)).chain(detached)
     }
 
     fn owner_slot(&self, unit_offset: usize) -> NonNull<*const O::Target> {

@@ -22,6 +22,9 @@
 //!   are not populated hold no area, and only holders of the populate lock place areas on them.
 //! * A3: bytes of a chunk that are clear in its `dirty` map read as zero on every CPU unless a
 //!   live area covers them.
+//! * A5: bytes of a chunk that are clear in its `undefined` map have a value on every CPU unless a
+//!   live area covers them. What is set there is set in `dirty`, too. It is overwritten before it is
+//!   handed out, and never read.
 //! * A4: owner slots are set only for live areas of accounted chunks.
 
 mod balance;
@@ -115,6 +118,15 @@ pub(crate) struct Allocated {
     /// It has the reference to the owner that was given. False without an owner, and where the
     /// chunk keeps none.
     pub(crate) is_owned: bool,
+}
+
+/// What a freed area leaves in its copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remains {
+    /// Bytes that all have a value.
+    Initialised,
+    /// Bytes that may have none, such as padding.
+    Undefined,
 }
 
 /// What a free released.
@@ -312,17 +324,18 @@ impl<O: Owner> Arena<O> {
         let window = request.window();
         let is_owned = state.register(area, window, owner);
         let dirty = state.dirty_part(area);
+        let undefined = state.undefined_part(area);
         let (memory, unit) = state.unit_range_of(area);
-        HandedOut { memory, window, start: unit.start, dirty, is_owned }
+        HandedOut { memory, window, start: unit.start, dirty, undefined, is_owned }
     }
 
     /// Frees the area at `address`, given by its byte in the copy of CPU 0.
     ///
-    /// A wrong address is an error. A right one must not be in use any more: the layer above
-    /// sees to it.
-    pub(crate) fn free(&self, address: usize) -> Result<Freed<O>, NotLive> {
+    /// A wrong address is an error. A right one must not be in use any more, and `remains` must be
+    /// true of it: the layer above sees to it.
+    pub(crate) fn free(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
         let mut state = self.state.lock();
-        let freed = state.free(&self.geometry, address)?;
+        let freed = state.free(&self.geometry, address, remains)?;
         let pending = state.placement.is_balance_pending();
         drop(state);
         if pending {
@@ -375,15 +388,22 @@ struct HandedOut<O: Owner> {
     window: Window,
     start: usize,
     dirty: Option<Range<usize>>,
+    /// Inside of `dirty` (A5).
+    undefined: Option<Range<usize>>,
     is_owned: bool,
 }
 
 impl<O: Owner> HandedOut<O> {
     fn zeroed(self, machine: &Machine) -> Allocated {
         if let Some(dirty) = self.dirty {
-            // SAFETY: this thread placed the area, and nobody else knows it yet; `dirty` is a
-            // part of it.
-            unsafe { self.memory.zero(machine, self.window, &dirty) };
+            let undefined = self.undefined.unwrap_or(dirty.end..dirty.end);
+            for defined in [dirty.start..undefined.start, undefined.end..dirty.end] {
+                // SAFETY: this thread placed the area, and no other thread knows it yet. These bytes
+                // are a part of it, and have a value (A5).
+                unsafe { self.memory.zero(machine, self.window, &defined) };
+            }
+            // SAFETY: as above; they need no value.
+            unsafe { self.memory.overwrite(machine, self.window, &undefined) };
         }
         let first = self.memory.copy(self.window, CpuId::new(0), self.start);
         Allocated { first, is_owned: self.is_owned }

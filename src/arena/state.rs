@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::chunk_memory::ChunkMemory;
 use super::geometry::{Geometry, Window};
-use super::{Freed, NotLive, Owner};
+use super::{Freed, NotLive, Owner, Remains};
 use crate::placement::{
     Area, Bitmap, ChunkId, ChunkType, GRANULE_SIZE, PAGE_SIZE, Placement, Regions,
 };
@@ -23,8 +23,21 @@ struct Backing<O: Owner> {
     keeps_owners: bool,
     /// Granules from `base` that an area was freed on since their memory was last discarded.
     dirty: Bitmap,
+    /// Those of them on which an area was freed that may have left bytes without a value (A5).
+    undefined: Bitmap,
     /// First granules of the live areas of the paged window: few are so aligned.
     paged: HashSet<usize>,
+}
+
+impl<O: Owner> Backing<O> {
+    /// The unit bytes from the first to the last granule of the area that is set in `granules`.
+    fn unit_range_of_set(&self, granules: &Bitmap, area: &Area) -> Option<Range<usize>> {
+        let end = (area.offset + area.size) / GRANULE_SIZE;
+        let first = granules.next_set(area.offset / GRANULE_SIZE, end);
+        let last = granules.last_set(end).filter(|_| first < end)?;
+        let unit = |granule: usize| self.base + granule * GRANULE_SIZE;
+        Some(unit(first)..unit(last + 1))
+    }
 }
 
 /// The mutable part of an arena.
@@ -74,12 +87,13 @@ impl<O: Owner> State<O> {
         keeps_owners: bool,
     ) {
         let granules = (managed.end - base).div_ceil(GRANULE_SIZE);
-        let (dirty, paged) = (Bitmap::new(granules), HashSet::new());
+        let (dirty, undefined) = (Bitmap::new(granules), Bitmap::new(granules));
+        let paged = HashSet::new();
         if self.backings.len() <= id.index() {
             self.backings.resize_with(id.index() + 1, || None);
         }
         self.backings[id.index()] =
-            Some(Backing { memory, base, managed, keeps_owners, dirty, paged });
+            Some(Backing { memory, base, managed, keeps_owners, dirty, undefined, paged });
     }
 
     /// Forgets the memory of a chunk that is about to leave the placement.
@@ -139,11 +153,13 @@ impl<O: Owner> State<O> {
     /// The unit bytes of the area that may not read as zero.
     pub(super) fn dirty_part(&self, area: &Area) -> Option<Range<usize>> {
         let backing = self.backing(area.chunk);
-        let end = (area.offset + area.size) / GRANULE_SIZE;
-        let first = backing.dirty.next_set(area.offset / GRANULE_SIZE, end);
-        let last = backing.dirty.last_set(end).filter(|_| first < end)?;
-        let unit = |granule: usize| backing.base + granule * GRANULE_SIZE;
-        Some(unit(first)..unit(last + 1))
+        backing.unit_range_of_set(&backing.dirty, area)
+    }
+
+    /// The unit bytes of the area that may have no value.
+    pub(super) fn undefined_part(&self, area: &Area) -> Option<Range<usize>> {
+        let backing = self.backing(area.chunk);
+        backing.unit_range_of_set(&backing.undefined, area)
     }
 
     /// The live area that starts at `address`, which is in the copy of CPU 0.
@@ -173,6 +189,7 @@ impl<O: Owner> State<O> {
         &mut self,
         geometry: &Geometry,
         address: usize,
+        remains: Remains,
     ) -> Result<Freed<O>, NotLive> {
         let Area { chunk, offset, size } = self.live_area(geometry, address)?;
         self.placement.free(chunk, offset).map_err(|_| NotLive::NoArea)?;
@@ -181,7 +198,11 @@ impl<O: Owner> State<O> {
         if !backing.paged.is_empty() {
             backing.paged.remove(&granule);
         }
-        backing.dirty.set_range(granule..granule + size / GRANULE_SIZE);
+        let granules = granule..granule + size / GRANULE_SIZE;
+        backing.dirty.set_range(granules.clone());
+        if remains == Remains::Undefined {
+            backing.undefined.set_range(granules);
+        }
         // SAFETY: `self` is what the area lock guards.
         let owner = backing
             .keeps_owners
@@ -196,7 +217,9 @@ impl<O: Owner> State<O> {
         let backing = self.backing_mut(id);
         let granules = |bytes: usize| (bytes - backing.base) / GRANULE_SIZE;
         if !clean.is_empty() {
-            backing.dirty.clear_range(granules(clean.start)..granules(clean.end));
+            let clean = granules(clean.start)..granules(clean.end);
+            backing.dirty.clear_range(clean.clone());
+            backing.undefined.clear_range(clean);
         }
     }
 

@@ -96,7 +96,7 @@ fn alloc(arena: &Arena<Owned>, size: usize, align: usize, owner: Option<&Owned>)
 }
 
 fn free(arena: &Arena<Owned>, area: NonNull<u8>) -> Freed<Owned> {
-    arena.free(area.addr().get()).unwrap()
+    arena.free(area.addr().get(), Remains::Initialised).unwrap()
 }
 
 fn dirty(arena: &Arena<Owned>, area: NonNull<u8>, size: usize) {
@@ -311,10 +311,11 @@ fn address_behind_a_chunk_is_foreign_although_it_is_in_its_span() {
     let base = area & !(arena.geometry.span() - 1);
     assert!(arena.geometry.len() < arena.geometry.span(), "there is a rest, which is not mapped");
     for address in [base + arena.geometry.len(), base + arena.geometry.span() - 4] {
-        assert_eq!(arena.free(address).unwrap_err(), NotLive::Foreign);
+        assert_eq!(arena.free(address, Remains::Initialised).unwrap_err(), NotLive::Foreign);
         assert_eq!(arena.place_of(address).unwrap_err(), NotLive::Foreign);
     }
-    assert_eq!(arena.free(base + arena.geometry.len() - 4).unwrap_err(), NotLive::NoArea);
+    let last = base + arena.geometry.len() - 4;
+    assert_eq!(arena.free(last, Remains::Initialised).unwrap_err(), NotLive::NoArea);
 }
 
 #[test]

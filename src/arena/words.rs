@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use super::{Allocated, Arena, Freed, NoArea, Owner};
+use super::{Allocated, Arena, Freed, NoArea, Owner, Remains};
 use crate::placement::{Request, RequestFlags};
 use crate::sys::{AtomicOps, ByCpu, CopyLocator, Sequences, UNIT_STRIDE, Word};
 
@@ -98,6 +98,8 @@ impl<O: Owner, const N: usize> Words<O, N> {
 
     /// Gives the area back.
     pub(crate) fn release(self) -> Freed<O> {
-        self.arena.free(self.first.addr()).expect("the words are a live area until released")
+        // Integers, written as a whole.
+        let freed = self.arena.free(self.first.addr(), Remains::Initialised);
+        freed.expect("the words are a live area until released")
     }
 }

@@ -256,13 +256,12 @@ impl Eq for Refusal {}
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{AllocError, Gfp, Limit, PerCpu, PerCpuAllocator};
+/// use percpu_memcg::{AllocError, Limit, PerCpu, PerCpuAllocator};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
 /// tenant.set_max(Limit::bytes(0))?;
-/// let _in = tenant.enter();
-/// match PerCpu::<u64>::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT) {
+/// match PerCpu::<u64>::zeroed_for(&tenant) {
 ///     Err(AllocError::Limit(refusal)) => assert_eq!(refusal.cgroup, "/tenant"),
 ///     other => panic!("{other:?}"),
 /// }
@@ -287,6 +286,10 @@ pub enum AllocError {
     /// The system refused memory or address space.
     #[error(transparent)]
     Memory(#[from] MapError),
+    /// The cgroup that the call would charge is of another allocator's tree: the thread is within a
+    /// scope there, and has neither a scope nor an attachment in this tree.
+    #[error("the cgroup to charge belongs to another allocator")]
+    OtherTree,
 }
 
 impl AllocError {
@@ -311,10 +314,15 @@ impl AllocError {
         matches!(self, AllocError::Memory(_))
     }
 
+    /// True when the cgroup to charge belongs to another allocator.
+    pub fn is_other_tree(&self) -> bool {
+        matches!(self, AllocError::OtherTree)
+    }
+
     /// The kernel's error number: `EINVAL` or `ENOMEM`, or the number that the system returned.
     pub fn errno(&self) -> i32 {
         match self {
-            AllocError::Invalid(_) => libc::EINVAL,
+            AllocError::Invalid(_) | AllocError::OtherTree => libc::EINVAL,
             AllocError::Limit(_) | AllocError::NoRoom { .. } => libc::ENOMEM,
             AllocError::Memory(error) => error.errno(),
         }

@@ -18,8 +18,15 @@ bitflags! {
     /// | `… \| ACCOUNT` | | | an area is charged to the current cgroup; without this flag it is not charged |
     ///
     /// In every row, stocks are drained before a limit refuses or is exceeded. A charge of 0 bytes
-    /// is never refused. [`Memcg::charge_with`](crate::Memcg::charge_with) names its cgroup and
-    /// does not need `ACCOUNT`.
+    /// is never refused.
+    ///
+    /// A call that names its cgroup does not need `ACCOUNT`:
+    /// [`PerCpu::zeroed_for`](crate::PerCpu::zeroed_for) and
+    /// [`new_for`](crate::PerCpu::new_for), which are `KERNEL` otherwise, the constructors of counters
+    /// and histograms with such names, and [`Memcg::charge_with`](crate::Memcg::charge_with). `ACCOUNT`
+    /// is for code that does not know its cgroup. Without the flag, a scope has no effect. With the flag
+    /// and without a scope or an attachment, nobody is charged. Where there is a scope, but of another
+    /// allocator's tree, the call is refused ([`AllocError::OtherTree`](crate::AllocError::OtherTree)).
     ///
     /// A request that must not block never waits for reclaim or for memory to be mapped. It is
     /// served from populated pages. The first such request of an allocator may find no populated

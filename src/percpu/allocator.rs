@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::statics;
 use super::{BuildError, PcpuPtr, PerCpuAllocatorBuilder};
+use crate::arena::Remains;
 use crate::memcg::{AllocError, FreeError, Gfp, Memcg, Tree, TreeError};
 use crate::placement::{AllocInfo, ChunkStats, Place, Placement, Stats};
 use crate::sys::{CpuId, Machine};
@@ -90,7 +91,7 @@ impl PerCpuAllocator {
     /// Allocates an area of `layout` on every possible CPU, zeroed.
     ///
     /// With [`Gfp::ACCOUNT`] it is charged to the calling thread's current cgroup: size × possible
-    /// CPUs, and 8 bytes for every 4 of the size.
+    /// CPUs, and 8 bytes for every 4 of the size. [`alloc_for`](Self::alloc_for) names the cgroup.
     ///
     /// Blocks only if `gfp` allows it. Cost: a few hundred nanoseconds, and more when a chunk has
     /// to be made or a reused area to be cleaned on many CPUs.
@@ -100,6 +101,42 @@ impl PerCpuAllocator {
     /// [`AllocError`]; nothing is charged and nothing is lost.
     pub fn alloc(&self, layout: Layout, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
         self.alloc_layout(layout, gfp, false)
+    }
+
+    /// As [`alloc`](Self::alloc), and `memcg` pays, whatever the thread's current cgroup is. The flag
+    /// [`Gfp::ACCOUNT`] is not needed.
+    ///
+    /// If `memcg` was removed, its nearest live ancestor is charged. The root is not charged for areas.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]; [`AllocError::OtherTree`] when `memcg` is of another allocator.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let area = pcpu.alloc_for(&tenant, Layout::new::<u64>(), Gfp::KERNEL)?;
+    /// assert!(tenant.current() > 0);
+    /// // SAFETY: the area was not used.
+    /// unsafe { pcpu.free(area) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn alloc_for(
+        &self,
+        memcg: &Memcg,
+        layout: Layout,
+        gfp: Gfp,
+    ) -> Result<PcpuPtr, AllocError> {
+        if !Arc::ptr_eq(&self.tree, memcg.tree()) {
+            return Err(AllocError::OtherTree);
+        }
+        let (size, align) = (layout.size() as u64, layout.align() as u64);
+        self.tree.alloc_for(memcg.node(), size, align, gfp).map(PcpuPtr::from_ptr)
     }
 
     /// As [`alloc`](Self::alloc), from the reserved region of the first chunk if there is one.
@@ -137,10 +174,53 @@ impl PerCpuAllocator {
     ///
     /// # Safety
     ///
-    /// If `ptr` names a live area, nobody uses any of its copies any more, and the area is not
-    /// the memory of a [`PerCpu`](super::PerCpu).
+    /// If `ptr` names a live area:
+    ///
+    /// * no thread uses any of its copies any more;
+    /// * the area is not the memory of a [`PerCpu`](super::PerCpu);
+    /// * every byte of every copy is initialised. It was at first. A value with padding, or one that
+    ///   was not written wholly, may leave bytes that are not; see [`free_uninit`](Self::free_uninit).
     pub unsafe fn free(&self, ptr: PcpuPtr) -> Result<(), FreeError> {
-        self.tree.free(ptr.as_ptr().addr().get())
+        self.tree.free(ptr.as_ptr().addr().get(), Remains::Initialised)
+    }
+
+    /// As [`free`](Self::free), for an area with bytes that may not be initialised, such as the padding
+    /// of values that were stored there.
+    ///
+    /// The next area that is allocated in this place is overwritten with zeros, so that all its copies
+    /// take memory. After `free`, only copies that are not zero are written.
+    ///
+    /// # Errors
+    ///
+    /// As [`free`](Self::free).
+    ///
+    /// # Safety
+    ///
+    /// As [`free`](Self::free), but for the last condition.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// #[repr(C)]
+    /// struct Entry {
+    ///     state: u8, // and 7 bytes of padding
+    ///     value: u64,
+    /// }
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let area = pcpu.alloc(Layout::new::<Entry>(), Gfp::KERNEL)?;
+    /// let entry = pcpu.this_cpu_ptr(area).cast::<Entry>();
+    /// // SAFETY: a copy of a live area of that size and alignment, which no other thread uses.
+    /// unsafe { entry.write(Entry { state: 1, value: 2 }) };
+    /// // SAFETY: no thread uses the area any more.
+    /// unsafe { pcpu.free_uninit(area) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub unsafe fn free_uninit(&self, ptr: PcpuPtr) -> Result<(), FreeError> {
+        self.tree.free(ptr.as_ptr().addr().get(), Remains::Undefined)
     }
 
     /// The address of the copy of `cpu` of the area that `ptr` names; `None` when that CPU is not

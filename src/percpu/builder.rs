@@ -77,6 +77,7 @@ pub struct PerCpuAllocatorBuilder {
     layout: Option<AllocInfo>,
     populate: Populate,
     balance: BalanceMode,
+    memory_recursiveprot: bool,
 }
 
 impl PerCpuAllocatorBuilder {
@@ -89,6 +90,7 @@ impl PerCpuAllocatorBuilder {
             layout: None,
             populate: Populate::default(),
             balance: BalanceMode::default(),
+            memory_recursiveprot: false,
         }
     }
 
@@ -143,6 +145,37 @@ impl PerCpuAllocatorBuilder {
         self
     }
 
+    /// Whether `min` and `low` of a cgroup protect the cgroups below it as well; not unless given.
+    /// The mount option of this name of cgroup v2.
+    ///
+    /// A cgroup claims protection for its usage, up to its own [`min`](crate::Memcg::set_min) or
+    /// [`low`](crate::Memcg::set_low). Without this option, that is all that it gets: a setting of
+    /// its parent only bounds what siblings get together, and protects nothing below the parent
+    /// unless it is set there too. With this option, siblings share what they do not claim of
+    /// their parent's protection, in proportion to their usage beyond their claims. So a setting
+    /// at the top of a subtree is enough to protect all of it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// for is_protected in [false, true] {
+    ///     let pcpu = PerCpuAllocator::builder().memory_recursiveprot(is_protected).build()?;
+    ///     let tenant = pcpu.root().create("tenant")?;
+    ///     tenant.set_min(Limit::bytes(1 << 20))?; // and nothing at the query
+    ///     let query = tenant.create("query")?;
+    ///     let _held = query.charge(1000)?;
+    ///     let _hook = query.on_reclaim(0, |request| request.bytes);
+    ///     assert_eq!(pcpu.root().reclaim(100).is_err(), is_protected);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn memory_recursiveprot(mut self, recursive: bool) -> Self {
+        self.memory_recursiveprot = recursive;
+        self
+    }
+
     /// Builds the allocator: reserves the first chunk's address space.
     ///
     /// # Errors
@@ -188,7 +221,8 @@ impl PerCpuAllocatorBuilder {
             populate: self.populate,
             balance: self.balance,
         })?;
-        let tree = Tree::new(areas, statistics).map_err(|error| match error {
+        let tree = Tree::new(areas, statistics, self.memory_recursiveprot);
+        let tree = tree.map_err(|error| match error {
             NoArea::Memory(error) => BuildError::Memory(error),
             NoArea::NoRoom => unreachable!("a blocking request outside the reserved region"),
         })?;

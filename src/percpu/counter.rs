@@ -9,8 +9,9 @@ use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use zerocopy::FromZeros;
 
+use super::object::Source;
 use super::{Local, LocalRef, PerCpu, PerCpuAllocator};
-use crate::memcg::{AllocError, Gfp};
+use crate::memcg::{AllocError, Gfp, Memcg};
 use crate::sys::forks;
 
 /// A counter that many CPUs add to and that is cheap to read approximately: the kernel's
@@ -27,10 +28,11 @@ use crate::sys::forks;
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuCounter};
+/// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
-/// let in_flight = PerCpuCounter::new_in(&pcpu, Gfp::KERNEL)?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let in_flight = PerCpuCounter::new_for(&tenant)?;
 /// in_flight.inc();
 /// in_flight.add(41);
 /// assert_eq!(in_flight.sum(), 42);
@@ -49,14 +51,34 @@ pub struct PerCpuCounter {
 }
 
 impl PerCpuCounter {
-    /// A counter at 0, with the kernel's batch: twice the number of possible CPUs, at least 32.
+    /// A counter at 0 that `memcg` pays for, with the kernel's batch: twice the number of possible CPUs,
+    /// at least 32. For who is charged, see [`PerCpu::new_for`].
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]: no memory, or a cgroup refused the charge.
+    pub fn new_for(memcg: &Memcg) -> Result<Self, AllocError> {
+        let source = Source::Memcg(memcg);
+        Self::new_from(source, Self::usual_batch(source))
+    }
+
+    /// As [`new_for`](Self::new_for), with a batch: 0 and 1 keep everything in the total.
+    ///
+    /// # Errors
+    ///
+    /// As [`new_for`](Self::new_for).
+    pub fn with_batch_for(memcg: &Memcg, batch: u64) -> Result<Self, AllocError> {
+        Self::new_from(Source::Memcg(memcg), batch)
+    }
+
+    /// A counter at 0, with the batch of [`new_for`](Self::new_for).
     ///
     /// # Errors
     ///
     /// [`AllocError`]; with [`Gfp::ACCOUNT`] also that a cgroup refused the charge.
     pub fn new_in(allocator: &PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
-        let cpus = allocator.machine().nr_possible() as u64;
-        Self::with_batch(allocator, gfp, (2 * cpus).max(32))
+        let source = Source::Allocator(allocator, gfp);
+        Self::new_from(source, Self::usual_batch(source))
     }
 
     /// As [`new_in`](Self::new_in), with a batch: 0 and 1 keep everything in the total.
@@ -69,10 +91,18 @@ impl PerCpuCounter {
         gfp: Gfp,
         batch: u64,
     ) -> Result<Self, AllocError> {
+        Self::new_from(Source::Allocator(allocator, gfp), batch)
+    }
+
+    fn usual_batch(source: Source<'_>) -> u64 {
+        (2 * source.machine().nr_possible() as u64).max(32)
+    }
+
+    fn new_from(source: Source<'_>, batch: u64) -> Result<Self, AllocError> {
         forks::watch();
         Ok(PerCpuCounter {
             total: CachePadded::default(),
-            local: PerCpu::zeroed_in(allocator, gfp)?,
+            local: PerCpu::zeroed_from(source)?,
             batch,
             moving: Moving::default(),
             settling: Mutex::new(()),
@@ -235,12 +265,13 @@ impl fmt::Debug for PerCpuCounter {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuCounters};
+/// use percpu_memcg::{PerCpuAllocator, PerCpuCounters};
 ///
 /// const HITS: usize = 0;
 /// const MISSES: usize = 1;
 /// let pcpu = PerCpuAllocator::new()?;
-/// let cache = PerCpuCounters::<2>::new_in(&pcpu, Gfp::KERNEL)?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let cache = PerCpuCounters::<2>::new_for(&tenant)?;
 /// cache.inc(HITS);
 /// cache.add(MISSES, 3);
 /// assert_eq!(cache.sums(), [1, 3]);
@@ -252,6 +283,15 @@ pub struct PerCpuCounters<const K: usize> {
 }
 
 impl<const K: usize> PerCpuCounters<K> {
+    /// Counters at 0 that `memcg` pays for. For who is charged, see [`PerCpu::new_for`].
+    ///
+    /// # Errors
+    ///
+    /// As [`new_in`](Self::new_in).
+    pub fn new_for(memcg: &Memcg) -> Result<Self, AllocError> {
+        Ok(PerCpuCounters { counters: PerCpu::zeroed_for(memcg)? })
+    }
+
     /// Counters at 0.
     ///
     /// # Errors
@@ -300,10 +340,11 @@ impl<const K: usize> PerCpuCounters<K> {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuHistogram};
+/// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
-/// let latency_us = PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, [100, 1_000, 10_000])?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let latency_us = PerCpuHistogram::new_for(&tenant, [100, 1_000, 10_000])?;
 /// latency_us.record(100);
 /// latency_us.record(250);
 /// latency_us.record(90_000);
@@ -320,7 +361,7 @@ pub struct PerCpuHistogram<const B: usize> {
 
 #[derive(Debug, FromZeros)]
 #[repr(C)]
-struct Cells<const B: usize> {
+pub(super) struct Cells<const B: usize> {
     /// The sum of all values.
     sum: Local<u64>,
     over: Local<u64>,
@@ -352,6 +393,16 @@ impl HistogramError {
 }
 
 impl<const B: usize> PerCpuHistogram<B> {
+    /// A histogram that `memcg` pays for, with a bucket up to and including each of `bounds`, and one
+    /// for values above. For who is charged, see [`PerCpu::new_for`].
+    ///
+    /// # Errors
+    ///
+    /// As [`new_in`](Self::new_in).
+    pub fn new_for(memcg: &Memcg, bounds: [u64; B]) -> Result<Self, HistogramError> {
+        Self::new_from(Source::Memcg(memcg), bounds)
+    }
+
     /// A histogram with a bucket up to and including each of `bounds`, and one for values above.
     ///
     /// # Errors
@@ -363,11 +414,15 @@ impl<const B: usize> PerCpuHistogram<B> {
         gfp: Gfp,
         bounds: [u64; B],
     ) -> Result<Self, HistogramError> {
+        Self::new_from(Source::Allocator(allocator, gfp), bounds)
+    }
+
+    fn new_from(source: Source<'_>, bounds: [u64; B]) -> Result<Self, HistogramError> {
         if let Some(before) = bounds.windows(2).position(|pair| pair[0] >= pair[1]) {
             let index = before + 1;
             return Err(HistogramError::Bounds { index, bound: bounds[index] });
         }
-        Ok(PerCpuHistogram { bounds, cells: PerCpu::zeroed_in(allocator, gfp)? })
+        Ok(PerCpuHistogram { bounds, cells: PerCpu::zeroed_from(source)? })
     }
 
     fn cell(&self, offset: usize) -> LocalRef<'_, u64> {

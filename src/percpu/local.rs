@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use zerocopy::FromZeros;
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::PerCpu;
 use crate::memcg::Tree;
@@ -27,10 +27,11 @@ use crate::sys::{
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+/// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
-/// let hits = PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let hits = PerCpu::<Local<u64>>::zeroed_for(&tenant)?;
 /// hits.add(2);
 /// hits.inc();
 /// assert_eq!(hits.sum(), 3);
@@ -38,7 +39,7 @@ use crate::sys::{
 /// assert_eq!(by_cpu + hits.detached(), 3);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(FromZeros)]
+#[derive(FromZeros, IntoBytes)]
 #[repr(transparent)]
 pub struct Local<N: LocalInt, I: CopyIndex = ByCpu> {
     word: N::Atomic,

@@ -12,6 +12,7 @@ mod counter;
 mod local;
 mod object;
 mod raw;
+mod remains;
 mod stack;
 mod statics;
 

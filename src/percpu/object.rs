@@ -1,5 +1,6 @@
 //! A typed per-CPU object.
 
+use std::alloc::Layout;
 use std::fmt;
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
@@ -10,8 +11,9 @@ use std::sync::Arc;
 use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
-use crate::memcg::{AllocError, Gfp, Tree};
-use crate::sys::{CopyLocator, CpuId};
+use super::remains::remains_of;
+use crate::memcg::{AllocError, Gfp, Memcg, Tree};
+use crate::sys::{CopyLocator, CpuId, Machine};
 
 /// One `T` for each possible CPU.
 ///
@@ -27,14 +29,22 @@ use crate::sys::{CopyLocator, CpuId};
 ///   nobody else frees.
 /// * D2: the copy of every possible CPU holds a valid `T`; copies of other CPU ids are not touched.
 ///
+/// | constructor | every copy is | charged to |
+/// |---|---|---|
+/// | [`zeroed_for`](PerCpu::zeroed_for) | zero | the cgroup that it names |
+/// | [`new_for`](PerCpu::new_for) | what a function returns | the cgroup that it names |
+/// | [`zeroed_in`](PerCpu::zeroed_in), [`new_in`](PerCpu::new_in) | likewise | nobody; with [`Gfp::ACCOUNT`], the thread's current cgroup |
+///
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+/// use percpu_memcg::{PerCpu, PerCpuAllocator};
 /// use std::sync::Mutex;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
-/// let queues = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_cpu| Mutex::new(Vec::new()))?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let queues = PerCpu::new_for(&tenant, |_cpu| Mutex::new(Vec::new()))?;
+/// assert!(tenant.current() > 0);
 /// queues.this_cpu().lock().unwrap().push("job");
 /// let queued: usize = queues.iter().map(|(_, queue)| queue.lock().unwrap().len()).sum();
 /// assert_eq!(queued, 1);
@@ -55,6 +65,36 @@ unsafe impl<T: Send> Send for PerCpu<T> {}
 // SAFETY: `&PerCpu<T>` gives out nothing but `&T`.
 unsafe impl<T: Sync> Sync for PerCpu<T> {}
 
+/// Where an object's area comes from, and who pays.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// The thread's current cgroup pays if the flags say so.
+    Allocator(&'a PerCpuAllocator, Gfp),
+    /// This cgroup pays. The call may block.
+    Memcg(&'a Memcg),
+}
+
+impl<'a> Source<'a> {
+    fn tree(self) -> &'a Arc<Tree> {
+        match self {
+            Source::Allocator(allocator, _) => allocator.tree(),
+            Source::Memcg(memcg) => memcg.tree(),
+        }
+    }
+
+    pub(super) fn machine(self) -> &'a Machine {
+        self.tree().arena().machine()
+    }
+
+    fn alloc(self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
+        let (size, align) = (layout.size() as u64, layout.align() as u64);
+        match self {
+            Source::Allocator(allocator, gfp) => allocator.tree().alloc(size, align, gfp, false),
+            Source::Memcg(memcg) => memcg.tree().alloc_for(memcg.node(), size, align, Gfp::KERNEL),
+        }
+    }
+}
+
 /// An area that is freed on drop unless it became an object.
 struct AreaGuard<'a, T> {
     first: NonNull<T>,
@@ -65,9 +105,9 @@ struct AreaGuard<'a, T> {
 }
 
 impl<'a, T> AreaGuard<'a, T> {
-    fn new(allocator: &'a PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
-        let tree = allocator.tree();
-        let first = tree.alloc(size_of::<T>() as u64, align_of::<T>() as u64, gfp, false)?;
+    fn new(source: Source<'a>) -> Result<Self, AllocError> {
+        let tree = source.tree();
+        let first = source.alloc(Layout::new::<T>())?;
         let stride = tree.arena().stride(align_of::<T>());
         Ok(AreaGuard { first: first.cast(), tree, initialised: 0, stride })
     }
@@ -82,14 +122,14 @@ impl<'a, T> AreaGuard<'a, T> {
 impl<T> Drop for AreaGuard<'_, T> {
     fn drop(&mut self) {
         // Frees the area also when a value's drop panics, after dropping the rest.
-        struct Free<'a>(&'a Tree, usize);
-        impl Drop for Free<'_> {
+        struct Free<'a, T>(&'a Tree, NonNull<T>);
+        impl<T> Drop for Free<'_, T> {
             fn drop(&mut self) {
-                let freed = self.0.free(self.1);
+                let freed = self.0.free(self.1.addr().get(), remains_of::<T>());
                 debug_assert!(freed.is_ok(), "a live object's area: {freed:?}");
             }
         }
-        let _free = Free(self.tree, self.first.addr().get());
+        let _free = Free(self.tree, self.first);
         if std::mem::needs_drop::<T>() {
             drop_copies(self);
         }
@@ -123,15 +163,82 @@ fn copy_of<T>(first: NonNull<T>, stride: usize, cpu: CpuId) -> *mut T {
 }
 
 impl<T> PerCpu<T> {
+    /// Allocates an object that `memcg` pays for, and initialises the copy of every possible CPU, in
+    /// ascending order.
+    ///
+    /// As [`new_in`](Self::new_in) with [`Gfp::KERNEL_ACCOUNT`] from the allocator of `memcg`, within a
+    /// scope of it. But nothing can be forgotten: no scope is needed, and those of the thread do not
+    /// count. If `memcg` was removed, its nearest live ancestor is charged. The root is not charged for
+    /// areas.
+    ///
+    /// Every copy is written, so every CPU's copy takes memory; [`zeroed_for`](Self::zeroed_for) takes
+    /// none before a CPU uses its copy.
+    ///
+    /// # Errors
+    ///
+    /// As [`new_in`](Self::new_in).
+    ///
+    /// # Panics
+    ///
+    /// As [`new_in`](Self::new_in).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpu, PerCpuAllocator};
+    /// use std::sync::atomic::AtomicU64;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let tokens = PerCpu::new_for(&tenant, |_cpu| AtomicU64::new(100))?;
+    /// assert_eq!(tenant.current(), tenant.stat().percpu);
+    /// drop(tokens);
+    /// assert_eq!(tenant.current(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn new_for(memcg: &Memcg, init: impl FnMut(CpuId) -> T) -> Result<Self, AllocError> {
+        Self::new_from(Source::Memcg(memcg), init)
+    }
+
+    /// Allocates an object that `memcg` pays for and whose copies are all zero, without touching them.
+    ///
+    /// As [`zeroed_in`](Self::zeroed_in) with [`Gfp::KERNEL_ACCOUNT`]; see [`new_for`](Self::new_for)
+    /// for who is charged.
+    ///
+    /// # Errors
+    ///
+    /// As [`new_in`](Self::new_in).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, Local, PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let hits = PerCpu::<Local<u64>>::zeroed_for(&tenant)?;
+    /// hits.inc();
+    /// tenant.set_max(Limit::bytes(tenant.current()))?;
+    /// assert!(PerCpu::<Local<u64>>::zeroed_for(&tenant).unwrap_err().is_limit());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn zeroed_for(memcg: &Memcg) -> Result<Self, AllocError>
+    where
+        T: FromZeros,
+    {
+        Self::zeroed_from(Source::Memcg(memcg))
+    }
+
     /// Allocates an object and initialises the copy of every possible CPU, in ascending order.
     ///
     /// Every copy is written, so every CPU's copy takes memory; [`zeroed_in`](Self::zeroed_in)
-    /// takes none before a CPU uses its copy.
+    /// takes none before a CPU uses its copy. [`new_for`](Self::new_for) names the cgroup that pays.
     ///
     /// # Errors
     ///
     /// [`AllocError`]: a limit, no memory; or a `T` of no bytes, above 32 KiB, or aligned to more
-    /// than 4096. `init` is not called then.
+    /// than 4096; or, with [`Gfp::ACCOUNT`], a scope of another allocator's tree and none of this one.
+    /// `init` is not called then.
     ///
     /// # Panics
     ///
@@ -139,10 +246,14 @@ impl<T> PerCpu<T> {
     pub fn new_in(
         allocator: &PerCpuAllocator,
         gfp: Gfp,
-        mut init: impl FnMut(CpuId) -> T,
+        init: impl FnMut(CpuId) -> T,
     ) -> Result<Self, AllocError> {
-        let mut area = AreaGuard::new(allocator, gfp)?;
-        for &cpu in allocator.machine().possible() {
+        Self::new_from(Source::Allocator(allocator, gfp), init)
+    }
+
+    fn new_from(source: Source<'_>, mut init: impl FnMut(CpuId) -> T) -> Result<Self, AllocError> {
+        let mut area = AreaGuard::new(source)?;
+        for &cpu in source.machine().possible() {
             let value = init(cpu);
             let copy: *mut T = copy_of(area.first, area.stride, cpu);
             // SAFETY: the copy of a possible CPU in a live area with the size and alignment of
@@ -155,6 +266,11 @@ impl<T> PerCpu<T> {
 
     /// Allocates an object whose copies are all zero, without touching them.
     ///
+    /// A copy takes memory when it is first written. There is one exception: where an object was freed
+    /// whose type may have padding, the next one is overwritten with zeros on every CPU. Such types are
+    /// those that do not implement [`zerocopy::IntoBytes`].
+    /// [`zeroed_for`](Self::zeroed_for) names the cgroup that pays.
+    ///
     /// # Errors
     ///
     /// As [`new_in`](Self::new_in).
@@ -162,8 +278,15 @@ impl<T> PerCpu<T> {
     where
         T: FromZeros,
     {
+        Self::zeroed_from(Source::Allocator(allocator, gfp))
+    }
+
+    pub(super) fn zeroed_from(source: Source<'_>) -> Result<Self, AllocError>
+    where
+        T: FromZeros,
+    {
         // A new area reads as zero, and zero bytes are a valid `T`.
-        Ok(AreaGuard::new(allocator, gfp)?.into_object())
+        Ok(AreaGuard::new(source)?.into_object())
     }
 
     /// The possible CPUs, ascending: those that have a copy.

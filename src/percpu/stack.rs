@@ -25,10 +25,11 @@ use crate::sys::{
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Gfp, LocalStack, PerCpu, PerCpuAllocator};
+/// use percpu_memcg::{LocalStack, PerCpu, PerCpuAllocator};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
-/// let mut free = PerCpu::<LocalStack<u32, 16>>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let mut free = PerCpu::<LocalStack<u32, 16>>::zeroed_for(&tenant)?;
 /// free.push(7).expect("the stack of this CPU is empty");
 /// let taken = free.pop(); // 7, unless the thread moved to another CPU
 /// let left: Vec<u32> = free.drain().collect();

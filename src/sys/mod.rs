@@ -21,6 +21,7 @@
 //! | `sysfs` | reading a machine out of `/sys/devices/system` |
 //! | `faults` | [`FaultInjection`], [`MapOp`]: refusing mapping operations on purpose |
 //! | `forks` | telling a forked child from its parent |
+//! | `loaded` | keeping a shared library with this crate from being unloaded |
 //! | `error` | [`MapError`], [`MachineError`]: what can go wrong |
 //! | `reservation` | `Reservation`: one lazily backed anonymous mapping |
 //! | `this_cpu` | operations on the copy of the CPU that runs the thread; [`ThisCpu`], [`Tier`] |
@@ -37,6 +38,7 @@ mod cpu;
 mod error;
 mod faults;
 pub(crate) mod forks;
+mod loaded;
 mod machine;
 mod reservation;
 mod sysfs;

@@ -20,6 +20,8 @@ use crate::world::{Area, Holder, World, pick, same_refusal};
 #[derive(Debug)]
 enum Verdict {
     Invalid,
+    /// The thread is in a scope of another tree alone.
+    OtherTree,
     Refused(Refusal),
     /// Granted to whoever pays; memory may be missing yet.
     Granted(Option<CgroupId>),
@@ -30,6 +32,9 @@ impl World {
         let Request { size, align, gfp, .. } = *request;
         if size == 0 || size > 32_768 || align > 4096 {
             return Verdict::Invalid;
+        }
+        if gfp.contains(Gfp::ACCOUNT) && self.tree.is_elsewhere() {
+            return Verdict::OtherTree;
         }
         let payer = self.tree.payer().filter(|_| gfp.contains(Gfp::ACCOUNT));
         let Some(payer) = payer else { return Verdict::Granted(None) };
@@ -139,6 +144,9 @@ impl World {
                 };
                 prop_assert!(true_reason, "{error}");
                 self.note("illegal request");
+            }
+            (AllocError::OtherTree, Verdict::OtherTree) => {
+                self.note("a scope of another tree alone");
             }
             (AllocError::Limit(error), Verdict::Refused(refusal)) => same_refusal(error, refusal)?,
             (AllocError::NoRoom { size }, Verdict::Granted(_)) => {

@@ -13,7 +13,6 @@ struct Figures {
     current: u64,
     /// Equal to `current`: nothing but per-CPU memory is charged.
     percpu: u64,
-    peak: u64,
     max: Option<u64>,
     descendants: usize,
     dying: usize,
@@ -35,23 +34,19 @@ impl World {
                 path: handle.path(),
                 current: handle.current(),
                 percpu: handle.stat().percpu,
-                peak: handle.peak(),
                 max: handle.max().get(),
                 descendants: handle.nr_descendants(),
                 dying: handle.nr_dying_descendants(),
                 threads: handle.nr_threads(),
             };
             let usage = self.tree.usage(*id);
-            // What stocks of other cgroups hold when a charge is made counts in its peak.
-            let peak = if self.drains { cgroup.peak } else { handle.peak() };
-            let slack = self.pcpu.machine().nr_possible() as u64 * (2 << 20);
-            let possible = cgroup.peak..=cgroup.peak + slack;
+            let most = if self.drains { cgroup.peak } else { cgroup.highest_peak };
+            let (peak, possible) = (handle.peak(), cgroup.peak..=most);
             prop_assert!(possible.contains(&peak), "peak {} in {:?}", peak, possible);
             let model = Figures {
                 path: self.tree.path(*id),
                 current: usage,
                 percpu: usage,
-                peak,
                 max: cgroup.max,
                 descendants: self.tree.nr_descendants(*id),
                 dying: self.tree.nr_dying(*id),

@@ -43,7 +43,7 @@ pub(crate) enum Op {
     Enter {
         cgroup: Index,
     },
-    /// Enters a cgroup of another allocator, which must not matter.
+    /// Enters a cgroup of another allocator: no cgroup of this one can be charged by that.
     EnterStranger,
     /// Ends any scope, or the innermost.
     Leave {

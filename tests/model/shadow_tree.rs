@@ -24,6 +24,12 @@ pub(crate) struct Cgroup {
     pub(crate) handle: bool,
     pub(crate) max: Option<u64>,
     pub(crate) peak: u64,
+    /// What stocks at or below it may hold. Until the next charge of a step they get only what is
+    /// released: bytes are charged ahead where that makes no peak, and used first by the next
+    /// charge of the same payer.
+    pub(crate) cached: u64,
+    /// The peak, if all that stocks may have held counted at every charge.
+    pub(crate) highest_peak: u64,
     /// What the parent is charged for this cgroup's statistics.
     statistics: Option<ChargeId>,
 }
@@ -86,6 +92,8 @@ impl ShadowTree {
             handle: true,
             max: None,
             peak: 0,
+            cached: 0,
+            highest_peak: 0,
             statistics,
         });
     }
@@ -161,6 +169,13 @@ impl ShadowTree {
         self.scopes.iter().rev().copied().flatten().next().or(self.attached).unwrap_or(ROOT)
     }
 
+    /// The thread is in a scope, but of another tree, and has neither scope nor attachment in this one.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        let is_here = self.scopes.iter().any(Option::is_some);
+        let is_attached = self.attached.is_some_and(|id| id != ROOT);
+        !self.scopes.is_empty() && !is_here && !is_attached
+    }
+
     /// Who pays for an accounted area now; nobody when that would be the root.
     pub(crate) fn payer(&self) -> Option<CgroupId> {
         self.payer_for(self.current())
@@ -185,15 +200,20 @@ impl ShadowTree {
         self.charges.insert(self.next_charge, Charge { payer, bytes, inherited: false });
         for id in self.ancestry(payer) {
             let usage = self.usage(id);
-            let peak = &mut self.cgroups[id].peak;
-            *peak = usage.max(*peak);
+            let cgroup = &mut self.cgroups[id];
+            cgroup.peak = usage.max(cgroup.peak);
+            cgroup.highest_peak = (usage + cgroup.cached).max(cgroup.highest_peak);
         }
         self.next_charge += 1;
         self.next_charge - 1
     }
 
     pub(crate) fn release(&mut self, charge: ChargeId) {
-        self.charges.remove(&charge).expect("a charge is released once");
+        let Charge { payer, bytes, .. } =
+            self.charges.remove(&charge).expect("a charge is released once");
+        for id in self.ancestry(payer) {
+            self.cgroups[id].cached += bytes;
+        }
     }
 
     // Changes of the tree.

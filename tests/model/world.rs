@@ -116,6 +116,9 @@ impl World {
     fn step(&mut self, op: &Op) -> TestCaseResult {
         let faults = self.pcpu.machine().faults();
         self.faults.forget_until(faults.operations());
+        for (id, handle) in &self.handles {
+            self.tree.cgroups[*id].cached = handle.cached();
+        }
         match *op {
             Op::Create { parent, ref name } => self.create(parent, name),
             Op::Remove { cgroup, keep_handle } => self.remove(cgroup, keep_handle),

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use percpu_memcg::{Limit, Memcg, TreeError};
+use percpu_memcg::{Limit, Memcg, PerCpuAllocator, TreeError};
 
 use crate::memory::{Cache, Job};
 use crate::{MIB, assert_close, cgroup};
@@ -67,8 +67,9 @@ type SetProtection = fn(&Memcg, Limit) -> Result<(), TreeError>;
 /// The tree of `min` and `low`: A limits, B protects 50 M of what its children C, D and E hold, F
 /// claims much and has nothing, G is a neighbour that needs memory. Returns B to F, and G's last
 /// charge.
-fn protection(set: SetProtection) -> ([Memcg; 5], bool) {
-    let (pcpu, a) = cgroup("a");
+fn protection(set: SetProtection, is_recursive: bool) -> ([Memcg; 5], bool) {
+    let pcpu = PerCpuAllocator::builder().memory_recursiveprot(is_recursive).build().unwrap();
+    let a = pcpu.root().create("a").unwrap();
     a.set_max(Limit::bytes(200 * MIB)).unwrap();
     let [b, g] = ["b", "g"].map(|name| a.create(name).unwrap());
     set(&b, Limit::bytes(50 * MIB)).unwrap();
@@ -104,20 +105,25 @@ fn protection(set: SetProtection) -> ([Memcg; 5], bool) {
 
 #[test]
 fn min() {
-    let ([_, c, ..], is_granted) = protection(Memcg::set_min);
-    assert!(!is_granted, "what `min` protects is not given to anybody");
-    let a = c.parent().and_then(|b| b.parent()).unwrap();
-    assert_eq!(a.events().oom, 1, "where the kernel kills");
+    for is_recursive in [false, true] {
+        let ([_, c, ..], is_granted) = protection(Memcg::set_min, is_recursive);
+        assert!(!is_granted, "what `min` protects is not given to anybody");
+        let a = c.parent().and_then(|b| b.parent()).unwrap();
+        assert_eq!(a.events().oom, 1, "where the kernel kills");
+    }
 }
 
 #[test]
 fn low() {
-    let ([_, c, d, e, f], is_granted) = protection(Memcg::set_low);
-    assert!(is_granted, "`low` gives way when nothing else is left");
-    let events = [&c, &d, &e, &f].map(Memcg::events);
-    assert!(events[0].low > 0 && events[1].low > 0, "{events:?}");
-    assert_eq!((events[2].low, events[3].low), (0, 0), "they have no effective protection");
-    assert_eq!(events.map(|events| events.oom), [0; 4]);
+    for is_recursive in [false, true] {
+        let ([_, c, d, e, f], is_granted) = protection(Memcg::set_low, is_recursive);
+        assert!(is_granted, "`low` gives way when nothing else is left");
+        let events = [&c, &d, &e, &f].map(Memcg::events);
+        assert!(events[0].low > 0 && events[1].low > 0, "{events:?}");
+        assert!(is_recursive || events[2].low == 0, "E has no effective protection");
+        assert_eq!(events[3].low, 0, "F uses nothing");
+        assert_eq!(events.map(|events| events.oom), [0; 4]);
+    }
 }
 
 #[test]

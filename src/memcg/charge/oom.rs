@@ -2,26 +2,48 @@
 
 use std::sync::Arc;
 
-use crate::memcg::charge::reentrancy::Inside;
+use crate::memcg::charge::attempts::wait_until;
 use crate::memcg::node::Node;
-use crate::memcg::notify::callbacks::{OomAsk, OomCallback};
+use crate::memcg::node::turn::PATIENCE;
+use crate::memcg::notify::callbacks::{OomAnswer, OomAsk, OomCallback};
+use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
 
-/// Calls the callbacks of a cgroup, and then those of its ancestors, until one returns that the
-/// charge is worth another try.
-pub(crate) fn ask(node: &Arc<Node>, bytes: u64) -> bool {
-    let callbacks = || node.ancestors().flat_map(|node| node.callbacks.oom.snapshot());
-    if callbacks().next().is_none() {
-        return false;
+/// Calls the callbacks of a cgroup, and then those of its ancestors, until one does not refuse.
+pub(crate) fn ask(node: &Arc<Node>, bytes: u64) -> OomAnswer {
+    let callbacks: Vec<_> =
+        node.ancestors().flat_map(|node| node.callbacks.oom.snapshot()).collect();
+    if callbacks.is_empty() {
+        return OomAnswer::Refuse;
     }
-    // Callbacks that are unregistered before this returns are dropped after the lock is released.
+    // Callbacks that are unregistered before this returns are dropped when the thread is outside.
     let mut called: Vec<Arc<OomCallback<Node>>> = Vec::new();
-    let Some(_inside) = Inside::begin(Inside::RECLAIM) else { return false };
-    let _one = node.shared.reclaiming.lock();
+    let tree = node.shared.key();
+    let Some(_inside) = Inside::begin(tree, What::Reclaim) else { return OomAnswer::Refuse };
+    let Some(_turn) = node.turn.wait() else { return OomAnswer::Refuse };
     if node.counter().check(bytes).is_ok() {
-        return true;
+        return OomAnswer::Retry;
     }
-    callbacks().filter_map(|(_, callback)| callback.upgrade()).any(|callback| {
+    let lease = Lease::new(tree);
+    let _end = EndOfLease(&lease);
+    let live = callbacks.iter().filter_map(|(_, callback)| callback.upgrade());
+    let mut answers = live.map(|callback| {
         called.push(Arc::clone(&callback));
-        callback(&OomAsk { node, bytes })
-    })
+        callback(&OomAsk { node, bytes, lease: &lease })
+    });
+    answers.find(|answer| *answer != OomAnswer::Refuse).unwrap_or(OomAnswer::Refuse)
+}
+
+/// As [`ask`], for a charge that a limit refuses. Gives callbacks the time that they ask for. Returns
+/// whether the charge is worth another try.
+pub(crate) fn makes_room(level: &Arc<Node>, bytes: u64) -> bool {
+    let has_room = || {
+        level.drain();
+        level.is_gone() || level.counter().check(bytes).is_ok()
+    };
+    match ask(level, bytes) {
+        OomAnswer::Refuse => return false,
+        OomAnswer::Retry => {}
+        OomAnswer::Later(time) => wait_until(has_room, time.min(PATIENCE)),
+    }
+    true
 }

@@ -13,8 +13,9 @@
 //!   The effective values are those of `protection`, from the target downwards. The target's own
 //!   protection does not count. The values are computed again before every hook. The sum of the
 //!   siblings' claims is computed again only after a hook freed something.
-//! * One thread reclaims at a time in a tree. A thread that had to wait checks first whether it
-//!   still needs the memory.
+//! * One thread reclaims at a time for a cgroup (`node::turn`). A thread that had to wait checks first
+//!   whether it still needs the memory. Threads that reclaim for different cgroups, one of which may
+//!   be below the other, do not wait for each other: a hook may be called by several threads at once.
 //! * Hooks are asked for a little more than is needed, so that the next charge need not reclaim
 //!   again.
 //! * A hook may charge. Its charges are never refused and start no reclaim, so a hook is never
@@ -23,16 +24,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use crate::memcg::charge::reentrancy::Inside;
+use crate::memcg::charge::attempts::Attempts;
 use crate::memcg::counter::Bound;
 use crate::memcg::counter::protection::{Protection, claim, is_within};
 use crate::memcg::node::Node;
-use crate::memcg::node::shared::HookId;
+use crate::memcg::node::turn::HookId;
 use crate::memcg::notify::callbacks::{ReclaimAsk, ReclaimHook, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
-
-/// How often reclaim is repeated while hooks free something: the kernel's `MAX_RECLAIM_RETRIES`.
-pub(crate) const RETRIES: u32 = 16;
+use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
 
 /// The most bytes that hooks are asked for beyond the need: 32 pages, the kernel's
 /// `SWAP_CLUSTER_MAX`.
@@ -54,11 +53,29 @@ impl Turn {
 /// For a cgroup and a bound, the sum of what its children claim.
 type Claims = HashMap<(*const Node, Bound), u128>;
 
+/// Cgroups whose `low` was overridden. Events are raised at the end, because they run wakers.
+#[derive(Default)]
+struct Overridden(Vec<Arc<Node>>);
+
+impl Overridden {
+    fn note(&mut self, node: &Arc<Node>) {
+        if !self.0.iter().any(|other| Arc::ptr_eq(other, node)) {
+            self.0.push(Arc::clone(node));
+        }
+    }
+}
+
+impl Drop for Overridden {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|node| node.raise(EventKind::Low));
+    }
+}
+
 /// Runs hooks of this cgroup and its descendants until they freed about `bytes`. Returns how much
 /// they report as freed.
 ///
-/// `is_enough` is asked after the wait for the reclaim lock. If it is true, no hook runs and the
-/// result is 1, so that the caller tries again.
+/// `is_enough` is asked after the wait for the turn. If it is true, no hook runs and the result is 1,
+/// so that the caller tries again.
 pub(crate) fn run(
     target: &Arc<Node>,
     bytes: u64,
@@ -69,20 +86,22 @@ pub(crate) fn run(
     if hooks.is_empty() {
         return 0;
     }
-    // Hooks that are unregistered before this returns are dropped after the lock is released.
-    let mut called: Vec<Arc<ReclaimHook<Node>>> = Vec::new();
-    let Some(_reclaiming) = Inside::begin(Inside::RECLAIM) else { return 0 };
-    let mut last = target.shared.reclaiming.lock();
+    // What may be the last reference to a hook, and what raises events, is dropped after the turn.
+    let (mut called, mut overridden) = (Vec::new(), Overridden::default());
+    let tree = target.shared.key();
+    let Some(_inside) = Inside::begin(tree, What::Reclaim) else { return 0 };
+    let Some(mut last) = target.turn.wait() else { return 0 };
     if is_enough() {
         return 1;
     }
+    let lease = Lease::new(tree);
+    let _end = EndOfLease(&lease);
     for peers in hooks.chunk_by_mut(|one, next| one.order == next.order) {
         let had_its_turn = peers.iter().position(|turn| Some(turn.id()) == *last);
         peers.rotate_left(had_its_turn.map_or(0, |index| index + 1));
     }
     let wanted = bytes.saturating_add(MOST_BEYOND.min(target.current() / 16));
     let (mut freed, mut low_skipped) = (0u64, false);
-    let mut overridden: Vec<*const Node> = Vec::new();
     let mut claims = Claims::new();
     for overrides_low in [false, true] {
         if overrides_low && (freed > 0 || !low_skipped) {
@@ -104,13 +123,12 @@ pub(crate) fn run(
                 low_skipped = true;
                 continue;
             }
-            if is_low && !overridden.contains(&Arc::as_ptr(node)) {
-                node.raise(EventKind::Low);
-                overridden.push(Arc::as_ptr(node));
+            if is_low {
+                overridden.note(node);
             }
             let spare = usage - if overrides_low { min } else { min.max(low) };
             let bytes = spare.min(wanted - freed);
-            let given = hook(&ReclaimAsk { node, target, bytes, reason });
+            let given = hook(&ReclaimAsk { node, target, bytes, reason, lease: &lease });
             if given > 0 {
                 claims.clear();
                 *last = Some(turn.id());
@@ -119,6 +137,22 @@ pub(crate) fn run(
         }
     }
     freed
+}
+
+/// Runs hooks until they report `bytes` as freed, or nothing, or attempts are at their end. Returns
+/// how much they report.
+pub(crate) fn proactively(target: &Arc<Node>, bytes: u64) -> u64 {
+    let mut reclaimed = 0u64;
+    let mut attempts = Attempts::new(target.current());
+    while reclaimed < bytes {
+        let freed = run(target, bytes - reclaimed, ReclaimReason::Proactive, || false);
+        reclaimed = reclaimed.saturating_add(freed);
+        let is_over = freed == 0 || reclaimed >= bytes;
+        if is_over || !attempts.may_go_on(|| target.current()) {
+            break;
+        }
+    }
+    reclaimed
 }
 
 /// The hooks of a cgroup and its descendants, sorted by their order.
@@ -141,20 +175,29 @@ fn effective_protection(node: &Arc<Node>, target: &Arc<Node>, claims: &mut Claim
         node.ancestors().take_while(|level| !Arc::ptr_eq(level, target)).collect();
     levels.reverse();
     let mut effective = |bound: Bound| {
-        // A cgroup without a setting gets no protection, and has none for its children.
-        if levels.iter().any(|level| level.counter().get(bound).number() == 0) {
+        // A cgroup without a setting gets no protection, and has none for its children. With
+        // recursive protection that is so only of a child of the target.
+        let is_recursive = target.shared.has_recursive_protection;
+        let must_be_set = if is_recursive { levels.len().min(1) } else { levels.len() };
+        let is_unset = |level: &&Arc<Node>| level.counter().get(bound).number() == 0;
+        if levels[..must_be_set].iter().any(is_unset) {
             return 0;
         }
         let mut protection = Protection::Literal;
-        let mut effective = 0;
+        let (mut usage, mut effective) = (0, 0);
         for (above, level) in levels.iter().enumerate() {
             if above > 0 {
                 let parent = levels[above - 1];
                 let claimed = claims.entry((Arc::as_ptr(parent), bound));
                 let claimed = *claimed.or_insert_with(|| claimed_below(parent, bound));
-                protection = Protection::Shared { effective, claimed };
+                let unprotected = match is_recursive {
+                    true => u128::from(usage).saturating_sub(claimed),
+                    false => 0,
+                };
+                protection = Protection::Shared { effective, claimed, unprotected };
             }
-            effective = protection.of_child(level.current(), level.counter().get(bound).number());
+            usage = level.current();
+            effective = protection.of_child(usage, level.counter().get(bound).number());
         }
         effective
     };

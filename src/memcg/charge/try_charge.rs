@@ -30,23 +30,45 @@
 use std::ptr;
 use std::sync::Arc;
 
-use crate::memcg::charge::reclaim::{self, RETRIES};
-use crate::memcg::charge::reentrancy::Inside;
+use crate::memcg::charge::attempts::RETRIES;
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
-use crate::memcg::charge::{high, oom};
-use crate::memcg::counter::{Counter, Full};
+use crate::memcg::charge::unwinding::contained_while_unwinding;
+use crate::memcg::charge::{high, oom, reclaim};
+use crate::memcg::counter::amount::Limit;
+use crate::memcg::counter::{Bound, Counter, Full};
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::walk::{self, Refused};
 use crate::memcg::node::{Node, Token};
 use crate::memcg::notify::callbacks::ReclaimReason;
 use crate::memcg::notify::counts::EventKind;
+use crate::memcg::notify::inside::{Inside, What};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::gate;
 
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
 const COSTLY: u64 = 8 * 4096;
+
+/// A charge that may have left cgroups above `high`, of which nobody was told yet.
+///
+/// Callbacks may panic. So a caller that holds the charge as an [`Uncommitted`] while it tells charges
+/// nothing then, and a caller that tells afterwards has charged all the same.
+#[must_use]
+pub(crate) struct Untold {
+    node: Arc<Node>,
+    levels: usize,
+    bytes: u64,
+    gfp: Gfp,
+}
+
+impl Untold {
+    /// Checks `high`, and calls hooks and callbacks.
+    pub(crate) fn tell(self) {
+        let Untold { node, levels, bytes, gfp } = self;
+        contained_while_unwinding(|| high::after_charge(&node, levels, bytes, gfp));
+    }
+}
 
 /// Charges `bytes` to a cgroup and all its ancestors, or to none of them; to the nearest live
 /// ancestor if it is removed. With a reference.
@@ -65,9 +87,21 @@ pub(crate) fn charge_slowly(
     bytes: u64,
     gfp: Gfp,
 ) -> Result<Uncommitted, ChargeError> {
+    let (charged, untold) = charge_untold(node, bytes, gfp)?;
+    // When a callback panics, nothing is charged.
+    untold.into_iter().for_each(Untold::tell);
+    Ok(charged)
+}
+
+/// As [`charge_slowly`], but the caller tells.
+pub(crate) fn charge_untold(
+    node: &Arc<Node>,
+    bytes: u64,
+    gfp: Gfp,
+) -> Result<(Uncommitted, Option<Untold>), ChargeError> {
     let node = node.live();
-    let paid = charge_token(node, node.stock(), node.token(), 1, bytes, gfp)?;
-    Ok(Uncommitted::new(node.token(), bytes, true, paid))
+    let (paid, untold) = charge_token(node, node.stock(), node.token(), 1, bytes, gfp)?;
+    Ok((Uncommitted::new(node.token(), bytes, true, paid), untold))
 }
 
 /// As [`charge_slowly`], for good. `token` is the cgroup's, and `stock` the tree's: a miss that goes
@@ -83,7 +117,14 @@ pub(crate) fn charge_for_good(
     if token.account().is_closed() {
         return charge_slowly(node, bytes, gfp).map(Uncommitted::commit);
     }
-    if charge_token(node, stock, token, 1, bytes, gfp)? == Paid::Counters {
+    let (paid, untold) = charge_token(node, stock, token, 1, bytes, gfp)?;
+    if let Some(untold) = untold {
+        // When a callback panics, nothing is charged.
+        let charged = Uncommitted::new(token, bytes, true, paid);
+        untold.tell();
+        charged.keep();
+    }
+    if paid == Paid::Counters {
         walk::note_peaks(token);
     }
     Ok(token)
@@ -97,9 +138,40 @@ pub(crate) fn grow_slowly(
     bytes: u64,
     gfp: Gfp,
 ) -> Result<Option<Uncommitted>, ChargeError> {
-    let Some(payer) = token.payer() else { return Ok(None) };
-    let paid = charge_token(&payer, payer.stock(), token, 0, bytes, gfp)?;
-    Ok(Some(Uncommitted::new(token, bytes, false, paid)))
+    let (charged, untold) = grow_untold(token, bytes, gfp)?;
+    // When a callback panics, nothing is charged.
+    untold.into_iter().for_each(Untold::tell);
+    Ok(charged)
+}
+
+/// As [`grow_slowly`], but the caller tells.
+pub(crate) fn grow_untold(
+    token: &'static Token,
+    bytes: u64,
+    gfp: Gfp,
+) -> Result<(Option<Uncommitted>, Option<Untold>), ChargeError> {
+    let Some(payer) = token.payer() else { return Ok((None, None)) };
+    let (paid, untold) = charge_token(&payer, payer.stock(), token, 0, bytes, gfp)?;
+    Ok((Some(Uncommitted::new(token, bytes, false, paid)), untold))
+}
+
+/// Fails if a limit stands against `bytes` more, for a caller that cannot use them anyway. Nothing is
+/// charged, and nobody is asked for memory.
+#[cold]
+pub(crate) fn check_limits(token: &'static Token, bytes: u64) -> Result<(), ChargeError> {
+    let Some(payer) = token.payer() else { return Ok(()) };
+    if Inside::is(payer.shared.key(), What::Reclaim) {
+        return Ok(());
+    }
+    for level in payer.ancestors() {
+        let (usage, max) = (level.counter().usage(), level.counter().get(Bound::Max));
+        let new = usage.saturating_sub(level.cached()).saturating_add(bytes);
+        if new > max.number() {
+            level.raise(EventKind::Max);
+            return Err(refusal(level, &payer, bytes, (usage, max)));
+        }
+    }
+    Ok(())
 }
 
 /// Charges `bytes` to `payer`, which the token points at or has pointed at (O4), and counts so many
@@ -111,7 +183,7 @@ fn charge_token(
     references: i32,
     bytes: u64,
     gfp: Gfp,
-) -> Result<Paid, ChargeError> {
+) -> Result<(Paid, Option<Untold>), ChargeError> {
     let count_reference = || match references {
         0 => {}
         _ => std::mem::forget(token.get()),
@@ -119,7 +191,7 @@ fn charge_token(
     if bytes == 0 {
         // Needs no memory, so that no limit can refuse it.
         count_reference();
-        return Ok(Paid::Stock);
+        return Ok((Paid::Stock, None));
     }
     let account = token.account();
     // An open account is the payer's own (M8).
@@ -137,7 +209,7 @@ fn charge_token(
     if let Some(here) = &mut here {
         // With sequences, the caller has tried that.
         if !gate::has_fence() && here.take(token, bytes, references) {
-            return Ok(Paid::Stock);
+            return Ok((Paid::Stock, None));
         }
         grant = here.grant(payer, bytes);
         // What this CPU has is used first, so that usage grows by no more than is used.
@@ -147,7 +219,7 @@ fn charge_token(
                 token.uncharge(rest);
                 count_reference();
             }
-            return Ok(Paid::Stock);
+            return Ok((Paid::Stock, None));
         }
     }
     let needed = bytes - taken;
@@ -171,21 +243,36 @@ fn charge_token(
     }
     // What was taken is spent or uncharged (T5); hooks and callbacks are called under no lock.
     drop(here);
+    let mut untold = None;
     if !is_charged || walk::counters(pays).any(Counter::is_above_high) {
-        let payer = match is_charged {
+        let node = match is_charged {
             true => Arc::clone(payer),
             false => charge_hard(payer, token, bytes, gfp)?,
         };
-        // A callback may panic: nothing is charged then.
-        let has_reference = is_counted && references > 0;
-        let uncommitted = Uncommitted::new(token, bytes, has_reference, Paid::Counters);
-        high::after_charge(&payer, payer.depth() + 1, bytes, gfp);
-        uncommitted.keep();
+        let levels = node.depth() + 1;
+        untold = Some(Untold { node, levels, bytes, gfp });
     }
     if !is_counted {
         count_reference();
     }
-    Ok(Paid::Counters)
+    Ok((Paid::Counters, untold))
+}
+
+/// The refusal of a charge that a counter without a limit could not count, whatever is in stocks. Such
+/// a charge empties nobody's stocks, asks nobody for memory, and raises no event.
+#[cold]
+fn check_countable(payer: &Arc<Node>, bytes: u64) -> Result<(), ChargeError> {
+    let Err(Refused { level, full }) = walk::check_levels(payer.token(), usize::MAX, bytes) else {
+        return Ok(());
+    };
+    let Some(level) = payer.ancestors().find(|node| ptr::eq(node.token(), level)) else {
+        return Ok(());
+    };
+    let in_use = full.0.saturating_sub(level.cached());
+    match full.1 == Limit::MAX && in_use.checked_add(bytes).is_none() {
+        true => Err(refusal(level, payer, bytes, full)),
+        false => Ok(()),
+    }
 }
 
 /// A limit stood against the charge, at least a moment ago. Returns the cgroup that was charged.
@@ -196,17 +283,19 @@ fn charge_hard(
     bytes: u64,
     gfp: Gfp,
 ) -> Result<Arc<Node>, ChargeError> {
+    check_countable(payer, bytes)?;
     let (mut retries, mut had_oom, mut has_raised) = (RETRIES, false, false);
     let mut payer = Arc::clone(payer);
+    let is_inside = Inside::is(payer.shared.key(), What::Reclaim);
     let error = loop {
         let Err((level, full)) = try_without_stocks(&payer, usize::MAX, bytes) else {
             return Ok(payer);
         };
-        if !has_raised && !Inside::is(Inside::RECLAIM) {
+        if !has_raised && !is_inside {
             level.raise(EventKind::Max);
             has_raised = true;
         }
-        let may_try = gfp.may_block() && !Inside::is(Inside::RECLAIM) && !level.is_root();
+        let may_try = gfp.may_block() && !is_inside && !level.is_root();
         let mut is_worth_another_try = false;
         if may_try && retries > 0 {
             let has_room = || level.counter().check(bytes).is_ok();
@@ -220,7 +309,7 @@ fn charge_hard(
             if may_try && !avoids_oom && bytes <= COSTLY && !had_oom {
                 had_oom = true;
                 level.raise(EventKind::Oom);
-                is_worth_another_try = oom::ask(&level, bytes);
+                is_worth_another_try = oom::makes_room(&level, bytes);
                 retries = RETRIES;
             }
         }
@@ -230,7 +319,7 @@ fn charge_hard(
         // The cgroup may have been removed while hooks ran.
         payer = token.payer().unwrap_or(payer);
     };
-    let is_forced = gfp.may_exceed() || Inside::is(Inside::RECLAIM);
+    let is_forced = gfp.may_exceed() || is_inside;
     if is_forced && force(&payer, bytes) { Ok(payer) } else { Err(error) }
 }
 
@@ -299,8 +388,12 @@ fn force(payer: &Arc<Node>, bytes: u64) -> bool {
 }
 
 /// Moves a charge of `from` to `to`: charges it there, and uncharges it at `from`, up to where they
-/// meet. Returns how many levels use more now. No hook is asked.
-pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<usize, ChargeError> {
+/// meet. No hook is asked.
+pub(crate) fn transfer(
+    from: &Arc<Node>,
+    to: &Arc<Node>,
+    bytes: u64,
+) -> Result<Untold, ChargeError> {
     let common = from.common_depth(to);
     let gained = to.depth() - common;
     // As for a charge, what this CPU has is used first. It is charged above `common` as well.
@@ -324,5 +417,5 @@ pub(crate) fn transfer(from: &Arc<Node>, to: &Arc<Node>, bytes: u64) -> Result<u
     walk::sub_levels(from.token(), from.depth() - common, bytes, taken);
     drop(here);
     walk::note_peaks(to.token());
-    Ok(gained)
+    Ok(Untold { node: Arc::clone(to), levels: gained, bytes, gfp: Gfp::NOWAIT })
 }

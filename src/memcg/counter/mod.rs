@@ -46,6 +46,8 @@ pub(crate) struct Counter {
     min: AtomicU64,
     /// Bytes charged while usage was above `high`, since the last throttling.
     over_high: AtomicU64,
+    /// Usage above which hooks are asked for memory because of `high`; 0 for `high` itself.
+    ask_from: AtomicU64,
 }
 
 /// One of the four amounts that users set.
@@ -71,13 +73,14 @@ impl Counter {
             min: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             over_high: AtomicU64::new(0),
+            ask_from: AtomicU64::new(0),
             readers: Peaks::new(),
         }
     }
 
     /// Begins anew, for another cgroup.
     pub(crate) fn reset(&self) {
-        let Counter { usage, max, high, peak, readers, bans, low, min, over_high } = self;
+        let Counter { usage, max, high, peak, readers, bans, low, min, over_high, ask_from } = self;
         debug_assert!(!readers.is_any(), "a reader holds the cgroup");
         // Relaxed: no other thread knows it yet.
         for (number, first) in [
@@ -88,6 +91,7 @@ impl Counter {
             (low, 0),
             (min, 0),
             (over_high, 0),
+            (ask_from, 0),
         ] {
             number.store(first, Ordering::Relaxed);
         }
@@ -167,6 +171,11 @@ impl Counter {
         }
     }
 
+    /// Whether `bytes` could be added now, whatever the limit.
+    pub(crate) fn can_count(&self, bytes: u64) -> bool {
+        self.usage().checked_add(bytes).is_some()
+    }
+
     /// Adds `bytes` even beyond the limit. False when usage would exceed 2⁶⁴ − 1.
     pub(crate) fn add(&self, bytes: u64) -> bool {
         let add = |usage: u64| usage.checked_add(bytes);
@@ -206,6 +215,18 @@ impl Counter {
     pub(crate) fn take_over_high(&self) -> u64 {
         // Relaxed: one number, which publishes no other memory.
         self.over_high.swap(0, Ordering::Relaxed)
+    }
+
+    /// Whether hooks are to be asked for memory, now that usage is above `high`.
+    pub(crate) fn is_asking(&self, usage: u64) -> bool {
+        // Relaxed: a threshold. A thread that misses a change asks once more or once less.
+        usage > self.ask_from.load(Ordering::Relaxed)
+    }
+
+    /// Lets hooks be asked again when usage is above that.
+    pub(crate) fn ask_from(&self, usage: u64) {
+        // Relaxed: see `is_asking`.
+        self.ask_from.store(usage, Ordering::Relaxed);
     }
 
     /// All bytes that are charged, including bytes in stocks.

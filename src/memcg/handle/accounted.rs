@@ -2,12 +2,20 @@
 
 use std::collections::{BinaryHeap, HashMap, HashSet, TryReserveError, VecDeque};
 use std::hash::{BuildHasher, Hash};
+use std::hint::black_box;
 use std::ops::{Deref, DerefMut};
 
+use crate::memcg::charge::unwinding::contained_while_unwinding;
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::charge::Charge;
 use crate::memcg::handle::memcg::Memcg;
+
+/// The largest footprint that is believed: no machine has a larger address space.
+const MOST: u64 = 1 << 56;
+
+/// A reservation of so many bytes is tried before it is charged. Smaller ones are hardly refused.
+const TRIED: u64 = 1 << 20;
 
 /// Tells [`Accounted`] how much heap memory a collection holds for its capacity.
 ///
@@ -47,7 +55,8 @@ use crate::memcg::handle::memcg::Memcg;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Footprint {
-    /// The bytes of heap memory that the collection holds for its capacity.
+    /// The bytes of heap memory that the collection holds for its capacity: at most 2⁵⁶, as no
+    /// machine has more.
     fn footprint(&self) -> u64;
 
     /// An estimate of [`footprint`](Footprint::footprint) after room for `additional` more elements
@@ -70,6 +79,9 @@ pub trait Footprint {
 /// It dereferences to the collection for reading. [`reserve`](Accounted::reserve) obeys limits: it
 /// charges before it allocates. Changes through [`edit`](Accounted::edit) are charged afterwards.
 /// The memory is allocated by then, so no limit can refuse it. Therefore reserve first.
+///
+/// The charge stays right when a collection or a callback panics: whatever the collection holds is
+/// charged before the panic is passed on.
 ///
 /// # Examples
 ///
@@ -134,8 +146,13 @@ impl Memcg {
     /// Charges the capacity of a collection to this cgroup from now on.
     ///
     /// The present capacity is charged even beyond a limit, because the memory exists already.
+    ///
+    /// # Panics
+    ///
+    /// If the [footprint](Footprint::footprint) is above 2⁵⁶ bytes, or as for
+    /// [`charge_forced`](Memcg::charge_forced). Nothing is charged.
     pub fn account<C: Footprint>(&self, value: C) -> Accounted<C> {
-        let charge = self.charge_forced(value.footprint());
+        let charge = self.charge_forced(footprint_of(&value));
         Accounted { value, charge }
     }
 }
@@ -147,29 +164,47 @@ impl<C: Footprint> Accounted<C> {
     /// library grow by doubling. The expected capacity is charged first. The charge is corrected
     /// once the actual capacity is known.
     ///
+    /// Room that the heap does not have is not charged, not even for a moment: for 1 MiB and more,
+    /// the heap is asked first.
+    ///
     /// # Errors
     ///
     /// [`ReserveError`] when a limit refuses or the heap has no memory. Nothing is changed.
+    ///
+    /// # Panics
+    ///
+    /// If the collection panics, or an [`on_high`](Memcg::on_high) callback. The charge is what the
+    /// collection holds by then.
     pub fn reserve(&mut self, additional: usize) -> Result<(), ReserveError> {
         let more = self.value.footprint_with(additional).saturating_sub(self.charge.bytes());
-        let reserve = || Ok(self.value.try_reserve(additional)?);
-        self.charge.grow_for::<ReserveError>(more, Gfp::KERNEL, reserve)?;
-        self.recharge();
-        Ok(())
+        if let Err(refused) = try_heap(more) {
+            // The limits answer first, as they do for memory that there is.
+            self.charge.check_limits(more)?;
+            return Err(refused.into());
+        }
+        let edit = self.edit();
+        let Accounted { value, charge } = &mut *edit.accounted;
+        charge.grow_for(more, Gfp::KERNEL, || Ok(value.try_reserve(additional)?))
     }
 
     /// Borrows the collection for changes. The charge is adjusted when the guard is dropped.
+    ///
+    /// # Panics
+    ///
+    /// The drop of the guard passes on a panic of [`Footprint::footprint`] and of
+    /// [`on_high`](Memcg::on_high) callbacks, and panics if the footprint is above 2⁵⁶ bytes or a
+    /// counter has no room for it. In a thread that unwinds from another panic it does not panic. A
+    /// collection whose footprint cannot be told or counted stays charged as before.
     pub fn edit(&mut self) -> AccountedMut<'_, C> {
         AccountedMut { accounted: self }
     }
 
     /// Returns as much memory as possible to the heap, and uncharges it.
     pub fn shrink_to_fit(&mut self) {
-        self.value.shrink_to_fit();
-        self.recharge();
+        self.edit().shrink_to_fit();
     }
 
-    /// Moves the charge to another cgroup of the same tree.
+    /// Moves the charge to another cgroup, of the same tree or another one.
     ///
     /// # Errors
     ///
@@ -194,8 +229,9 @@ impl<C: Footprint> Accounted<C> {
 
     /// Makes the charge equal to the footprint.
     fn recharge(&mut self) {
-        let (footprint, charged) = (self.value.footprint(), self.charge.bytes());
+        let (footprint, charged) = (footprint_of(&self.value), self.charge.bytes());
         match footprint.checked_sub(charged) {
+            Some(0) => {}
             Some(more) => self.charge.grow_forced(more),
             // Cannot fail: no more than is charged.
             None => self.charge.shrink(charged - footprint).unwrap_or_default(),
@@ -251,8 +287,26 @@ impl<C: Footprint> DerefMut for AccountedMut<'_, C> {
 
 impl<C: Footprint> Drop for AccountedMut<'_, C> {
     fn drop(&mut self) {
-        self.accounted.recharge();
+        contained_while_unwinding(|| self.accounted.recharge());
     }
+}
+
+/// The footprint, which is checked before a counter is touched.
+fn footprint_of(value: &impl Footprint) -> u64 {
+    let footprint = value.footprint();
+    assert!(footprint <= MOST, "no collection holds {footprint} bytes");
+    footprint
+}
+
+/// Asks the heap for so much, and gives it back untouched.
+fn try_heap(bytes: u64) -> Result<(), TryReserveError> {
+    if bytes >= TRIED {
+        let mut memory = Vec::<u8>::new();
+        memory.try_reserve_exact(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        // Otherwise the compiler may leave both calls out.
+        black_box(memory.as_ptr());
+    }
+    Ok(())
 }
 
 /// The capacity in elements of an array that grows by doubling, once it holds `additional` more.
@@ -286,7 +340,10 @@ fn table(buckets: usize, size: usize) -> u64 {
     const GROUP: u64 = 16;
     match buckets {
         0 => 0,
-        _ => array(buckets, size).next_multiple_of(GROUP) + buckets as u64 + GROUP,
+        _ => {
+            let elements = array(buckets, size).checked_next_multiple_of(GROUP);
+            elements.unwrap_or(u64::MAX).saturating_add(buckets as u64).saturating_add(GROUP)
+        }
     }
 }
 
@@ -316,7 +373,7 @@ macro_rules! footprint {
                 let buckets = match needed <= capacity {
                     true => buckets(capacity),
                     // At most 7 of 8 buckets are used: round up to a multiple of 7.
-                    false => buckets(needed.max(capacity + 1).saturating_add(6)),
+                    false => buckets(needed.max(capacity.saturating_add(1)).saturating_add(6)),
                 };
                 table(buckets, size_of::<$element>())
             }

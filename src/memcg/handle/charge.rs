@@ -2,16 +2,16 @@
 
 use std::fmt;
 use std::mem;
+use std::ptr;
 use std::sync::Arc;
 
 use crate::arena::Owner;
-use crate::memcg::charge::high;
-use crate::memcg::charge::try_charge::{self, charge_for_good, grow_slowly};
+use crate::memcg::charge::try_charge::{self, Untold, charge_for_good, grow_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::memcg::Memcg;
-use crate::memcg::node::{Token, reparent};
+use crate::memcg::node::{Node, Token, reparent};
 use crate::memcg::stock::objcg::Payer;
 
 /// Bytes that are charged to a cgroup until this value is dropped.
@@ -19,6 +19,15 @@ use crate::memcg::stock::objcg::Payer;
 /// A charge is only a number, so it can stand for any memory. Keep the `Charge` beside the memory
 /// it stands for. Any thread may drop it: the bytes are uncharged from the cgroup that pays. When
 /// that cgroup is removed, its parent pays. A charge does not keep a cgroup from being removed.
+///
+/// A charge does not keep its tree alive either. After the last handle of the tree was dropped, no
+/// cgroup pays for it, and [`cgroup`](Charge::cgroup) is empty. It can still be grown, shrunk, split
+/// and merged, as a number that is charged nowhere, and [moved](Charge::transfer_to) to a cgroup of
+/// another tree, which pays from then on.
+///
+/// Any number of bytes can be charged for which the counters of the cgroup and its ancestors have
+/// room, up to 2⁶⁴ − 1. All of them are asked before one is changed. So a charge that does not fit
+/// disturbs no other cgroup.
 ///
 /// Cost: when this CPU's stock holds enough bytes of the cgroup, a charge or its drop is one
 /// restartable sequence, whatever the depth of the cgroup. Otherwise the counters of the cgroup and
@@ -74,7 +83,7 @@ pub struct ShrinkError {
     pub asked: u64,
 }
 
-/// [`Charge::merge`] was called with a charge of another cgroup.
+/// [`Charge::merge`] was called with a charge that another cgroup pays for.
 ///
 /// Neither charge was changed. The error holds the charge that was passed in.
 ///
@@ -110,8 +119,9 @@ impl Memcg {
     ///
     /// Before a limit refuses, the stocks below the refusing cgroup are drained. Then its [reclaim
     /// hooks](Memcg::on_reclaim) run, and then its [OOM callbacks](Memcg::on_oom). The call waits
-    /// while another thread runs hooks or OOM callbacks of the tree. If this cgroup is removed, its
-    /// nearest live ancestor is charged. A charge of 0 bytes is never refused.
+    /// while another thread runs hooks or OOM callbacks for the cgroup that refuses, for 5 seconds at
+    /// most. If this cgroup is removed, its nearest live ancestor is charged. A charge of 0 bytes is
+    /// never refused.
     ///
     /// # Errors
     ///
@@ -140,7 +150,9 @@ impl Memcg {
     ///
     /// # Panics
     ///
-    /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
+    /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes. A panic of an
+    /// [`on_high`](Memcg::on_high) callback is passed on. Nothing is charged in either case, because
+    /// there is no charge to return.
     ///
     /// # Examples
     ///
@@ -202,6 +214,9 @@ impl Charge {
 
     /// Charges `bytes` more, as [`Memcg::charge`] does. Growing by 0 bytes is never refused.
     ///
+    /// After the tree was dropped, nothing is refused and nothing is charged: only
+    /// [`bytes`](Charge::bytes) grows.
+    ///
     /// # Errors
     ///
     /// [`ChargeError`] when a limit refuses. The charge is unchanged.
@@ -239,11 +254,26 @@ impl Charge {
     ///
     /// # Panics
     ///
-    /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
+    /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes. Nothing is charged then. A panic of an
+    /// [`on_high`](Memcg::on_high) callback is passed on. The bytes have been charged by then,
+    /// because the memory exists.
     pub fn grow_forced(&mut self, bytes: u64) {
-        if let Err(error) = self.grow_with(bytes, Gfp::ATOMIC) {
-            panic!("a counter has no room: {error}");
+        if self.token.take(bytes, 0) {
+            self.add(bytes, None);
+            return;
         }
+        match try_charge::grow_untold(self.token, bytes, Gfp::ATOMIC) {
+            Ok((charged, untold)) => {
+                self.add(bytes, charged);
+                untold.into_iter().for_each(Untold::tell);
+            }
+            Err(error) => panic!("a counter has no room: {error}"),
+        }
+    }
+
+    /// Fails if a limit stands against `bytes` more. Nothing is charged.
+    pub(crate) fn check_limits(&self, bytes: u64) -> Result<(), ChargeError> {
+        try_charge::check_limits(self.token, bytes)
     }
 
     /// Charges `bytes` more, as [`Memcg::charge_with`] does.
@@ -332,28 +362,57 @@ impl Charge {
         Ok(Charge { token: self.token.get().into_static(), bytes })
     }
 
-    /// Adds another charge that was made in the same cgroup to this one.
+    /// Adds another charge that the same cgroup pays for to this one.
     ///
-    /// A charge that passed to its parent when its cgroup was removed cannot be merged with a
-    /// charge that was made in the parent.
+    /// Where the charges were made does not count: charges of two removed cgroups can be merged when
+    /// the same ancestor pays for both. So can charges that no cgroup pays for, because their trees
+    /// were dropped. Usage does not change.
     ///
     /// # Errors
     ///
-    /// [`MergeError`] when the other charge was made in another cgroup. It returns the charge.
+    /// [`MergeError`] when another cgroup pays for the other charge. It returns the charge.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let query = tenant.create("query")?;
+    /// let result = query.charge(300)?;
+    /// query.remove()?; // the tenant pays from here on
+    ///
+    /// let mut all = tenant.charge(700)?;
+    /// all.merge(result)?;
+    /// assert_eq!((all.bytes(), tenant.current()), (1000, 1000));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn merge(&mut self, mut other: Charge) -> Result<(), MergeError> {
-        if !std::ptr::eq(self.token, other.token) {
+        let Some(token) = token_of_both(self.token, other.token) else {
             return Err(MergeError(other));
+        };
+        if !ptr::eq(token, self.token) {
+            mem::swap(&mut self.token, &mut other.token);
         }
+        // The sum can only overflow where no cgroup pays.
         self.bytes = self.bytes.saturating_add(mem::take(&mut other.bytes));
         Ok(())
     }
 
-    /// Moves the whole charge to another cgroup of the same tree, or leaves it where it is.
+    /// Moves the whole charge to another cgroup, or leaves it where it is.
     ///
     /// Common ancestors are not charged twice and cannot refuse. The limits of the other cgroup and
     /// of its ancestors below the common one hold. Stocks are drained before one of them refuses,
     /// but no reclaim hook runs. If the move leaves one of these cgroups above `high`, a `high`
     /// event is raised and its [`on_high`](Memcg::on_high) callbacks are called.
+    ///
+    /// A move to the cgroup that pays already changes no usage, and neither does a move of 0 bytes.
+    /// Nothing can refuse them, and no event is raised.
+    ///
+    /// The other cgroup may belong to another tree. Then the charge is made there in full, as by
+    /// [`try_charge`](Memcg::try_charge), before it is uncharged here. So for a moment both trees
+    /// count it. If the tree of the charge was dropped, it is only made there.
     ///
     /// # Errors
     ///
@@ -361,8 +420,7 @@ impl Charge {
     ///
     /// # Panics
     ///
-    /// If `memcg` belongs to another tree. A panic of an `on_high` callback is passed on; the
-    /// charge has been moved by then.
+    /// A panic of an `on_high` callback is passed on. The charge has been moved by then.
     ///
     /// # Examples
     ///
@@ -377,17 +435,53 @@ impl Charge {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn transfer_to(&mut self, memcg: &Memcg) -> Result<(), ChargeError> {
-        let Some(from) = self.token.payer() else { return Ok(()) };
-        assert!(Arc::ptr_eq(&from.shared, &memcg.node().shared), "cgroups of one tree");
         let to = memcg.node().live();
-        if Arc::ptr_eq(&from, to) {
-            return Ok(());
-        }
-        let gained = try_charge::transfer(&from, to, self.bytes)?;
+        let from = self.token.payer().filter(|from| Arc::ptr_eq(&from.shared, &to.shared));
+        let Some(from) = from else { return self.move_to_tree(to) };
+        let pays_already = Arc::ptr_eq(&from, to) || Arc::ptr_eq(from.live(), to);
+        let untold = match pays_already || self.bytes == 0 {
+            true => None,
+            false => Some(try_charge::transfer(&from, to, self.bytes)?),
+        };
+        // What is charged at a cgroup may refer to its token (O4, M8).
         let old = mem::replace(&mut self.token, to.token().get().into_static());
         old.put();
-        high::after_charge(to, gained, self.bytes, Gfp::NOWAIT);
+        untold.into_iter().for_each(Untold::tell);
         Ok(())
+    }
+
+    fn move_to_tree(&mut self, to: &Arc<Node>) -> Result<(), ChargeError> {
+        let (charged, untold) = try_charge::charge_untold(to, self.bytes, Gfp::NOWAIT)?;
+        // Uncharges what this was.
+        *self = Charge { token: charged.commit(), bytes: self.bytes };
+        untold.into_iter().for_each(Untold::tell);
+        Ok(())
+    }
+}
+
+/// The token to which charges of both can refer, if the same cgroup pays for both, or none.
+///
+/// It is the one that points higher up. What was charged for the other one counts there and above,
+/// and the token only moves upwards, so that it is uncharged where it was charged (O4). While the
+/// token's own account is open, it points at that (M8).
+fn token_of_both(a: &'static Token, b: &'static Token) -> Option<&'static Token> {
+    if ptr::eq(a, b) {
+        return Some(a);
+    }
+    loop {
+        let (of_a, of_b) = match (a.payer(), b.payer()) {
+            (Some(of_a), Some(of_b)) => (of_a, of_b),
+            (None, None) => return Some(a),
+            _ => return None,
+        };
+        if !Arc::ptr_eq(of_a.live(), of_b.live()) {
+            return None;
+        }
+        if true {
+            return Some(a);
+        }
+        // One of the cgroups was removed between the looks. Its tokens pass to its parent.
+        std::hint::spin_loop();
     }
 }
 

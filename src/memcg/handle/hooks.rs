@@ -16,9 +16,10 @@ use crate::memcg::counter::amount::Limit;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{
-    HighAsk, HighCallback, OomAsk, OomCallback, ReclaimAsk, ReclaimHook, ReclaimReason,
+    HighAsk, HighCallback, OomAnswer, OomAsk, OomCallback, ReclaimAsk, ReclaimHook, ReclaimReason,
 };
 use crate::memcg::notify::counts::EventKind;
+use crate::memcg::notify::inside::{HookScope, Lease};
 use crate::memcg::notify::registration::Registration;
 
 /// Tells a [reclaim hook](Memcg::on_reclaim) where memory is needed, how much, and why.
@@ -51,6 +52,52 @@ pub struct ReclaimRequest {
     pub bytes: u64,
     /// Why memory is needed.
     pub reason: ReclaimReason,
+    lease: Arc<Lease>,
+}
+
+impl ReclaimRequest {
+    /// Makes the charges of the calling thread count as the hook's own, until the scope is dropped or
+    /// the hook returns.
+    ///
+    /// It is for hooks that wait for a worker thread. What a hook charges is never refused and starts
+    /// no reclaim. A worker that charges without this scope may need memory of the same cgroup. It
+    /// then waits for the hook, which waits for the worker, and is refused after 5 seconds.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator, ReclaimRequest};
+    /// use std::sync::mpsc;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let cached = tenant.charge(900)?;
+    ///
+    /// let (requests, queue) = mpsc::channel::<(ReclaimRequest, mpsc::Sender<u64>)>();
+    /// let for_worker = tenant.clone();
+    /// let worker = std::thread::spawn(move || {
+    ///     let mut cached = Some(cached);
+    ///     for (request, answer) in queue {
+    ///         let _scope = request.enter();
+    ///         let _buffer = for_worker.charge(200).unwrap(); // to write the cache to disk
+    ///         let freed = cached.take().map_or(0, |cached| cached.bytes());
+    ///         answer.send(freed).unwrap();
+    ///     }
+    /// });
+    /// let hook = tenant.on_reclaim(0, move |request| {
+    ///     let (answer, freed) = mpsc::channel();
+    ///     requests.send((request.clone(), answer)).unwrap();
+    ///     freed.recv().unwrap()
+    /// });
+    /// let _needed = tenant.charge(500)?;
+    /// drop(hook);
+    /// # worker.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn enter(&self) -> HookScope {
+        HookScope::enter(&self.lease)
+    }
 }
 
 /// [`Memcg::reclaim`] freed less than it was asked for. What was freed stays free.
@@ -143,16 +190,23 @@ pub struct HighEvent {
 /// assert_eq!(query.events().oom_kill, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct OomEvent {
     /// The cgroup whose limit was reached.
     pub memcg: Memcg,
     /// Bytes of the charge that does not fit; 0 when `max` was set below the usage.
     pub requested: u64,
+    lease: Arc<Lease>,
 }
 
 impl OomEvent {
+    /// Makes the charges of the calling thread count as the callback's own, as
+    /// [`ReclaimRequest::enter`] does for a hook.
+    pub fn enter(&self) -> HookScope {
+        HookScope::enter(&self.lease)
+    }
+
     /// Records that the caller ended the work of `victim`: raises `oom_kill` there.
     ///
     /// If the victim belongs to a group that is to be ended as a whole
@@ -185,10 +239,20 @@ impl Memcg {
     /// order run from the top of the tree down. They take turns: the first one is the successor of
     /// the hook that freed something last, so that no cgroup always pays for the others.
     ///
-    /// The hook runs on the thread that needs the memory. The only lock held is the tree's reclaim
-    /// lock, so other threads wait only if they need to reclaim too. The hook may charge and
-    /// uncharge. Its charges are never refused and start no reclaim. It must not wait for a thread
-    /// that charges, because that thread may wait for the hook.
+    /// The hook runs on the thread that needs the memory, and no lock of the library is held. Other
+    /// threads wait for it only if they need memory of the same cgroup, and then for 5 seconds at
+    /// most. Threads that need memory of different cgroups, one of which may be below the other, may
+    /// call the hook at the same time.
+    ///
+    /// The hook may charge and uncharge. Its charges are never refused and start no reclaim. A thread
+    /// that works for the hook gets the same by [`ReclaimRequest::enter`].
+    ///
+    /// Do not hold a lock during a charge that the hook takes: the charge calls the hook on the same
+    /// thread. In `cache.lock().unwrap().push(tenant.charge(800)?)` the guard lives until the charge
+    /// is made. Charge first, and then lock, as in the example.
+    ///
+    /// What a hook captures lives as long as its cgroup, unless it is unregistered. A hook that
+    /// captures a [`Memcg`] keeps the whole tree alive, so use the handles in the request instead.
     ///
     /// # Panics
     ///
@@ -204,14 +268,17 @@ impl Memcg {
     /// let tenant = pcpu.root().create("tenant")?;
     /// tenant.set_max(Limit::bytes(1000))?;
     /// let cache: Arc<Mutex<Vec<Charge>>> = Arc::default();
-    /// cache.lock().unwrap().push(tenant.charge(800)?);
     ///
-    /// let dropped = Arc::clone(&cache);
+    /// let cached = Arc::clone(&cache);
     /// let _hook = tenant.on_reclaim(0, move |_request| {
-    ///     dropped.lock().unwrap().drain(..).map(|charge| charge.bytes()).sum()
+    ///     let dropped = std::mem::take(&mut *cached.lock().unwrap());
+    ///     dropped.iter().map(|charge| charge.bytes()).sum()
     /// });
-    /// let _needed = tenant.charge(500)?; // the cache makes room
-    /// assert_eq!(tenant.current(), 500);
+    /// for _entry in 0..3 {
+    ///     let entry = tenant.charge(400)?; // may call the hook, so not under the lock
+    ///     cache.lock().unwrap().push(entry);
+    /// }
+    /// assert_eq!(tenant.current(), 400); // the third one had the cache make room
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn on_reclaim(
@@ -223,8 +290,8 @@ impl Memcg {
         let hook = move |ask: &ReclaimAsk<'_, Node>| {
             let Some(tree) = tree.upgrade() else { return 0 };
             let [memcg, target] = [ask.node, ask.target].map(|node| Memcg::of(node, &tree));
-            let ReclaimAsk { bytes, reason, .. } = *ask;
-            hook(&ReclaimRequest { memcg, target, bytes, reason })
+            let ReclaimAsk { bytes, reason, lease, .. } = *ask;
+            hook(&ReclaimRequest { memcg, target, bytes, reason, lease: Arc::clone(lease) })
         };
         let hook: Arc<ReclaimHook<Node>> = Arc::new(hook);
         self.node().shared.expect_hooks();
@@ -239,7 +306,9 @@ impl Memcg {
     ///
     /// # Errors
     ///
-    /// [`ReclaimError`] when the hooks freed less.
+    /// [`ReclaimError`] when the hooks freed less. That is also so after 16 rounds in a row in which
+    /// usage became no lower, with pauses of some 1.3 seconds in all, and after 1024 rounds in any
+    /// case, whatever the hooks report.
     ///
     /// # Examples
     ///
@@ -250,7 +319,8 @@ impl Memcg {
     /// let pcpu = PerCpuAllocator::new()?;
     /// let tenant = pcpu.root().create("tenant")?;
     /// let cache: Arc<Mutex<Vec<Charge>>> = Arc::default();
-    /// cache.lock().unwrap().push(tenant.charge(800)?);
+    /// let entry = tenant.charge(800)?;
+    /// cache.lock().unwrap().push(entry);
     ///
     /// let entries = Arc::clone(&cache);
     /// let _hook = tenant.on_reclaim(0, move |_request| {
@@ -261,20 +331,18 @@ impl Memcg {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn reclaim(&self, bytes: u64) -> Result<u64, ReclaimError> {
-        let mut reclaimed = 0u64;
-        while reclaimed < bytes {
-            match reclaim::run(self.node(), bytes - reclaimed, ReclaimReason::Proactive, || false) {
-                0 => return Err(ReclaimError { requested: bytes, reclaimed }),
-                freed => reclaimed = reclaimed.saturating_add(freed),
-            }
+        match reclaim::proactively(self.node(), bytes) {
+            reclaimed if reclaimed < bytes => Err(ReclaimError { requested: bytes, reclaimed }),
+            reclaimed => Ok(reclaimed),
         }
-        Ok(reclaimed)
     }
 
     /// Registers a callback that runs when a charge leaves this cgroup above `high`, after reclaim.
     ///
-    /// The callback runs on the thread that charged, without locks. Charges that it makes itself
-    /// call no `high` callback. See [`HighEvent`] for an example.
+    /// The callback runs on the thread that charged, and no lock of the library is held. Charges that
+    /// it makes itself call no `high` callback. Charges ask reclaim hooks in batches: when the hooks
+    /// did not bring usage well below `high`, they are asked again a batch later, which is a 32nd of
+    /// `high`, at least 4 KiB and at most 128 KiB. The callback is called for each charge. See [`HighEvent`] for an example.
     ///
     /// # Panics
     ///
@@ -292,30 +360,34 @@ impl Memcg {
     }
 
     /// Registers a callback that runs when a charge at or below this cgroup does not fit and
-    /// nothing can be reclaimed. It returns whether the charge is worth another try.
+    /// nothing can be reclaimed. It returns what it has done, as an [`OomAnswer`], or whether the
+    /// charge is worth another try, as a `bool`.
     ///
     /// The callback runs on the thread that charges, at most once for each charge. Callbacks of the
-    /// cgroup whose limit was reached come first, then those of its ancestors, until one returns
-    /// true. Only charges of at most 32 KiB (8 pages, as in the kernel) call it. Larger charges are
+    /// cgroup whose limit was reached come first, then those of its ancestors, until one does not
+    /// refuse. Only charges of at most 32 KiB (8 pages, as in the kernel) call it. Larger charges are
     /// refused without an OOM. See [`OomEvent`] for an example.
     ///
-    /// [`set_max`](Memcg::set_max) below the usage calls it as well, and repeats that while it
-    /// returns true and usage is above the limit. So return true only when something was freed.
+    /// [`set_max`](Memcg::set_max) below the usage calls it as well, and repeats that while it does
+    /// not refuse and usage is above the limit; see there for the bounds. A callback that ends work in
+    /// another thread returns [`OomAnswer::Later`].
     ///
-    /// As with [reclaim hooks](Memcg::on_reclaim), charges that the callback makes are never
-    /// refused.
+    /// What is said of [reclaim hooks](Memcg::on_reclaim) about threads, locks and captured values
+    /// holds for OOM callbacks as well. Charges that the callback makes are never refused.
     ///
     /// # Panics
     ///
     /// A panic of the callback is passed on to the caller that charged. Nothing is charged.
-    pub fn on_oom(
+    pub fn on_oom<A: Into<OomAnswer>>(
         &self,
-        callback: impl Fn(&OomEvent) -> bool + Send + Sync + 'static,
+        callback: impl Fn(&OomEvent) -> A + Send + Sync + 'static,
     ) -> Registration {
         let tree = Arc::downgrade(self.tree());
         let callback = move |ask: &OomAsk<'_, Node>| {
-            let Some(tree) = tree.upgrade() else { return false };
-            callback(&OomEvent { memcg: Memcg::of(ask.node, &tree), requested: ask.bytes })
+            let Some(tree) = tree.upgrade() else { return OomAnswer::Refuse };
+            let OomAsk { node, bytes: requested, lease } = *ask;
+            let lease = Arc::clone(lease);
+            callback(&OomEvent { memcg: Memcg::of(node, &tree), requested, lease }).into()
         };
         let callback: Arc<OomCallback<Node>> = Arc::new(callback);
         self.node().callbacks.oom.insert(0, callback)

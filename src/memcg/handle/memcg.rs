@@ -26,17 +26,14 @@ use crate::memcg::tree::current::{self, EnterGuard};
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Gfp, Limit, PerCpu, PerCpuAllocator};
+/// use percpu_memcg::{Limit, PerCpu, PerCpuAllocator};
 /// use std::sync::atomic::AtomicU64;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
 /// tenant.set_max(Limit::bytes(1 << 20))?;
 ///
-/// let hits: PerCpu<AtomicU64> = {
-///     let _in = tenant.enter();
-///     PerCpu::new_in(&pcpu, Gfp::KERNEL_ACCOUNT, |_cpu| AtomicU64::new(0))?
-/// };
+/// let hits = PerCpu::new_for(&tenant, |_cpu| AtomicU64::new(0))?;
 /// assert_eq!(tenant.current(), tenant.stat().percpu);
 /// drop(hits);
 /// assert_eq!(tenant.current(), 0);
@@ -303,9 +300,27 @@ impl Memcg {
     /// Makes the calling thread allocate for this cgroup until the guard is dropped. The kernel's
     /// `set_active_memcg`.
     ///
-    /// Scopes nest, and the innermost one counts. A scope overrides the cgroup to which the thread
-    /// is [attached](Memcg::attach_thread). Only allocations with
-    /// [`Gfp::ACCOUNT`](crate::Gfp::ACCOUNT) are charged.
+    /// Scopes nest, and the innermost one of a tree counts. A scope overrides the cgroup to which the
+    /// thread is [attached](Memcg::attach_thread). Only allocations with
+    /// [`Gfp::ACCOUNT`](crate::Gfp::ACCOUNT) are charged. With that flag, an allocation from another
+    /// tree, in which the thread has neither a scope nor an attachment, is refused:
+    /// [`AllocError::OtherTree`](crate::AllocError::OtherTree).
+    ///
+    /// A guard without a name is dropped at once, and what follows charges nobody. So give it a name,
+    /// or call [`in_scope`](Memcg::in_scope), where nothing can be forgotten:
+    ///
+    /// ```
+    /// # let pcpu = percpu_memcg::PerCpuAllocator::new()?;
+    /// # let tenant = pcpu.root().create("tenant")?;
+    /// let _ = tenant.enter(); // wrong: the scope has ended
+    /// assert!(tenant.of_this_thread().is_root());
+    /// let _in = tenant.enter(); // right: until the end of the block
+    /// assert_eq!(tenant.of_this_thread(), tenant);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// To charge one object, neither is needed: [`PerCpu::zeroed_for`](crate::PerCpu::zeroed_for) and
+    /// its like name the cgroup.
     ///
     /// If the cgroup is removed while the scope is active, charges go to its nearest live ancestor.
     /// A scope does not keep the cgroup from being removed. In a thread whose thread-local values

@@ -2,7 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `memcg` | [`Memcg`](memcg::Memcg): the tree, usage, scopes |
+//! | `memcg`, `scope` | [`Memcg`](memcg::Memcg): the tree, usage, scopes |
 //! | `charge` | [`Charge`](charge::Charge): memory that is not per-CPU |
 //! | `limits`, `bounds` | settings of a cgroup |
 //! | `hooks`, `throttle`, `events` | callbacks, delays above `high`, events |
@@ -22,6 +22,7 @@ pub(crate) mod limits;
 pub(crate) mod memcg;
 pub(crate) mod peak_reader;
 pub(crate) mod removal_report;
+pub(crate) mod scope;
 pub(crate) mod scoped;
 pub(crate) mod snapshot;
 pub(crate) mod throttle;

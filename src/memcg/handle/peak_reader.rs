@@ -14,6 +14,9 @@ use crate::memcg::handle::memcg::Memcg;
 /// it, so that stocks raise the peak less. Charges that miss their stock then update counters more
 /// often.
 ///
+/// A reader keeps the tree alive, as a handle of the cgroup does. After the cgroup was removed, it
+/// reads the peak up to then.
+///
 /// # Examples
 ///
 /// ```

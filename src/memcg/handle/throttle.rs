@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_timer::Delay;
 
-use crate::memcg::charge::high;
+use crate::memcg::charge::high::Penalty;
 use crate::memcg::handle::memcg::Memcg;
 
 impl Memcg {
@@ -37,7 +37,8 @@ impl Memcg {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn throttle(&self) -> Duration {
-        let delay = high::penalty(self.node());
+        let penalty = Penalty::new(self.node());
+        let delay = penalty.delay();
         if !delay.is_zero() {
             thread::sleep(delay);
         }
@@ -47,9 +48,10 @@ impl Memcg {
     /// As [`throttle`](Memcg::throttle), for async code: the future waits without blocking a
     /// thread.
     ///
-    /// It works with any executor. Reclaim hooks run in its first poll.
+    /// It works with any executor. Reclaim hooks run in its first poll. When the future is dropped
+    /// before it is ready, what is left of the delay is not lost: the next call waits for it.
     pub fn throttled(&self) -> Throttle {
-        Throttle { memcg: self.clone(), sleep: None }
+        Throttle { memcg: self.clone(), wait: Wait::NotBegun }
     }
 }
 
@@ -71,22 +73,36 @@ impl Memcg {
 #[must_use = "futures do nothing unless polled"]
 pub struct Throttle {
     memcg: Memcg,
-    sleep: Option<(Delay, Duration)>,
+    wait: Wait,
+}
+
+#[derive(Debug)]
+enum Wait {
+    NotBegun,
+    UnderWay(Delay, Penalty),
+    Over(Duration),
 }
 
 impl Future for Throttle {
     type Output = Duration;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Duration> {
-        let Throttle { memcg, sleep } = &mut *self;
-        let (sleep, delay) = sleep.get_or_insert_with(|| {
-            let delay = high::penalty(memcg.node());
-            (Delay::new(delay), delay)
-        });
-        let delay = *delay;
-        if !delay.is_zero() {
-            ready!(Pin::new(sleep).poll(context));
+        let Throttle { memcg, wait } = &mut *self;
+        loop {
+            match wait {
+                Wait::NotBegun => {
+                    let penalty = Penalty::new(memcg.node());
+                    *wait = Wait::UnderWay(Delay::new(penalty.delay()), penalty);
+                }
+                Wait::UnderWay(sleep, penalty) => {
+                    let delay = penalty.delay();
+                    if !delay.is_zero() {
+                        ready!(Pin::new(sleep).poll(context));
+                    }
+                    *wait = Wait::Over(delay);
+                }
+                Wait::Over(delay) => return Poll::Ready(*delay),
+            }
         }
-        Poll::Ready(delay)
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `account` | what charges read and write of a cgroup; lies in its token |
 //! | `shared` | what all cgroups of a tree share |
+//! | `turn` | whose turn it is to reclaim |
 //! | `listed` | which children may have stocks |
 //! | `walk` | counters upwards: adding to all levels or to none |
 //! | `stocks` | the stocks below a cgroup, and what is in use without them |
@@ -18,9 +19,11 @@ mod listed;
 pub(crate) mod reparent;
 pub(crate) mod shared;
 pub(crate) mod stocks;
+pub(crate) mod turn;
 pub(crate) mod walk;
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::ptr;
 use std::sync::Arc;
 
@@ -30,8 +33,10 @@ use crate::memcg::error::{Consumers, TopConsumer};
 use crate::memcg::node::account::Account;
 use crate::memcg::node::listed::Listed;
 use crate::memcg::node::shared::Shared;
+use crate::memcg::node::turn::Turn;
 use crate::memcg::notify::callbacks::Callbacks;
 use crate::memcg::notify::counts::EventKind;
+use crate::memcg::notify::inside;
 use crate::memcg::notify::{self, Events};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::{Inherited, ObjCgroup, ObjcgRef};
@@ -73,6 +78,7 @@ pub(crate) struct Node {
     inherited: Mutex<Inherited<Node>>,
     pub(crate) events: Events,
     pub(crate) callbacks: Callbacks<Node>,
+    pub(crate) turn: Turn,
     /// Threads attached. Changed only under the topology lock, or by a thread that leaves.
     pub(crate) threads: Mutex<Vec<u32>>,
     pub(crate) nr_descendants: AtomicUsize,
@@ -103,6 +109,7 @@ impl Node {
             inherited: Mutex::default(),
             events: Events::new(),
             callbacks: Callbacks::new(),
+            turn: Turn::default(),
             threads: Mutex::default(),
             nr_descendants: AtomicUsize::new(0),
             nr_dying: AtomicUsize::new(0),
@@ -250,7 +257,7 @@ impl Node {
 
     /// Forgets the children. Their tree is dropped.
     pub(crate) fn forget_children(&self) {
-        let children = std::mem::take(&mut *self.children.lock());
+        let children = mem::take(&mut *self.children.lock());
         drop(children);
     }
 
@@ -314,6 +321,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.count_off();
+        inside::drop_outside(mem::replace(&mut self.callbacks, Callbacks::new()));
         // The parent is still held here, so that this does not drop it.
         self.token.put();
         // A loop in place of recursion: the parents that are dropped with this cgroup may be many.

@@ -1,35 +1,39 @@
 //! What all cgroups of a tree share.
 
+use std::ptr;
+
 use crate::memcg::counter::cost::AreaCost;
+use crate::memcg::notify::inside::TreeKey;
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
-use crate::memcg::sync::Mutex;
 use crate::memcg::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::Machine;
 
-/// The rule of what areas cost, the stocks, and the lock of reclaim.
+/// The rule of what areas cost, and the stocks.
 #[derive(Debug)]
 pub(crate) struct Shared<P: Payer> {
     pub(crate) cost: AreaCost,
     pub(crate) stock: Stock<P>,
-    /// Held by the thread that reclaims: one at a time. Which hook gave something last.
-    pub(crate) reclaiming: Mutex<Option<HookId>>,
+    /// Protection that a cgroup's children do not claim is shared among them; see
+    /// `counter::protection`.
+    pub(crate) has_recursive_protection: bool,
     /// A hook was ever registered.
     has_hooks: AtomicBool,
 }
 
-/// Tells hooks apart as long as they are registered: where the hook is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct HookId(pub(crate) usize);
-
 impl<P: Payer> Shared<P> {
-    pub(crate) fn new(machine: &Machine) -> Self {
+    pub(crate) fn new(machine: &Machine, has_recursive_protection: bool) -> Self {
         Shared {
             cost: AreaCost::new(machine.nr_possible()),
             stock: Stock::new(machine),
-            reclaiming: Mutex::new(None),
+            has_recursive_protection,
             has_hooks: AtomicBool::new(false),
         }
+    }
+
+    /// Tells the tree from others.
+    pub(crate) fn key(&self) -> TreeKey {
+        TreeKey(ptr::from_ref(self).addr())
     }
 
     /// False as long as no hook has to be looked for.

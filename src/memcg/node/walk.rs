@@ -1,6 +1,8 @@
 //! Counters from a cgroup upwards: adding to all of them or to none.
 //!
-//! * M2: a charge is made at the cgroup and all its ancestors, or at none.
+//! * M2: a charge is made at the cgroup and all its ancestors, or at none. All levels are asked before
+//!   one is changed, so that others do not see a charge that does not fit, not even for a moment.
+//!   Only charges that race for the last bytes of a level are added below it and undone.
 
 use std::ptr;
 
@@ -26,9 +28,6 @@ pub(crate) fn counters(token: &'static Token) -> impl Iterator<Item = &'static C
 
 /// Charges so many levels from this cgroup upwards, or none of them.
 ///
-/// Limits are asked first, so that a charge which a limit high up refuses is never added below,
-/// where it would stand in the way of others. Only charges that race for the last bytes of a limit
-/// come to be undone.
 pub(crate) fn try_add_levels(
     token: &'static Token,
     levels: usize,
@@ -39,7 +38,11 @@ pub(crate) fn try_add_levels(
 }
 
 /// Whether `bytes` could be added to so many levels now. No limit stands against 0 bytes.
-fn check_levels(token: &'static Token, levels: usize, bytes: u64) -> Result<(), Refused> {
+pub(crate) fn check_levels(
+    token: &'static Token,
+    levels: usize,
+    bytes: u64,
+) -> Result<(), Refused> {
     let levels = if bytes == 0 { 0 } else { levels };
     for level in tokens(token).take(levels) {
         level.account().counter.check(bytes).map_err(|full| Refused { level, full })?;
@@ -73,6 +76,9 @@ pub(crate) fn try_add_ahead(token: &'static Token, bytes: u64) -> bool {
 /// Charges at every level, whatever the limits. False, and nothing is charged, when a counter
 /// cannot hold so much.
 pub(crate) fn force(token: &'static Token, bytes: u64) -> bool {
+    if !counters(token).all(|counter| counter.can_count(bytes)) {
+        return false;
+    }
     for counter in counters(token) {
         if !counter.add(bytes) {
             sub_below(token, counter, bytes);

@@ -5,8 +5,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::memcg::counter::amount::Limit;
+use crate::memcg::notify::inside::Lease;
 use crate::memcg::notify::registration::Registry;
 
 /// Tells a reclaim hook why memory is needed.
@@ -45,6 +47,7 @@ pub(crate) struct ReclaimAsk<'a, N> {
     pub(crate) target: &'a Arc<N>,
     pub(crate) bytes: u64,
     pub(crate) reason: ReclaimReason,
+    pub(crate) lease: &'a Arc<Lease>,
 }
 
 /// The arguments of a `high` callback: a charge left a cgroup above `high`.
@@ -52,7 +55,7 @@ pub(crate) struct HighAsk<'a, N> {
     pub(crate) node: &'a Arc<N>,
     pub(crate) usage: u64,
     pub(crate) high: Limit,
-    pub(crate) delay: std::time::Duration,
+    pub(crate) delay: Duration,
 }
 
 /// The arguments of an OOM callback: a charge does not fit, and nothing can be reclaimed.
@@ -60,13 +63,64 @@ pub(crate) struct OomAsk<'a, N> {
     /// The cgroup whose limit was reached.
     pub(crate) node: &'a Arc<N>,
     pub(crate) bytes: u64,
+    pub(crate) lease: &'a Arc<Lease>,
+}
+
+/// What an [OOM callback](crate::Memcg::on_oom) has done for a charge that does not fit.
+///
+/// A callback may also return a `bool`: true for `Retry`, false for `Refuse`.
+///
+/// # Examples
+///
+/// A callback that has another thread end a query:
+///
+/// ```
+/// use percpu_memcg::{Limit, OomAnswer, PerCpuAllocator};
+/// use std::sync::mpsc;
+/// use std::time::Duration;
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// tenant.set_max(Limit::bytes(1000))?;
+/// let query = tenant.charge(800)?;
+///
+/// let (stop, stopped) = mpsc::channel::<()>();
+/// let worker = std::thread::spawn(move || {
+///     let _ = stopped.recv();
+///     drop(query);
+/// });
+/// let _callback = tenant.on_oom(move |_event| match stop.send(()) {
+///     Ok(()) => OomAnswer::Later(Duration::from_secs(1)),
+///     Err(_) => OomAnswer::Refuse, // the query has ended already
+/// });
+/// let _needed = tenant.charge(500)?; // waits until the worker has dropped the query
+/// # worker.join().unwrap();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OomAnswer {
+    /// Nothing was done: the next callback is asked. If there is none, the charge is refused.
+    Refuse,
+    /// Memory was freed: the charge is tried again.
+    Retry,
+    /// Memory will be freed soon, for example by a thread that was told to end its work.
+    ///
+    /// The charge waits until there is room, for the given time at most and never for longer than 5
+    /// seconds. Then it is tried once more. Other charges do not wait for it.
+    Later(Duration),
+}
+
+impl From<bool> for OomAnswer {
+    fn from(is_worth_another_try: bool) -> Self {
+        if is_worth_another_try { OomAnswer::Retry } else { OomAnswer::Refuse }
+    }
 }
 
 /// Returns how many bytes it freed.
 pub(crate) type ReclaimHook<N> = dyn Fn(&ReclaimAsk<'_, N>) -> u64 + Send + Sync;
 pub(crate) type HighCallback<N> = dyn Fn(&HighAsk<'_, N>) + Send + Sync;
-/// Returns whether the charge is worth another try.
-pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> bool + Send + Sync;
+pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> OomAnswer + Send + Sync;
 
 /// Called to end the work of a cgroup, or after it was frozen or thawed.
 pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>) + Send + Sync;

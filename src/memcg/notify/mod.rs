@@ -2,6 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `inside` | whether the thread runs a callback, and what must not happen then |
 //! | `registration` | [`Registration`](registration::Registration): registering callbacks and taking them back |
 //! | `callbacks` | the callbacks of a cgroup |
 //! | `counts` | [`MemcgEvents`] |
@@ -25,6 +26,7 @@
 
 pub(crate) mod callbacks;
 pub(crate) mod counts;
+pub(crate) mod inside;
 pub(crate) mod registration;
 pub(crate) mod watch;
 

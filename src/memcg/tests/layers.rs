@@ -22,14 +22,28 @@ const ORDER: &[&[&str]] = &[
 const FILES: &[(&str, &[&str])] = &[
     ("counter", &["amount", "cost", "protection", "peak", "delay", "mod"]),
     ("stock", &["word", "cpu_set", "objcg", "grants", "mod"]),
-    ("notify", &["registration", "callbacks", "counts", "watch", "mod"]),
-    ("node", &["account", "listed", "shared", "mod", "walk", "stocks", "reparent"]),
-    ("charge", &["reentrancy", "uncommitted", "reclaim", "oom", "high", "try_charge", "mod"]),
+    ("notify", &["inside", "registration", "callbacks", "counts", "watch", "mod"]),
+    ("node", &["account", "listed", "shared", "turn", "mod", "walk", "stocks", "reparent"]),
+    (
+        "charge",
+        &[
+            "unwinding",
+            "uncommitted",
+            "attempts",
+            "reclaim",
+            "oom",
+            "high",
+            "lowered",
+            "try_charge",
+            "mod",
+        ],
+    ),
     ("tree", &["current", "name", "mod", "area"]),
     (
         "handle",
         &[
             "memcg",
+            "scope",
             "charge",
             "limits",
             "bounds",

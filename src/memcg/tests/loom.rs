@@ -196,3 +196,51 @@ fn models_remove_against_create() {
         }
     });
 }
+
+/// Charges are merged while the cgroup of one is removed. What pays in the end has both.
+#[test]
+fn models_merge_against_removal() {
+    for child_first in [false, true] {
+        check(move || {
+            let root = root();
+            let parent = root.create("parent").unwrap();
+            let child = parent.create("child").unwrap();
+            let mut charges = [parent.try_charge(4).unwrap(), child.try_charge(8).unwrap()];
+            if child_first {
+                charges.reverse();
+            }
+            let [mut one, other] = charges;
+            let ((), ()) = two(
+                move || match one.merge(other) {
+                    Ok(()) => drop(one),
+                    Err(error) => drop((one, error.into_charge())),
+                },
+                || child.remove().unwrap(),
+            );
+            assert_charged(&parent, 0);
+            assert_charged(&root, 0);
+        });
+    }
+}
+
+/// A charge moves to the cgroup that is about to pay for it anyway.
+#[test]
+fn models_move_against_removal() {
+    check(|| {
+        let root = root();
+        let parent = root.create("parent").unwrap();
+        let child = parent.create("child").unwrap();
+        let (mut charge, to) = (child.try_charge(8).unwrap(), parent.clone());
+        let (charge, ()) = two(
+            move || {
+                charge.transfer_to(&to).unwrap();
+                charge
+            },
+            || child.remove().unwrap(),
+        );
+        assert_charged(&parent, 8);
+        drop(charge);
+        assert_charged(&parent, 0);
+        assert_charged(&root, 0);
+    });
+}

@@ -1,5 +1,7 @@
 //! Tests of the folders together.
 
+#[cfg(not(any(percpu_loom, percpu_shuttle)))]
+mod grants;
 mod layers;
 #[cfg(percpu_loom)]
 mod loom;

@@ -19,7 +19,7 @@ pub(crate) fn root() -> Memcg {
         };
         Arena::new(config).unwrap()
     };
-    Memcg::root_of(&Tree::new(arena(), arena()).unwrap())
+    Memcg::root_of(&Tree::new(arena(), arena(), false).unwrap())
 }
 
 /// Nothing is charged but for `bytes`, whatever stocks hold.

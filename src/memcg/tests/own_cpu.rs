@@ -17,7 +17,7 @@ const CPUS: usize = 256;
 /// A CPU of the real machine is below this; others have stocks that nobody takes from.
 const REAL: usize = 64;
 
-fn root() -> Memcg {
+pub(super) fn root() -> Memcg {
     let arena = || {
         let config = Config {
             machine: Machine::uniform(CPUS).unwrap(),
@@ -29,7 +29,7 @@ fn root() -> Memcg {
         };
         Arena::new(config).unwrap()
     };
-    Memcg::root_of(&Tree::new(arena(), arena()).unwrap())
+    Memcg::root_of(&Tree::new(arena(), arena(), false).unwrap())
 }
 
 /// Cgroups below one, of which each but the first few has bytes in the stocks of several CPUs, so
@@ -48,7 +48,7 @@ fn crowd(parent: &Memcg, count: usize) -> Vec<Memcg> {
 }
 
 /// The CPU that the thread stays on.
-fn pin() -> usize {
+pub(super) fn pin() -> usize {
     let core = core_affinity::get_core_ids().unwrap()[0];
     assert!(core_affinity::set_for_current(core));
     CpuId::current().index()

@@ -3,10 +3,10 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::arena::Arena;
-use crate::memcg::charge::try_charge::charge_slowly;
+use crate::arena::{Arena, Remains};
+use crate::memcg::charge::try_charge::{charge, charge_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
-use crate::memcg::error::{AllocError, ChargeError, FreeError};
+use crate::memcg::error::{AllocError, FreeError};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::{Node, TokenRef, reparent};
 use crate::memcg::stock::objcg::Payer;
@@ -28,11 +28,36 @@ impl Tree {
         reserved: bool,
     ) -> Result<NonNull<u8>, AllocError> {
         let flags = RequestFlags { atomic: !gfp.may_block(), account: false, reserved };
-        let mut request = Request::new(size, align, flags)?;
+        let request = Request::new(size, align, flags)?;
         let charged = match gfp.contains(Gfp::ACCOUNT) {
             true => self.charge_current(request.size(), gfp)?,
             false => None,
         };
+        self.alloc_charged(request, charged)
+    }
+
+    /// As [`alloc`](Tree::alloc), charged to `node`, a cgroup of this tree, or to its nearest live
+    /// ancestor. The root is not charged.
+    pub(crate) fn alloc_for(
+        &self,
+        node: &Arc<Node>,
+        size: u64,
+        align: u64,
+        gfp: Gfp,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let flags = RequestFlags { atomic: !gfp.may_block(), ..RequestFlags::default() };
+        let request = Request::new(size, align, flags)?;
+        let node = node.live();
+        let bytes = self.shared.cost.full_size(request.size());
+        let charged = (!node.is_root()).then(|| charge(node, bytes, gfp)).transpose()?;
+        self.alloc_charged(request, charged)
+    }
+
+    fn alloc_charged(
+        &self,
+        mut request: Request,
+        charged: Option<Uncommitted>,
+    ) -> Result<NonNull<u8>, AllocError> {
         request.flags.account = charged.is_some();
         let size = request.size();
         let owner = charged.as_ref().map(Uncommitted::token);
@@ -46,7 +71,7 @@ impl Tree {
 
     /// Charges an area of `size` bytes to the thread's current cgroup. The root is not charged.
     #[inline]
-    fn charge_current(&self, size: usize, gfp: Gfp) -> Result<Option<Uncommitted>, ChargeError> {
+    fn charge_current(&self, size: usize, gfp: Gfp) -> Result<Option<Uncommitted>, AllocError> {
         let bytes = self.shared.cost.full_size(size);
         // Hooks may enter scopes, so they must not run while the thread's memberships are borrowed.
         // The root is not charged for areas, although it has a stock for charges that passed to it.
@@ -57,17 +82,19 @@ impl Tree {
             }
             false => Some(Err(Arc::clone(node))),
         };
-        match current::with(self.id, stocked).flatten() {
-            None => Ok(None),
-            Some(Ok(charged)) => Ok(Some(charged)),
-            Some(Err(node)) if node.live().is_root() => Ok(None),
-            Some(Err(node)) => charge_slowly(&node, bytes, gfp).map(Some),
+        match current::with(self.id, stocked) {
+            // The caller means to charge someone, who cannot pay here.
+            None if current::is_in_scope() => Err(AllocError::OtherTree),
+            None | Some(None) => Ok(None),
+            Some(Some(Ok(charged))) => Ok(Some(charged)),
+            Some(Some(Err(node))) if node.live().is_root() => Ok(None),
+            Some(Some(Err(node))) => Ok(Some(charge_slowly(&node, bytes, gfp)?)),
         }
     }
 
     /// Frees the area whose copy of CPU 0 is at `address`, and uncharges its owner.
-    pub(crate) fn free(&self, address: usize) -> Result<(), FreeError> {
-        let freed = self.arena.free(address).map_err(|why| FreeError::at(address, why))?;
+    pub(crate) fn free(&self, address: usize, remains: Remains) -> Result<(), FreeError> {
+        let freed = self.arena.free(address, remains).map_err(|why| FreeError::at(address, why))?;
         reparent::finish_free(&self.shared, freed);
         Ok(())
     }

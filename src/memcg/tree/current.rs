@@ -74,6 +74,12 @@ pub(crate) fn with<R>(tree: TreeId, look: impl FnOnce(&Arc<Node>) -> R) -> Optio
         .flatten()
 }
 
+/// True when the thread is within a scope, of whatever tree.
+pub(crate) fn is_in_scope() -> bool {
+    let is_in_scope = |memberships: &RefCell<Memberships>| !memberships.borrow().entered.is_empty();
+    MEMBERSHIPS.try_with(is_in_scope).unwrap_or(false)
+}
+
 /// Replaces the thread's attachment in the tree by `node`, whose list has the thread already.
 /// `None` stands for the root.
 pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeError> {

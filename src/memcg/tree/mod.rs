@@ -50,8 +50,9 @@ impl Tree {
     pub(crate) fn new(
         arena: Arc<Arena<TokenRef>>,
         words_arena: Arc<Arena<TokenRef>>,
+        has_recursive_protection: bool,
     ) -> Result<Arc<Self>, NoArea> {
-        let shared = Arc::new(Shared::new(arena.machine()));
+        let shared = Arc::new(Shared::new(arena.machine(), has_recursive_protection));
         let root = Arc::new(Node::new("", None, &shared));
         let (words, _) = WordPair::new(&words_arena, None)?;
         root.token().belong_to(&root, words);

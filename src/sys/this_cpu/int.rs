@@ -7,7 +7,7 @@ use std::sync::atomic::{
     AtomicU64, AtomicUsize,
 };
 
-use zerocopy::FromZeros;
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::{At, CopyIndex};
 
@@ -92,7 +92,7 @@ pub trait Sequences: Sized {
 /// Relaxed throughout: a word orders nothing but itself, as with sequences.
 pub trait AtomicOps: Sized {
     /// The word as other threads see it.
-    type Atomic: FromZeros + fmt::Debug + Send + Sync + 'static;
+    type Atomic: FromZeros + IntoBytes + fmt::Debug + Send + Sync + 'static;
 
     /// For `inc` and `dec`.
     const ONE: Self;

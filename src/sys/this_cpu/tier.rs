@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use super::platform;
+use crate::sys::loaded::stay_loaded;
 
 /// How operations on this CPU's copy are carried out in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,7 +96,11 @@ fn is_switched_off() -> bool {
 
 #[inline]
 pub(super) fn choice() -> Choice {
-    *CHOICE.get_or_init(|| if is_switched_off() { Choice::atomic() } else { platform::choose() })
+    *CHOICE.get_or_init(|| {
+        // Before the kernel or the C library can get to know any of our code.
+        stay_loaded();
+        if is_switched_off() { Choice::atomic() } else { platform::choose() }
+    })
 }
 
 /// What to do after a sequence found no usable index. Safe in signal handlers.

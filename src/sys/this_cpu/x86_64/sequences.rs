@@ -30,7 +30,7 @@
 //! and stores once. What it has computed is in registers that every attempt writes anew.
 //!
 //! `rseq_cs` is left as it is after the commit; the kernel clears it when it next looks. Code with
-//! sequences must therefore not be unloaded (`dlclose`).
+//! sequences must therefore not be unloaded (`dlclose`); `sys::loaded` sees to it.
 //!
 //! `xadd` is microcoded even without lock, and `xchg` with memory always locks: what returns the
 //! old value is a load, a computation and a store.

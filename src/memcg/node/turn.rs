@@ -1,0 +1,32 @@
+//! Whose turn it is to reclaim in a cgroup.
+//!
+//! Threads that need memory of the same cgroup ask its hooks and OOM callbacks one after the other,
+//! so that the first one's success is enough for those behind it. Each cgroup has a turn of its own:
+//! a hook that takes long keeps nobody waiting but charges that the same cgroup refuses.
+//!
+//! It is no lock of data: user code runs in it. So a wait for it is bounded, and the locks of the
+//! library are not held during the wait.
+
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+
+/// The longest wait of one call for another thread's hooks, or for a callback that asked for time.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tells hooks apart as long as they are registered: where the hook is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HookId(pub(crate) usize);
+
+/// See the module's documentation. It remembers which hook gave something last.
+///
+/// Not a cell of `sync`: no model registers a hook.
+#[derive(Debug, Default)]
+pub(crate) struct Turn(Mutex<Option<HookId>>);
+
+impl Turn {
+    /// Waits for the turn. `None` when another thread keeps it for longer than [`PATIENCE`].
+    pub(crate) fn wait(&self) -> Option<MutexGuard<'_, Option<HookId>>> {
+        self.0.try_lock_for(PATIENCE)
+    }
+}

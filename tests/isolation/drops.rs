@@ -1,0 +1,235 @@
+//! What users have captured is dropped where it can do what it likes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use percpu_memcg::{Charge, Limit, Memcg};
+
+use crate::{KIB, MIB, tenants, within};
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// A charge that asks for more when it is dropped, and notes whether a limit was in force then: it is
+/// not inside of a hook.
+struct Asks {
+    charge: Charge,
+    inside: Arc<AtomicU32>,
+    outside: Arc<AtomicU32>,
+}
+
+/// How often values were dropped, inside of a hook and outside.
+#[derive(Default)]
+struct Drops {
+    inside: Arc<AtomicU32>,
+    outside: Arc<AtomicU32>,
+}
+
+impl Drops {
+    fn asks(&self, memcg: &Memcg) -> Asks {
+        let [inside, outside] = [&self.inside, &self.outside].map(Arc::clone);
+        Asks { charge: memcg.charge_forced(1), inside, outside }
+    }
+
+    fn all(&self) -> (u32, u32) {
+        (self.inside.load(Ordering::SeqCst), self.outside.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Asks {
+    fn drop(&mut self) {
+        let is_inside = self.charge.try_grow(4 * MIB).is_ok() && !self.charge.cgroup().is_empty();
+        let count = if is_inside { &self.inside } else { &self.outside };
+        count.fetch_add(1, Ordering::SeqCst);
+        let _ = self.charge.grow(4 * MIB);
+    }
+}
+
+/// A hook that uses its captured value in no way, but owns it.
+fn hook_with(memcg: &Memcg, value: Asks) -> percpu_memcg::Registration {
+    memcg.on_reclaim(0, move |_| {
+        let _owned = &value;
+        0
+    })
+}
+
+#[test]
+fn values_of_a_hook_that_is_unregistered_while_it_runs() {
+    within(LONG, || {
+        let (_pcpu, [memcg]) = tenants(["tenant"]);
+        let (drops, own) = (Drops::default(), Arc::new(Mutex::new(None)));
+        let (value, registration) = (drops.asks(&memcg), Arc::clone(&own));
+        *own.lock() = Some(memcg.on_reclaim(0, move |_| {
+            let _owned = &value;
+            drop(registration.lock().take());
+            0
+        }));
+        let _all = memcg.charge_forced(MIB);
+        assert!(memcg.charge(1).is_err());
+        assert_eq!(drops.all(), (0, 1));
+    });
+}
+
+#[test]
+fn values_of_a_hook_that_panics() {
+    within(LONG, || {
+        let (_pcpu, [memcg]) = tenants(["tenant"]);
+        let (drops, own) = (Drops::default(), Arc::new(Mutex::new(None)));
+        let (value, registration) = (drops.asks(&memcg), Arc::clone(&own));
+        *own.lock() = Some(memcg.on_reclaim(0, move |_| {
+            let _owned = &value;
+            drop(registration.lock().take());
+            panic!("a hook");
+        }));
+        let _all = memcg.charge_forced(MIB);
+        assert!(catch_unwind(AssertUnwindSafe(|| memcg.charge(1))).is_err());
+        assert_eq!(drops.all(), (0, 1));
+    });
+}
+
+#[test]
+fn values_of_an_oom_callback_that_unregisters_itself() {
+    within(LONG, || {
+        let (_pcpu, [memcg]) = tenants(["tenant"]);
+        let (drops, own) = (Drops::default(), Arc::new(Mutex::new(None)));
+        let (value, registration) = (drops.asks(&memcg), Arc::clone(&own));
+        *own.lock() = Some(memcg.on_oom(move |_| {
+            let _owned = &value;
+            drop(registration.lock().take());
+            false
+        }));
+        let _all = memcg.charge_forced(MIB);
+        assert!(memcg.charge(1).is_err());
+        assert_eq!(drops.all(), (0, 1));
+    });
+}
+
+/// Other threads unregister hooks that are skipped, because their cgroups are protected or empty.
+#[test]
+fn values_of_hooks_that_are_unregistered_while_they_are_skipped() {
+    within(LONG, || {
+        let (_pcpu, [parent]) = tenants(["parent"]);
+        let [empty, protected] = ["empty", "protected"].map(|name| parent.create(name).unwrap());
+        protected.set_min(Limit::MAX).unwrap();
+        let _used = protected.charge_forced(2 * MIB);
+        let (drops, is_over) = (Drops::default(), AtomicBool::new(false));
+        let (_pcpu, [full]) = tenants(["full, of another tree"]);
+        let _full = full.charge(MIB).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..3000 {
+                    let hooks = [&empty, &protected].map(|memcg| {
+                        // Of this tree, so that a drop inside of the hook would not be refused.
+                        hook_with(memcg, drops.asks(&parent))
+                    });
+                    thread::yield_now();
+                    drop(hooks);
+                }
+                is_over.store(true, Ordering::SeqCst);
+            });
+            scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    assert!(parent.charge(1).is_err());
+                }
+            });
+        });
+        assert_eq!(drops.all(), (0, 6000));
+    });
+}
+
+/// The reclaiming thread has the last reference to a cgroup that was removed.
+#[test]
+fn values_of_a_cgroup_whose_last_handle_goes_while_others_reclaim() {
+    within(LONG, || {
+        let (_pcpu, [parent]) = tenants(["parent"]);
+        let _used = parent.charge(MIB - 100 * KIB).unwrap();
+        let (drops, is_over) = (Drops::default(), AtomicBool::new(false));
+        // So that usage of the children is looked at while hooks are asked.
+        let _hook = parent.on_reclaim(0, |_| {
+            thread::yield_now();
+            0
+        });
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..3000 {
+                    let Ok(child) = parent.create("child") else { continue };
+                    child.set_low(Limit::bytes(1)).unwrap();
+                    hook_with(&child, drops.asks(&parent)).detach();
+                    drop(child.try_charge(1000));
+                    child.remove().unwrap();
+                }
+                is_over.store(true, Ordering::SeqCst);
+            });
+            scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    assert!(parent.charge(MIB).is_err());
+                }
+            });
+        });
+        assert_eq!(drops.all().0, 0, "{:?}", drops.all());
+        assert!(drops.all().1 > 1000, "{:?}", drops.all());
+    });
+}
+
+/// A hook removes a cgroup that has hooks of its own, and drops the last handle.
+#[test]
+fn values_of_a_cgroup_that_a_hook_removes_are_dropped_when_the_hook_is_over() {
+    within(LONG, || {
+        let (_pcpu, [parent]) = tenants(["parent"]);
+        let child = parent.create("child").unwrap();
+        let drops = Drops::default();
+        hook_with(&child, drops.asks(&parent)).detach();
+        let child = Mutex::new(Some(child));
+        let _hook = parent.on_reclaim(-1, move |_| {
+            if let Some(child) = child.lock().take() {
+                child.remove().unwrap();
+            }
+            0
+        });
+        let _all = parent.charge_forced(MIB);
+        assert!(parent.charge(1).is_err());
+        assert_eq!(drops.all(), (0, 1));
+    });
+}
+
+/// The last handle goes: of a tree with cgroups that have hooks with values.
+#[test]
+fn values_of_a_tree_that_is_dropped() {
+    within(LONG, || {
+        let drops = Drops::default();
+        let (pcpu, [parent]) = tenants(["parent"]);
+        let mut memcg = parent.clone();
+        for name in ["a", "b", "c"] {
+            memcg = memcg.create(name).unwrap();
+            hook_with(&memcg, drops.asks(&parent)).detach();
+            let value = drops.asks(&memcg);
+            memcg.on_oom(move |_| value.charge.bytes() == 0).detach();
+            let value = drops.asks(&memcg);
+            memcg.on_high(move |_| assert!(value.charge.bytes() > 0)).detach();
+        }
+        drop((memcg, parent));
+        assert_eq!(drops.all(), (0, 0));
+        drop(pcpu);
+        assert_eq!(drops.all(), (0, 9));
+    });
+}
+
+/// A removed cgroup whose handle is the last thing that holds its tree.
+#[test]
+fn values_of_a_removed_cgroup_that_goes_last() {
+    within(LONG, || {
+        let drops = Drops::default();
+        let (pcpu, [parent]) = tenants(["parent"]);
+        let [memcg, other] = ["tenant", "other"].map(|name| parent.create(name).unwrap());
+        hook_with(&memcg, drops.asks(&other)).detach();
+        hook_with(&other, drops.asks(&memcg)).detach();
+        memcg.remove().unwrap();
+        drop((other, parent, pcpu));
+        assert_eq!(drops.all().1, 0);
+        drop(memcg);
+        assert_eq!(drops.all(), (0, 2));
+    });
+}
