@@ -1,6 +1,6 @@
 //! The interface files of cgroup v2: exact texts, error numbers, and what a write does.
 
-use percpu_memcg::{CgroupFiles, Memcg, PerCpuAllocator};
+use percpu_memcg::{CgroupFiles, CpuId, Gfp, Machine, Memcg, NodeId, PerCpuAllocator};
 use proptest::prelude::*;
 
 fn tenant() -> (PerCpuAllocator, Memcg, CgroupFiles) {
@@ -14,6 +14,7 @@ fn tenant() -> (PerCpuAllocator, Memcg, CgroupFiles) {
 const FRESH: &[(&str, &str)] = &[
     ("cgroup.controllers", "memory\n"),
     ("cgroup.events", "populated 0\nfrozen 0\n"),
+    ("cgroup.freeze", "0\n"),
     ("cgroup.max.depth", "max\n"),
     ("cgroup.max.descendants", "max\n"),
     ("cgroup.procs", ""),
@@ -21,6 +22,9 @@ const FRESH: &[(&str, &str)] = &[
         "cgroup.stat",
         "nr_descendants 0\nnr_subsys_memory 1\nnr_dying_descendants 0\nnr_dying_subsys_memory 0\n",
     ),
+    ("cgroup.subtree_control", "memory\n"),
+    ("cgroup.threads", ""),
+    ("cgroup.type", "domain\n"),
     ("memory.current", "0\n"),
     ("memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n"),
     ("memory.events.local", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n"),
@@ -40,7 +44,7 @@ fn a_new_cgroup_reads_as_the_kernel_writes_it() {
         assert_eq!(files.read(file).unwrap(), *text, "{file}");
     }
     let mut names: Vec<&str> = FRESH.iter().map(|(file, _)| *file).collect();
-    names.push("memory.reclaim");
+    names.extend(["cgroup.kill", "memory.numa_stat", "memory.reclaim"]);
     names.sort_unstable();
     assert_eq!(files.list("").unwrap(), names);
 }
@@ -55,6 +59,9 @@ fn the_root_has_no_limits_and_no_usage() {
         "cgroup.max.descendants",
         "cgroup.procs",
         "cgroup.stat",
+        "cgroup.subtree_control",
+        "cgroup.threads",
+        "memory.numa_stat",
         "memory.reclaim",
         "memory.stat",
         "tenant",
@@ -91,6 +98,56 @@ fn bad_input_has_the_kernels_error_number_and_changes_nothing() {
     let (_pcpu, _tenant, files) = tenant();
     files.write("memory.max", "64M").unwrap();
     for (file, text, errno) in [
+        ("cgroup.procs", "99999999999", libc::EINVAL),
+        ("cgroup.procs", "2147483648", libc::EINVAL),
+        ("cgroup.procs", "-2147483649", libc::EINVAL),
+        ("cgroup.procs", "0x80000000", libc::EINVAL),
+        ("cgroup.procs", "99999999999999999999", libc::EINVAL),
+        ("cgroup.procs", "self", libc::EINVAL),
+        ("cgroup.procs", "\n", libc::EINVAL),
+        ("cgroup.procs", "1 2", libc::EINVAL),
+        ("cgroup.threads", "99999999999", libc::EINVAL),
+        ("cgroup.threads", "-1", libc::EINVAL),
+        ("cgroup.threads", "1", libc::EOPNOTSUPP),
+        ("cgroup.threads", "2147483647", libc::ESRCH),
+        ("cgroup.max.depth", "99999999999", libc::ERANGE),
+        ("cgroup.max.depth", "2147483648", libc::ERANGE),
+        ("cgroup.max.depth", "one", libc::EINVAL),
+        ("cgroup.max.descendants", "-1", libc::ERANGE),
+        ("cgroup.max.descendants", "99999999999", libc::ERANGE),
+        ("cgroup.max.descendants", "", 0),
+        ("memory.oom.group", "99999999999", libc::ERANGE),
+        ("memory.oom.group", "-1", libc::EINVAL),
+        ("memory.oom.group", "yes", libc::EINVAL),
+        ("memory.reclaim", "1K swappiness=99999999999", libc::EINVAL),
+        ("memory.reclaim", "99999999999999999999", libc::ERANGE),
+        ("memory.low", "99999999999999999999", libc::ERANGE),
+        ("cgroup.freeze", "2", libc::ERANGE),
+        ("cgroup.freeze", "-1", libc::ERANGE),
+        ("cgroup.freeze", "99999999999", libc::ERANGE),
+        ("cgroup.freeze", "on", libc::EINVAL),
+        ("cgroup.freeze", "\n", libc::EINVAL),
+        ("cgroup.kill", "0", libc::ERANGE),
+        ("cgroup.kill", "2", libc::ERANGE),
+        ("cgroup.kill", "99999999999", libc::ERANGE),
+        ("cgroup.kill", "all", libc::EINVAL),
+        ("cgroup.type", "threaded", libc::EOPNOTSUPP),
+        ("cgroup.type", "threaded\n", libc::EOPNOTSUPP),
+        ("cgroup.type", "domain", libc::EINVAL),
+        ("cgroup.type", "domain threaded", libc::EINVAL),
+        ("cgroup.type", "\n", libc::EINVAL),
+        ("cgroup.subtree_control", "memory", libc::EINVAL),
+        ("cgroup.subtree_control", "+cpu", libc::EINVAL),
+        ("cgroup.subtree_control", "-io", libc::EINVAL),
+        ("cgroup.subtree_control", "+memory +cpu", libc::EINVAL),
+        ("cgroup.subtree_control", "+ memory", libc::EINVAL),
+        ("cgroup.subtree_control", "+Memory", libc::EINVAL),
+        ("cgroup.subtree_control", "-memory", libc::EOPNOTSUPP),
+        ("cgroup.subtree_control", "+memory -memory", libc::EOPNOTSUPP),
+        ("cgroup.controllers", "+memory", libc::EACCES),
+        ("memory.numa_stat", "1", libc::EACCES),
+        ("memory.swap.max", "1", libc::ENOENT),
+        ("memory.pressure", "some 1 2", libc::ENOENT),
         ("memory.max", "1.5G", libc::EINVAL),
         ("memory.max", "10KB", libc::EINVAL),
         ("memory.max", "-1", libc::EINVAL),
@@ -109,12 +166,93 @@ fn bad_input_has_the_kernels_error_number_and_changes_nothing() {
         ("", "1", libc::EISDIR),
         ("memory.max/more", "1", libc::ENOTDIR),
     ] {
-        let error = files.write(file, text).unwrap_err();
-        assert_eq!(error.errno(), errno, "{file} {text:?}: {error}");
+        let errno_of = |error: percpu_memcg::FileError| {
+            let names_it = error.to_string().contains(file.split('/').next().unwrap());
+            assert!(names_it || matches!(error.errno(), libc::ESRCH | libc::EAGAIN) || text == "1");
+            error.errno()
+        };
+        assert_eq!(files.write(file, text).map_or_else(errno_of, |_| 0), errno, "{file} {text:?}");
     }
     assert_eq!(files.read("memory.reclaim").unwrap_err().errno(), libc::EACCES);
     assert_eq!(files.read("memory.max").unwrap(), "67108864\n");
     assert_eq!(files.write("memory.max", ""), Ok(0), "an empty write does nothing");
+}
+
+#[test]
+fn the_one_controller_is_always_on() {
+    let (pcpu, _tenant, files) = tenant();
+    for files in [&files, &pcpu.files()] {
+        for text in ["+memory", "+memory\n", " +memory  +memory ", "-memory +memory", "\n", ""] {
+            assert_eq!(files.write("cgroup.subtree_control", text), Ok(text.len()), "{text:?}");
+        }
+        assert_eq!(files.read("cgroup.subtree_control").unwrap(), "memory\n");
+    }
+    for file in ["cgroup.type", "cgroup.freeze", "cgroup.kill", "cgroup.events"] {
+        assert_eq!(pcpu.files().read(file).unwrap_err().errno(), libc::ENOENT, "not on the root");
+    }
+}
+
+#[test]
+fn files_of_features_that_are_absent_do_not_exist() {
+    let (pcpu, _tenant, files) = tenant();
+    for file in [
+        "cgroup.pressure",
+        "cgroup.stat.local",
+        "cpu.pressure",
+        "cpu.stat",
+        "io.pressure",
+        "irq.pressure",
+        "memory.pressure",
+        "memory.swap.current",
+        "memory.swap.events",
+        "memory.swap.high",
+        "memory.swap.max",
+        "memory.swap.peak",
+        "memory.zswap.current",
+        "memory.zswap.max",
+        "memory.zswap.writeback",
+    ] {
+        for files in [&files, &pcpu.files()] {
+            assert!(files.read(file).unwrap_err().is_not_found(), "{file}");
+            assert!(files.write(file, "1").unwrap_err().is_not_found(), "{file}");
+        }
+    }
+}
+
+#[test]
+fn numa_stat_divides_percpu_by_the_cpus_of_the_nodes() {
+    let machine = Machine::builder()
+        .node(NodeId::new(0), [0, 1, 2].map(CpuId::new))
+        .node(NodeId::new(2), [5, 6].map(CpuId::new))
+        .node(NodeId::new(7), [9].map(CpuId::new))
+        .build()
+        .unwrap();
+    let pcpu = PerCpuAllocator::builder().machine(machine).build().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    assert_eq!(tenant.files().read("memory.numa_stat").unwrap(), "percpu N0=0 N2=0 N7=0\n");
+    let _in = tenant.enter();
+    let mut held = Vec::new();
+    for size in [4, 12, 52, 1000] {
+        let layout = std::alloc::Layout::from_size_align(size, 4).unwrap();
+        held.push((pcpu.alloc(layout, Gfp::KERNEL_ACCOUNT).unwrap(), tenant.charge(77).unwrap()));
+        let percpu = tenant.stat().percpu;
+        for files in [tenant.files(), pcpu.files()] {
+            let text = files.read("memory.numa_stat").unwrap();
+            let shares: Vec<u64> = text
+                .strip_prefix("percpu ")
+                .unwrap()
+                .split_whitespace()
+                .map(|share| share.split_once('=').unwrap().1.parse().unwrap())
+                .collect();
+            let stat = files.read("memory.stat").unwrap();
+            let total = shares.iter().sum::<u64>();
+            assert!(stat.contains(&format!("\npercpu {total}\n")), "{text}{stat}");
+            for (share, cpus) in shares.into_iter().zip([3, 2, 1]) {
+                assert!(share.abs_diff(total * cpus / 6) <= 1, "{text}");
+            }
+        }
+        assert!(percpu > 0);
+    }
 }
 
 #[test]
@@ -143,11 +281,21 @@ fn reclaim_asks_hooks() {
     assert_eq!(files.read("memory.current").unwrap(), "0\n");
 }
 
+fn rustix_thread_id() -> String {
+    rustix::thread::gettid().as_raw_nonzero().to_string()
+}
+
 #[test]
 fn the_calling_thread_can_be_attached() {
     let (pcpu, tenant, files) = tenant();
+    files.write("cgroup.threads", "0\n").unwrap();
+    assert_eq!(tenant.of_this_thread(), tenant);
+    let this = rustix_thread_id();
+    pcpu.files().write("cgroup.threads", &this).unwrap();
+    assert!(tenant.of_this_thread().is_root());
     files.write("cgroup.procs", "0\n").unwrap();
     assert_eq!(tenant.of_this_thread(), tenant);
+    assert_eq!(files.read("cgroup.threads").unwrap(), format!("{this}\n"));
     assert_eq!(files.read("cgroup.procs").unwrap(), format!("{}\n", tenant.threads()[0]));
     assert_eq!(files.read("cgroup.events").unwrap(), "populated 1\nfrozen 0\n");
     assert_eq!(pcpu.files().remove("tenant").unwrap_err().errno(), libc::EBUSY);
@@ -167,12 +315,22 @@ fn directories_are_cgroups() {
     assert_eq!(errno("nobody/child"), libc::ENOENT);
     assert_eq!(errno("tenant/memory.max/child"), libc::ENOTDIR);
     assert_eq!(files.remove("tenant").unwrap_err().errno(), libc::EBUSY);
-    let [open, depth] = ["memory.max", "cgroup.max.depth"]
-        .map(|file| files.open(&format!("tenant/child/{file}")).unwrap());
+    let [open, depth, control, freeze, kill, kind] = [
+        "memory.max",
+        "cgroup.max.depth",
+        "cgroup.subtree_control",
+        "cgroup.freeze",
+        "cgroup.kill",
+        "cgroup.type",
+    ]
+    .map(|file| files.open(&format!("tenant/child/{file}")).unwrap());
     files.remove("tenant/child").unwrap();
     files.create("tenant/child").unwrap();
     assert_eq!(open.write("1").unwrap_err().errno(), libc::ENODEV);
-    assert_eq!(depth.write("1").unwrap_err().errno(), libc::ENOENT);
+    assert_eq!(control.write("+memory").unwrap_err().errno(), libc::ENODEV);
+    for gone in [&depth, &freeze, &kill, &kind] {
+        assert_eq!(gone.write("1").unwrap_err().errno(), libc::ENOENT, "{gone:?}");
+    }
     assert_eq!(depth.read().unwrap_err().errno(), libc::ENODEV);
     assert_eq!(child.files().list("").unwrap_err().errno(), libc::ENODEV);
     assert_eq!(tenant.files().read("child/memory.max").unwrap(), "max\n");
@@ -185,7 +343,8 @@ proptest! {
         let all = || FRESH.iter().map(|(file, _)| files.read(file)).collect::<Vec<_>>();
         let before = all();
         let _ = pcpu.files().write(&path, &text);
-        for (file, _) in FRESH.iter().filter(|(file, _)| *file != "cgroup.procs") {
+        let attaches = ["cgroup.procs", "cgroup.threads"];
+        for (file, _) in FRESH.iter().filter(|(file, _)| !attaches.contains(file)) {
             match files.write(file, &text) {
                 Ok(written) => prop_assert_eq!(written, text.len()),
                 Err(_) => prop_assert_eq!(files.read(file), before[FRESH.iter().position(|(name, _)| name == file).unwrap()].clone()),

@@ -7,6 +7,7 @@ use std::sync::Weak;
 
 use crate::arena::NotLive;
 use crate::memcg::counter::amount::Limit;
+use crate::memcg::text::{Quoted, Short, kept_path};
 use crate::placement::InvalidRequest;
 use crate::sys::MapError;
 
@@ -36,8 +37,14 @@ pub struct ChargeError(Box<Refusal>);
 
 /// The facts of a refused charge: which cgroup refused, how much was asked, used and allowed.
 ///
-/// The fields are as of the refusal. [`top`](Refusal::top) and `Display` also name the children of
-/// the refusing cgroup that use most. They look at the children when they are called.
+/// The fields are as of the refusal. `Display` names the cgroup that was charged, the one that
+/// refuses, and numbers. It names no other cgroup, so the text may be sent to the tenant whose charge
+/// was refused. [`top`](Refusal::top) and [`report`](Refusal::report) are for the operator: they also
+/// name the children of the refusing cgroup that use most, which may be other tenants. They look at
+/// the children when they are called.
+///
+/// A path of more than 4096 bytes is cut, and ends with `…`. `Display` shows at most 256 bytes of a
+/// path.
 ///
 /// # Examples
 ///
@@ -52,6 +59,10 @@ pub struct ChargeError(Box<Refusal>);
 /// let refusal = tenant.charge(2_000).unwrap_err();
 /// assert_eq!((refusal.cgroup.as_str(), refusal.usage), ("/tenant", 9_000));
 /// assert_eq!(refusal.to_string(), "cgroup /tenant refuses 2000 bytes: 9000 of 10000 bytes are in use");
+///
+/// let query = tenant.create("query")?;
+/// let refusal = query.charge(2_000).unwrap_err();
+/// assert_eq!((refusal.cgroup.as_str(), refusal.charged.as_str()), ("/tenant", "/tenant/query"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
@@ -59,6 +70,9 @@ pub struct ChargeError(Box<Refusal>);
 pub struct Refusal {
     /// The path of the cgroup whose limit refused: the one charged, or an ancestor of it.
     pub cgroup: String,
+    /// The path of the cgroup that was to be charged: for a removed cgroup, its nearest live
+    /// ancestor; for a transfer, the cgroup to which the charge was to go.
+    pub charged: String,
     /// Bytes that were asked for.
     pub requested: u64,
     /// Bytes in use by the refusing cgroup and its descendants.
@@ -113,18 +127,26 @@ const TOP: usize = 3;
 impl ChargeError {
     pub(crate) fn new(
         cgroup: String,
+        charged: String,
         requested: u64,
         usage: u64,
         max: Limit,
         cached: u64,
         consumers: Weak<dyn Consumers>,
     ) -> Self {
-        ChargeError(Box::new(Refusal { cgroup, requested, usage, max, cached, consumers }))
+        let [cgroup, charged] = [cgroup, charged].map(kept_path);
+        ChargeError(Box::new(Refusal { cgroup, charged, requested, usage, max, cached, consumers }))
     }
 
     /// The kernel's error number, `ENOMEM`.
     pub fn errno(&self) -> i32 {
         libc::ENOMEM
+    }
+
+    /// True: a charge is refused only by a limit, the largest number of bytes included. As with
+    /// other errors that have this method, so that they can be asked alike.
+    pub fn is_limit(&self) -> bool {
+        true
     }
 }
 
@@ -139,25 +161,62 @@ impl Deref for ChargeError {
 impl Refusal {
     /// The children of the refusing cgroup that use most now: up to three, the largest first.
     ///
-    /// The list is computed by this call and by `Display`. It is empty when the refusing cgroup was
-    /// dropped. Cost: visits every child of the refusing cgroup. A refusal that is not displayed
-    /// visits none.
+    /// The list is computed by this call. It is empty when the refusing cgroup was dropped. Cost:
+    /// visits every child of the refusing cgroup.
     pub fn top(&self) -> Vec<TopConsumer> {
         self.consumers.upgrade().map_or_else(Vec::new, |cgroup| cgroup.top(TOP))
     }
+
+    /// The refusal for an operator's log: as `Display`, and the [`top`](Refusal::top) consumers.
+    ///
+    /// They may be other tenants, so do not send this text to the tenant whose charge was refused.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let region = pcpu.root().create("region")?;
+    /// let [a, b] = ["a", "b"].map(|name| region.create(name).unwrap());
+    /// region.set_max(Limit::bytes(10_000))?;
+    /// let _held = a.charge(9_000)?;
+    ///
+    /// let refusal = b.charge(5_000).unwrap_err();
+    /// assert!(!refusal.to_string().contains("/region/a"));
+    /// assert!(refusal.report().to_string().ends_with("; most by /region/a 9000"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn report(&self) -> impl fmt::Display {
+        Report(self)
+    }
 }
 
-/// Names the [`top`](Refusal::top) consumers as of the call.
+/// What [`Refusal::report`] returns.
+struct Report<'a>(&'a Refusal);
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        for (index, TopConsumer { cgroup, usage }) in self.0.top().iter().enumerate() {
+            let separator = if index == 0 { "; most by" } else { "," };
+            write!(f, "{separator} {} {usage}", Short(cgroup))?;
+        }
+        Ok(())
+    }
+}
+
+/// Names no cgroup but the charged and the refusing one.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refusal { cgroup, requested, usage, max, cached, consumers: _ } = self;
-        write!(f, "cgroup {cgroup} refuses {requested} bytes: {usage} of {max} bytes are in use")?;
+        let Refusal { cgroup, charged, requested, usage, max, cached, consumers: _ } = self;
+        write!(f, "cgroup {} refuses {requested} bytes", Short(cgroup))?;
+        if charged != cgroup {
+            write!(f, " to {}", Short(charged))?;
+        }
+        write!(f, ": {usage} of {max} bytes are in use")?;
         if *cached > 0 {
             write!(f, ", {cached} are cached")?;
-        }
-        for (index, TopConsumer { cgroup, usage }) in self.top().iter().enumerate() {
-            let separator = if index == 0 { "; most by" } else { "," };
-            write!(f, "{separator} {cgroup} {usage}")?;
         }
         Ok(())
     }
@@ -165,9 +224,10 @@ impl fmt::Display for Refusal {
 
 impl fmt::Debug for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refusal { cgroup, requested, usage, max, cached, consumers: _ } = self;
+        let Refusal { cgroup, charged, requested, usage, max, cached, consumers: _ } = self;
         f.debug_struct("Refusal")
             .field("cgroup", cgroup)
+            .field("charged", charged)
             .field("requested", requested)
             .field("usage", usage)
             .field("max", max)
@@ -179,10 +239,13 @@ impl fmt::Debug for Refusal {
 impl PartialEq for Refusal {
     fn eq(&self, other: &Self) -> bool {
         let facts = |refusal: &Refusal| {
-            let Refusal { cgroup: _, requested, usage, max, cached, consumers: _ } = *refusal;
+            let Refusal { requested, usage, max, cached, .. } = *refusal;
             (requested, usage, max, cached)
         };
-        self.cgroup == other.cgroup && facts(self) == facts(other)
+        let paths = |refusal: &Refusal| {
+            (&refusal.cgroup, &refusal.charged) == (&self.cgroup, &self.charged)
+        };
+        paths(other) && facts(self) == facts(other)
     }
 }
 
@@ -323,6 +386,9 @@ impl FreeError {
 
 /// Why a change of the cgroup tree failed. Nothing was changed.
 ///
+/// A path of more than 4096 bytes is cut, and ends with `…`. `Display` shows at most 256 bytes of
+/// each path.
+///
 /// # Examples
 ///
 /// ```
@@ -341,27 +407,34 @@ impl FreeError {
 #[non_exhaustive]
 pub enum TreeError {
     /// No cgroup has this path.
-    #[error("there is no cgroup {path}")]
+    #[error("there is no cgroup {}", Short(path))]
     NotFound {
         /// The path that was looked up.
         path: String,
     },
     /// The parent already has a child of this name.
-    #[error("cgroup {path} exists already")]
+    #[error("cgroup {} exists already", Short(path))]
     Exists {
         /// The path that was to be created.
         path: String,
     },
     /// The name cannot be a component of a path.
     #[error(
-        "{name:?} is no cgroup name: 1 to 255 bytes, no slash, newline or zero, not \".\" or \"..\""
+        "{} is no cgroup name: 1 to 255 bytes, no slash, newline or zero, not \".\" or \"..\"",
+        Quoted(name)
     )]
     InvalidName {
+        /// The name, or the first 256 bytes of it and `…`.
+        name: String,
+    },
+    /// The name is that of an interface file; see [`Memcg::create`](crate::Memcg::create).
+    #[error("a cgroup cannot be named {}, which is the name of an interface file", Short(name))]
+    Reserved {
         /// The name.
         name: String,
     },
     /// The cgroup has children or attached threads.
-    #[error("cgroup {path} is busy: {children} children, {threads} threads")]
+    #[error("cgroup {} is busy: {children} children, {threads} threads", Short(path))]
     Busy {
         /// The cgroup that was to be removed.
         path: String,
@@ -371,16 +444,20 @@ pub enum TreeError {
         threads: usize,
     },
     /// The cgroup was removed.
-    #[error("cgroup {path} was removed")]
+    #[error("cgroup {} was removed", Short(path))]
     Removed {
         /// The path that it had.
         path: String,
     },
-    /// The root cgroup cannot be removed or limited.
-    #[error("the root cgroup can be neither removed nor limited")]
+    /// The root cgroup cannot be removed, limited, killed or frozen.
+    #[error("the root cgroup can be neither removed nor limited, killed or frozen")]
     IsRoot,
     /// An ancestor's `cgroup.max.depth` does not allow a cgroup at this depth.
-    #[error("cgroup {path} would be too deep: {ancestor} allows a depth of {max}")]
+    #[error(
+        "cgroup {} would be too deep: {} allows a depth of {max}",
+        Short(path),
+        Short(ancestor)
+    )]
     TooDeep {
         /// The path that was to be created.
         path: String,
@@ -390,7 +467,11 @@ pub enum TreeError {
         max: u32,
     },
     /// An ancestor's `cgroup.max.descendants` does not allow another descendant.
-    #[error("cgroup {path} would be one too many: {ancestor} allows {max} descendants")]
+    #[error(
+        "cgroup {} would be one too many: {} allows {max} descendants",
+        Short(path),
+        Short(ancestor)
+    )]
     TooMany {
         /// The path that was to be created.
         path: String,
@@ -404,7 +485,7 @@ pub enum TreeError {
     ThreadEnding,
     /// The new cgroup's own statistics could not be allocated, or its parent could not be charged
     /// for them.
-    #[error("no memory for the statistics of cgroup {path}")]
+    #[error("no memory for the statistics of cgroup {}: {source}", Short(path))]
     Statistics {
         /// The path that was to be created.
         path: String,
@@ -425,9 +506,14 @@ impl TreeError {
         matches!(self, TreeError::Busy { .. })
     }
 
-    /// True when the name is taken.
+    /// True when the name is taken, by a cgroup or by an interface file.
     pub fn is_exists(&self) -> bool {
-        matches!(self, TreeError::Exists { .. })
+        matches!(self, TreeError::Exists { .. } | TreeError::Reserved { .. })
+    }
+
+    /// True when a cgroup's limit refused the charge for the new cgroup's statistics.
+    pub fn is_limit(&self) -> bool {
+        matches!(self, TreeError::Statistics { source, .. } if source.is_limit())
     }
 
     /// True when the cgroup was removed before.
@@ -444,7 +530,7 @@ impl TreeError {
     pub fn errno(&self) -> i32 {
         match self {
             TreeError::NotFound { .. } => libc::ENOENT,
-            TreeError::Exists { .. } => libc::EEXIST,
+            TreeError::Exists { .. } | TreeError::Reserved { .. } => libc::EEXIST,
             TreeError::InvalidName { name } if name.len() > MAX_NAME_BYTES => libc::ENAMETOOLONG,
             TreeError::InvalidName { .. } => libc::EINVAL,
             TreeError::Busy { .. } | TreeError::IsRoot => libc::EBUSY,

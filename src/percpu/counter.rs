@@ -385,6 +385,13 @@ pub enum HistogramError {
     Alloc(#[from] AllocError),
 }
 
+impl HistogramError {
+    /// True when a cgroup's limit refused the charge.
+    pub fn is_limit(&self) -> bool {
+        matches!(self, HistogramError::Alloc(error) if error.is_limit())
+    }
+}
+
 impl<const B: usize> PerCpuHistogram<B> {
     /// A histogram that `memcg` pays for, with a bucket up to and including each of `bounds`, and one
     /// for values above. For who is charged, see [`PerCpu::new_for`].

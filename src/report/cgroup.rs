@@ -3,8 +3,10 @@
 use std::fmt;
 
 use crate::memcg::Memcg;
+use crate::memcg::text::Short;
 
-/// One line: path, usage, peak, limit and per-CPU memory, in bytes.
+/// One line: path, usage, peak, limit and per-CPU memory, in bytes. Of a path that is longer than 256
+/// bytes, `…` stands for the rest.
 ///
 /// ```
 /// # use percpu_memcg::{Limit, PerCpuAllocator};
@@ -18,6 +20,7 @@ impl fmt::Display for Memcg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (path, current, peak, max) = (self.path(), self.current(), self.peak(), self.max());
         let percpu = self.stat().percpu;
+        let path = Short(&path);
         write!(f, "{path}: current {current}, peak {peak}, max {max}, percpu {percpu}")
     }
 }

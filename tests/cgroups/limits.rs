@@ -70,17 +70,19 @@ fn refusal_names_the_ancestor_that_refused_and_changes_nothing() {
             assert_eq!(error.cgroup, refusing.path());
             assert_eq!(error.requested, full(500));
             assert_eq!((error.usage, error.max), (refusing.current(), max));
+            let charged = if refusing == &c { "" } else { " to /a/b/c" };
             let text = format!(
-                "cgroup {} refuses {} bytes: {} of {max} bytes are in use",
+                "cgroup {} refuses {} bytes{charged}: {} of {max} bytes are in use",
                 refusing.path(),
                 full(500),
                 refusing.current()
             );
+            assert_eq!(error.to_string(), text);
             let most_by = match refusing.children().first() {
                 Some(child) => format!("; most by {} {}", child.path(), child.current()),
                 None => String::new(),
             };
-            assert_eq!(error.to_string(), text + &most_by);
+            assert_eq!(error.report().to_string(), text + &most_by);
             assert_eq!(AllocError::from(error).errno(), libc::ENOMEM);
         }
         free(&pcpu, alloc(&pcpu, 496, Gfp::KERNEL_ACCOUNT).unwrap());

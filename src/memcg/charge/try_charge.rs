@@ -168,7 +168,7 @@ pub(crate) fn check_limits(token: &'static Token, bytes: u64) -> Result<(), Char
         let new = usage.saturating_sub(level.cached()).saturating_add(bytes);
         if new > max.number() {
             level.raise(EventKind::Max);
-            return Err(refusal(level, bytes, (usage, max)));
+            return Err(refusal(level, &payer, bytes, (usage, max)));
         }
     }
     Ok(())
@@ -270,7 +270,7 @@ fn check_countable(payer: &Arc<Node>, bytes: u64) -> Result<(), ChargeError> {
     };
     let in_use = full.0.saturating_sub(level.cached());
     match full.1 == Limit::MAX && in_use.checked_add(bytes).is_none() {
-        true => Err(refusal(level, bytes, full)),
+        true => Err(refusal(level, payer, bytes, full)),
         false => Ok(()),
     }
 }
@@ -314,7 +314,7 @@ fn charge_hard(
             }
         }
         if !is_worth_another_try {
-            break refusal(&level, bytes, full);
+            break refusal(&level, &payer, bytes, full);
         }
         // The cgroup may have been removed while hooks ran.
         payer = token.payer().unwrap_or(payer);
@@ -361,12 +361,18 @@ fn try_without_stocks(
 }
 
 #[cold]
-fn refusal(level: &Arc<Node>, requested: u64, (usage, max): Full) -> ChargeError {
+fn refusal(
+    level: &Arc<Node>,
+    charged: &Arc<Node>,
+    requested: u64,
+    (usage, max): Full,
+) -> ChargeError {
     // Nothing, where sequences can be stopped.
     let cached = level.cached();
     let usage = usage.saturating_sub(cached);
     let top = Arc::downgrade(level);
-    ChargeError::new(level.path(), requested, usage, max, cached, top)
+    let (refusing, charged) = (level.path(), charged.live().path());
+    ChargeError::new(refusing, charged, requested, usage, max, cached, top)
 }
 
 /// Charges whatever the limits. False, and nothing is charged, when a counter cannot hold so much.
@@ -404,7 +410,7 @@ pub(crate) fn transfer(
         here = None;
         if let Err((level, full)) = try_without_stocks(to, gained, bytes) {
             level.raise(EventKind::Max);
-            return Err(refusal(&level, bytes, full));
+            return Err(refusal(&level, to, bytes, full));
         }
     }
     // Under the lock: above `common`, what was taken counts twice until here (T5).

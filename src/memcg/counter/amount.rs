@@ -16,6 +16,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::memcg::text::{Quoted, kept};
+
 #[cfg(test)]
 #[path = "amount_tests.rs"]
 mod tests;
@@ -89,15 +91,15 @@ impl fmt::Display for Limit {
 #[non_exhaustive]
 pub enum NumberError {
     /// The text does not have the form of the grammar.
-    #[error("{text:?} is no number of the form that is asked for")]
+    #[error("{} is no number of the form that is asked for", Quoted(text))]
     Malformed {
-        /// The text.
+        /// The text, or the first 256 bytes of it and `…`.
         text: String,
     },
     /// The text is a number that is too small or too large.
-    #[error("{text:?} is out of range")]
+    #[error("{} is out of range", Quoted(text))]
     OutOfRange {
-        /// The text.
+        /// The text, or the first 256 bytes of it and `…`.
         text: String,
     },
 }
@@ -105,12 +107,12 @@ pub enum NumberError {
 impl NumberError {
     #[cold]
     pub(crate) fn malformed(text: &str) -> Self {
-        NumberError::Malformed { text: text.into() }
+        NumberError::Malformed { text: kept(text) }
     }
 
     #[cold]
     pub(crate) fn out_of_range(text: &str) -> Self {
-        NumberError::OutOfRange { text: text.into() }
+        NumberError::OutOfRange { text: kept(text) }
     }
 
     /// True when the text does not have the form of a number.

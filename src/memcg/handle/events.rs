@@ -16,7 +16,8 @@ impl Memcg {
         self.node().events.snapshot_local()
     }
 
-    /// Creates a watch that waits for events of this cgroup and its descendants.
+    /// Creates a watch that waits for events of this cgroup and its descendants, and for the removal
+    /// of this cgroup.
     ///
     /// Wait in a thread with [`EventWatch::wait_timeout`], or in a task with
     /// [`EventWatch::changed`]; see there for examples.

@@ -5,6 +5,7 @@ use crate::memcg::counter::Bound;
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
+use crate::memcg::text::kept_path;
 
 impl Memcg {
     /// The limit of this cgroup with its descendants; [`Limit::MAX`] at first. The kernel's
@@ -112,7 +113,7 @@ impl Memcg {
 
     pub(crate) fn check_lives(&self) -> Result<(), TreeError> {
         match self.is_removed() {
-            true => Err(TreeError::Removed { path: self.path() }),
+            true => Err(TreeError::Removed { path: kept_path(self.path()) }),
             false => Ok(()),
         }
     }

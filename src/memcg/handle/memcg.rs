@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use crate::memcg::error::TreeError;
 use crate::memcg::node::{Node, Token};
 use crate::memcg::stock::objcg::Payer;
+use crate::memcg::text::Quoted;
 use crate::memcg::tree::Tree;
 use crate::memcg::tree::current::{self, EnterGuard};
 
@@ -102,13 +103,18 @@ impl Memcg {
 
     /// Creates a child cgroup without a limit.
     ///
+    /// A name has 1 to 255 bytes, and may have any character but `/`, newline and zero. Names of
+    /// [interface files](crate::CgroupFiles) are refused, because a cgroup lies in one directory with
+    /// them: all that begin with `cgroup.` or `memory.`, so that no file of a later version hides a
+    /// cgroup, and `cpu.stat`, `cpu.stat.local`, `cpu.pressure`, `io.pressure` and `irq.pressure`.
+    ///
     /// The child's own statistics and stocks are 16 bytes on every possible CPU. They are charged
     /// to this cgroup until the child is removed.
     ///
     /// # Errors
     ///
-    /// [`TreeError::InvalidName`], [`Exists`](TreeError::Exists), [`Removed`](TreeError::Removed),
-    /// [`TooDeep`](TreeError::TooDeep), [`TooMany`](TreeError::TooMany), or
+    /// [`TreeError::InvalidName`], [`Reserved`](TreeError::Reserved),
+    /// [`Exists`](TreeError::Exists), [`Removed`](TreeError::Removed), [`TooDeep`](TreeError::TooDeep), [`TooMany`](TreeError::TooMany), or
     /// [`Statistics`](TreeError::Statistics) when this cgroup or an ancestor has no room for the
     /// child's statistics.
     pub fn create(&self, name: &str) -> Result<Memcg, TreeError> {
@@ -140,7 +146,8 @@ impl Memcg {
     /// to the objects.
     ///
     /// The handle stays usable for reading. Creating children, attaching threads and setting limits
-    /// fail. Removing a removed cgroup does nothing.
+    /// fail. Removing a removed cgroup does nothing. [Watches](Memcg::watch_events) of this cgroup are
+    /// woken by the calling thread, under no lock.
     ///
     /// # Errors
     ///
@@ -381,6 +388,6 @@ impl Hash for Memcg {
 
 impl fmt::Debug for Memcg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Memcg").field(&self.path()).finish()
+        f.debug_tuple("Memcg").field(&format_args!("{}", Quoted(&self.path()))).finish()
     }
 }

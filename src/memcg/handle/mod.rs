@@ -6,6 +6,7 @@
 //! | `charge` | [`Charge`](charge::Charge): memory that is not per-CPU |
 //! | `limits`, `bounds` | settings of a cgroup |
 //! | `hooks`, `throttle`, `events` | callbacks, delays above `high`, events |
+//! | `lifecycle` | ending and pausing work, by callbacks |
 //! | `peak_reader`, `snapshot`, `removal_report` | peaks, statistics of a subtree, leaks |
 //! | `scoped`, `in_memcg` | a cgroup for the life of a value, or for a future |
 //! | `accounted` | collections that are charged by their capacity |
@@ -16,6 +17,7 @@ pub(crate) mod charge;
 pub(crate) mod events;
 pub(crate) mod hooks;
 pub(crate) mod in_memcg;
+pub(crate) mod lifecycle;
 pub(crate) mod limits;
 pub(crate) mod memcg;
 pub(crate) mod peak_reader;

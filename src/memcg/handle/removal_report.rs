@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
+use crate::memcg::text::Short;
 
 /// What was still charged to a cgroup when it was removed: the result of
 /// [`Memcg::remove_with_report`].
@@ -55,9 +56,9 @@ impl fmt::Display for RemovalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RemovalReport { cgroup, parent, areas, percpu, charged } = self;
         if self.is_empty() {
-            return write!(f, "{cgroup} left nothing to {parent}");
+            return write!(f, "{} left nothing to {}", Short(cgroup), Short(parent));
         }
-        write!(f, "{cgroup} left to {parent}: {percpu} bytes of areas")?;
+        write!(f, "{} left to {}: {percpu} bytes of areas", Short(cgroup), Short(parent))?;
         for (index, (size, count)) in areas.iter().enumerate() {
             let separator = if index == 0 { " (" } else { ", " };
             write!(f, "{separator}{count} of {size}")?;

@@ -67,6 +67,8 @@ pub(crate) struct Node {
     /// The tree of the cgroup was dropped.
     is_orphan: AtomicBool,
     pub(crate) oom_group: AtomicBool,
+    /// It is set to be frozen, itself. Changed under the topology lock.
+    pub(crate) freeze: AtomicBool,
     listed: Listed<Node>,
     pub(crate) shared: Arc<Shared<Node>>,
     pub(crate) name: Box<str>,
@@ -99,6 +101,7 @@ impl Node {
             removed: AtomicBool::new(false),
             is_orphan: AtomicBool::new(false),
             oom_group: AtomicBool::new(false),
+            freeze: AtomicBool::new(false),
             listed: Listed::new(),
             shared: Arc::clone(shared),
             name: name.into(),
@@ -130,6 +133,16 @@ impl Node {
     pub(crate) fn is_oom_group(&self) -> bool {
         // Relaxed: a setting.
         self.oom_group.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_set_to_freeze(&self) -> bool {
+        // Relaxed: a setting.
+        self.freeze.load(Ordering::Relaxed)
+    }
+
+    /// True when it or an ancestor is set to be frozen.
+    pub(crate) fn is_frozen(self: &Arc<Self>) -> bool {
+        self.ancestors().any(|node| node.is_set_to_freeze())
     }
 
     pub(crate) fn is_root(&self) -> bool {
@@ -251,9 +264,20 @@ impl Node {
     /// A cgroup and its descendants, each behind its parent and before its parent's next child, by
     /// name: the kernel's pre-order.
     pub(crate) fn subtree(self: &Arc<Self>) -> Vec<Arc<Node>> {
+        self.subtree_until(|_| false)
+    }
+
+    /// As [`subtree`](Self::subtree), without the descendants for which `is_end` says so, and what is
+    /// below them.
+    pub(crate) fn subtree_until(
+        self: &Arc<Self>,
+        is_end: impl Fn(&Node) -> bool,
+    ) -> Vec<Arc<Node>> {
         let (mut nodes, mut next) = (Vec::new(), vec![Arc::clone(self)]);
         while let Some(node) = next.pop() {
-            next.extend(node.children.lock().values().rev().cloned());
+            let children = node.children.lock();
+            next.extend(children.values().rev().filter(|child| !is_end(child)).cloned());
+            drop(children);
             nodes.push(node);
         }
         nodes

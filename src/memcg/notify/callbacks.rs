@@ -122,26 +122,39 @@ pub(crate) type ReclaimHook<N> = dyn Fn(&ReclaimAsk<'_, N>) -> u64 + Send + Sync
 pub(crate) type HighCallback<N> = dyn Fn(&HighAsk<'_, N>) + Send + Sync;
 pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> OomAnswer + Send + Sync;
 
+/// Called to end the work of a cgroup, or after it was frozen or thawed.
+pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>) + Send + Sync;
+
 /// The callbacks of one cgroup. Each list is one pointer until its first callback is registered.
 pub(crate) struct Callbacks<N: 'static> {
     pub(crate) reclaim: Registry<ReclaimHook<N>>,
     pub(crate) high: Registry<HighCallback<N>>,
     pub(crate) oom: Registry<OomCallback<N>>,
+    pub(crate) kill: Registry<LifeCallback<N>>,
+    pub(crate) freeze: Registry<LifeCallback<N>>,
 }
 
 impl<N> Callbacks<N> {
     pub(crate) const fn new() -> Self {
-        Callbacks { reclaim: Registry::new(), high: Registry::new(), oom: Registry::new() }
+        Callbacks {
+            reclaim: Registry::new(),
+            high: Registry::new(),
+            oom: Registry::new(),
+            kill: Registry::new(),
+            freeze: Registry::new(),
+        }
     }
 }
 
 impl<N> fmt::Debug for Callbacks<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Callbacks { reclaim, high, oom } = self;
+        let Callbacks { reclaim, high, oom, kill, freeze } = self;
         f.debug_struct("Callbacks")
             .field("reclaim", reclaim)
             .field("high", high)
             .field("oom", oom)
+            .field("kill", kill)
+            .field("freeze", freeze)
             .finish()
     }
 }

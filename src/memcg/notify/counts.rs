@@ -38,11 +38,14 @@ pub struct MemcgEvents {
     pub oom_kill: u64,
     /// A victim belonged to this cgroup, which was to be ended as a whole.
     pub oom_group_kill: u64,
+    /// The cgroup itself was removed, or its tree was dropped. No event can follow, apart from those
+    /// of calls that are under way. Not in the text: the kernel's file does not exist any more.
+    pub removed: bool,
 }
 
 impl fmt::Display for MemcgEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MemcgEvents { low, high, max, oom, oom_kill, oom_group_kill } = self;
+        let MemcgEvents { low, high, max, oom, oom_kill, oom_group_kill, removed: _ } = self;
         write!(f, "low {low}\nhigh {high}\nmax {max}\noom {oom}\n")?;
         write!(f, "oom_kill {oom_kill}\noom_group_kill {oom_group_kill}\n")
     }
@@ -71,6 +74,7 @@ impl Counts {
         self.0[kind as usize].fetch_add(1, Ordering::SeqCst);
     }
 
+    /// The counts of a cgroup that is not removed.
     pub(crate) fn snapshot(&self) -> MemcgEvents {
         // SeqCst: a watch loads after it registered its waker; pairs with `add`. See `watch`.
         let count = |kind| self.0[kind as usize].load(Ordering::SeqCst);
@@ -81,6 +85,7 @@ impl Counts {
             oom: count(EventKind::Oom),
             oom_kill: count(EventKind::OomKill),
             oom_group_kill: count(EventKind::OomGroupKill),
+            removed: false,
         }
     }
 }

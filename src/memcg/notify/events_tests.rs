@@ -48,8 +48,15 @@ impl Wake for CountingWaker {
 
 #[test]
 fn text_has_six_lines_in_the_order_of_the_kernel() {
-    let events =
-        MemcgEvents { low: 1, high: 20, max: 300, oom: 4, oom_kill: u64::MAX, oom_group_kill: 6 };
+    let events = MemcgEvents {
+        low: 1,
+        high: 20,
+        max: 300,
+        oom: 4,
+        oom_kill: u64::MAX,
+        oom_group_kill: 6,
+        removed: true,
+    };
     assert_eq!(
         events.to_string(),
         "low 1\nhigh 20\nmax 300\noom 4\noom_kill 18446744073709551615\noom_group_kill 6\n"
@@ -77,9 +84,25 @@ fn every_kind_has_its_own_counter() {
         }
     }
     let local = events.snapshot_local();
-    let once = MemcgEvents { low: 1, high: 2, max: 3, oom: 4, oom_kill: 5, oom_group_kill: 6 };
+    let once = MemcgEvents {
+        low: 1,
+        high: 2,
+        max: 3,
+        oom: 4,
+        oom_kill: 5,
+        oom_group_kill: 6,
+        removed: false,
+    };
     assert_eq!(local, once);
-    let twice = MemcgEvents { low: 2, high: 4, max: 6, oom: 8, oom_kill: 10, oom_group_kill: 12 };
+    let twice = MemcgEvents {
+        low: 2,
+        high: 4,
+        max: 6,
+        oom: 8,
+        oom_kill: 10,
+        oom_group_kill: 12,
+        removed: false,
+    };
     assert_eq!(events.snapshot(), twice);
 }
 

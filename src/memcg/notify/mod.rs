@@ -11,11 +11,12 @@
 //! ```text
 //!   Events ──► local: six counters
 //!          └─► Observed ◄── EventWatch (held by the user)
-//!                hierarchical: six counters, and the wakers of watches
+//!                hierarchical: six counters, whether it ended, and the wakers of watches
 //! ```
 //!
 //! * E1: a counter never decreases, and an event is counted before a watch is woken for it.
-//! * E2: after an event, every watch of the cgroup becomes ready.
+//! * E2: after an event, every watch of the cgroup becomes ready. So it does after the cgroup was
+//!   removed or its tree was dropped, and stays so.
 //! * E3: no lock is held while a waker runs, and a panic of a waker is contained.
 //!
 //! Mirrors `memory.events` and `memory.events.local`. An event counts locally at the cgroup where
@@ -67,12 +68,26 @@ impl Events {
 
     /// Events of this cgroup and its descendants.
     pub(crate) fn snapshot(&self) -> MemcgEvents {
-        self.hierarchical.get().map_or_else(Default::default, |events| events.counts().snapshot())
+        self.hierarchical.get().map_or_else(Default::default, |events| events.snapshot())
     }
 
     /// Events of this cgroup itself.
     pub(crate) fn snapshot_local(&self) -> MemcgEvents {
-        self.local.get().map_or_else(Default::default, |counts| counts.snapshot())
+        let counts = self.local.get().map_or_else(Default::default, |counts| counts.snapshot());
+        MemcgEvents { removed: self.snapshot().removed, ..counts }
+    }
+
+    /// The cgroup was removed. Wakes the watches, so the caller must hold no lock.
+    pub(crate) fn end(&self) {
+        // Created if there is none, for a watch that is created at the same time.
+        self.hierarchical.get_or_init().end();
+    }
+
+    /// As [`end`](Self::end), when nothing can be created at the same time.
+    pub(crate) fn end_watched(&self) {
+        if let Some(events) = self.hierarchical.get() {
+            events.end();
+        }
     }
 
     /// A watch that starts with the present counts.

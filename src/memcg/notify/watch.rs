@@ -22,8 +22,10 @@ use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
 /// change. Watches do not affect each other. They work with any executor, and in threads without
 /// one.
 ///
-/// A watch keeps the counters alive, but not the cgroup. After the cgroup was removed and dropped,
-/// the watch sees no more changes.
+/// A watch keeps the counters alive, but not the cgroup. When the cgroup is removed, or its tree is
+/// dropped, [`removed`](MemcgEvents::removed) is true in the counts, and the watch is ready for good:
+/// every call returns at once, like a read at the end of a file. So a loop has to end there. The
+/// removal of a descendant is no event.
 ///
 /// # Examples
 ///
@@ -40,20 +42,20 @@ use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
 ///
 /// let mut watch: EventWatch = tenant.watch_events(); // sees every event from here on
 /// let monitor = thread::spawn(move || {
-///     while watch.current().oom == 0 {
+///     loop {
 ///         match watch.wait_timeout(Duration::from_secs(1)) {
+///             Some(events) if events.removed || events.oom > 0 => return events.oom,
 ///             Some(events) => println!("limit reached {} times", events.max),
 ///             None => println!("no event for a second"),
 ///         }
 ///     }
-///     watch.current().oom
 /// });
 /// assert!(tenant.charge(2000).is_err());
 /// assert_eq!(monitor.join().unwrap(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// In async code:
+/// A task that handles events until the cgroup is removed:
 ///
 /// ```
 /// use percpu_memcg::{Limit, PerCpuAllocator};
@@ -62,10 +64,20 @@ use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
 /// let tenant = pcpu.root().create("tenant")?;
 /// tenant.set_max(Limit::bytes(1000))?;
 /// let mut watch = tenant.watch_events();
+/// let monitor = async move {
+///     loop {
+///         let events = watch.changed().await;
+///         if events.removed {
+///             return events.max;
+///         }
+///         println!("limit reached {} times", events.max);
+///     }
+/// };
 /// assert!(tenant.try_charge(2000).is_err());
+/// tenant.remove()?;
 ///
 /// let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-/// assert_eq!(runtime.block_on(watch.changed()).max, 1);
+/// assert_eq!(runtime.block_on(monitor), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct EventWatch {
@@ -80,16 +92,17 @@ impl EventWatch {
     pub(crate) fn new(events: Arc<Observed>) -> Self {
         // Relaxed: ids only have to be unique.
         let id = events.waiters.next_id.fetch_add(1, Ordering::Relaxed);
-        let seen = events.counts.snapshot();
+        let seen = events.snapshot();
         EventWatch { events, id, seen, waits: false }
     }
 
     /// Returns the present counts without marking them as seen.
     pub fn current(&self) -> MemcgEvents {
-        self.events.counts.snapshot()
+        self.events.snapshot()
     }
 
-    /// Waits until the counts differ from those that were returned last, and returns them.
+    /// Waits until the counts differ from those that were returned last, and returns them. Does not
+    /// wait after the cgroup was [removed](MemcgEvents::removed).
     ///
     /// Dropping the future loses no change: the next call returns it.
     pub fn changed(&mut self) -> impl Future<Output = MemcgEvents> + Send {
@@ -130,10 +143,10 @@ impl EventWatch {
         }
     }
 
-    /// Returns the counts if they are new, and marks them as seen.
+    /// Returns the counts if they are new or the last, and marks them as seen.
     fn see(&mut self) -> Option<MemcgEvents> {
         let new = self.current();
-        if new == self.seen {
+        if new == self.seen && !new.removed {
             return None;
         }
         self.seen = new;
@@ -192,6 +205,8 @@ impl Wake for Unpark {
 #[derive(Debug, Default)]
 pub(crate) struct Observed {
     counts: Counts,
+    /// The cgroup was removed, or its tree was dropped.
+    has_ended: AtomicBool,
     waiters: Waiters,
 }
 
@@ -202,8 +217,16 @@ impl Observed {
         self.waiters.wake_all();
     }
 
-    pub(crate) fn counts(&self) -> &Counts {
-        &self.counts
+    /// Tells the watches that the cgroup was removed or its tree dropped.
+    pub(crate) fn end(&self) {
+        // SeqCst: as for an event, pairs with the load in `snapshot`; the load of waiters follows.
+        self.has_ended.store(true, Ordering::SeqCst);
+        self.waiters.wake_all();
+    }
+
+    pub(crate) fn snapshot(&self) -> MemcgEvents {
+        let removed = self.has_ended.load(Ordering::SeqCst);
+        MemcgEvents { removed, ..self.counts.snapshot() }
     }
 }
 
@@ -211,7 +234,8 @@ impl Observed {
 ///
 /// An event counts, and then loads `any`. A watch stores `any`, and then loads the counts. All four
 /// accesses are SeqCst, so that at least one of the two sees the store of the other, and no wake-up
-/// is lost. An event that finds `any` false takes no lock.
+/// is lost. The same holds of a removal, which stores `has_ended` in place of a count. An event that
+/// finds `any` false takes no lock.
 ///
 /// Wakers are cloned, woken and dropped outside the lock. They are code of an executor, and may
 /// drop a task together with its watches.
@@ -291,10 +315,27 @@ mod tests {
             assert!(!poll.is_finished());
             events.raise(EventKind::Max);
             drop(held);
-            assert_eq!(poll.join().unwrap(), Poll::Ready(events.counts.snapshot()));
+            assert_eq!(poll.join().unwrap(), Poll::Ready(events.snapshot()));
         });
         assert!(events.waiters.wakers.lock().is_empty(), "a watch that has seen waits no longer");
         assert!(!events.waiters.any.load(Ordering::SeqCst));
+    }
+
+    /// As above, for the removal.
+    #[test]
+    fn removal_just_before_the_waker_is_registered_is_seen() {
+        let events = Arc::new(Observed::default());
+        let mut watch = EventWatch::new(Arc::clone(&events));
+        thread::scope(|scope| {
+            let held = events.waiters.wakers.lock();
+            let poll = scope.spawn(|| watch.poll_changed(&mut Context::from_waker(Waker::noop())));
+            thread::sleep(Duration::from_millis(60));
+            assert!(!poll.is_finished());
+            events.end();
+            drop(held);
+            assert!(matches!(poll.join().unwrap(), Poll::Ready(counts) if counts.removed));
+        });
+        assert!(events.waiters.wakers.lock().is_empty());
     }
 
     #[test]

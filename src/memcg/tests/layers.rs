@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Folders and files, each of which may use those before it. Those of one row do not use each
 /// other, but for files of one folder.
 const ORDER: &[&[&str]] = &[
-    &["sync", "gfp", "once_arc"],
+    &["sync", "gfp", "once_arc", "text"],
     &["counter"],
     &["error"],
     &["stock"],
@@ -38,7 +38,7 @@ const FILES: &[(&str, &[&str])] = &[
             "mod",
         ],
     ),
-    ("tree", &["current", "mod", "area"]),
+    ("tree", &["current", "name", "mod", "area"]),
     (
         "handle",
         &[
@@ -49,6 +49,7 @@ const FILES: &[(&str, &[&str])] = &[
             "bounds",
             "events",
             "hooks",
+            "lifecycle",
             "throttle",
             "peak_reader",
             "snapshot",

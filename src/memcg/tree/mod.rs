@@ -3,10 +3,12 @@
 //! | file | owns |
 //! |---|---|
 //! | `current` | the cgroup for which a thread allocates |
+//! | `name` | which names a cgroup may have |
 //! | `area` | allocating and freeing areas for a cgroup |
 
 pub(crate) mod area;
 pub(crate) mod current;
+mod name;
 
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use crate::memcg::charge::try_charge::charge;
 use crate::memcg::charge::uncommitted::Uncommitted;
 use crate::memcg::counter::Bound;
 use crate::memcg::counter::amount::Limit;
-use crate::memcg::error::{AllocError, MAX_NAME_BYTES, TreeError};
+use crate::memcg::error::{AllocError, TreeError};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::shared::Shared;
 use crate::memcg::node::{Node, TokenRef, WORDS_SIZE, reparent};
@@ -23,6 +25,7 @@ use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::atomic::Ordering;
 use crate::memcg::sync::{RwLock, WordPair};
+use crate::memcg::text::kept_path;
 use crate::memcg::tree::current::TreeId;
 
 /// A tree of cgroups, with the arenas of the users' areas and of the cgroups' own words.
@@ -77,7 +80,7 @@ impl Tree {
 
     /// Creates the child `name` of `parent`; its per-CPU words are charged to `parent`.
     pub(crate) fn create(&self, parent: &Arc<Node>, name: &str) -> Result<Arc<Node>, TreeError> {
-        check_name(name)?;
+        name::check(name)?;
         {
             let _topology = self.topology.read();
             check_new(parent, name)?;
@@ -134,7 +137,7 @@ impl Tree {
         let _topology = self.topology.read();
         let mut node = Arc::clone(from);
         for name in path.split('/').filter(|name| !name.is_empty()) {
-            node = node.child(name).ok_or_else(|| TreeError::NotFound { path: path.into() })?;
+            node = node.child(name).ok_or_else(|| TreeError::NotFound { path: kept_path(path) })?;
         }
         Ok(node)
     }
@@ -153,6 +156,18 @@ impl Tree {
         look: impl FnOnce(&Arc<Node>) -> R,
     ) -> Result<Option<R>, TreeError> {
         let parent = node.parent().ok_or(TreeError::IsRoot)?;
+        let found = self.remove_locked(node, parent, look)?;
+        // Under no lock (E3), because wakers run.
+        node.events.end();
+        Ok(found)
+    }
+
+    fn remove_locked<R>(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        look: impl FnOnce(&Arc<Node>) -> R,
+    ) -> Result<Option<R>, TreeError> {
         let _topology = self.topology.write();
         if node.is_removed() {
             return Ok(None);
@@ -160,7 +175,7 @@ impl Tree {
         let children = node.nr_children();
         let threads = node.threads.lock().len();
         if children > 0 || threads > 0 {
-            return Err(TreeError::Busy { path: node.path(), children, threads });
+            return Err(TreeError::Busy { path: kept_path(node.path()), children, threads });
         }
         let found = look(parent);
         node.unlink();
@@ -172,11 +187,31 @@ impl Tree {
         Ok(Some(found))
     }
 
+    /// Sets whether a cgroup is to be frozen. Returns the cgroups that are frozen or thawed by that,
+    /// each behind its parent.
+    pub(crate) fn set_freeze(
+        &self,
+        node: &Arc<Node>,
+        freeze: bool,
+    ) -> Result<Vec<Arc<Node>>, TreeError> {
+        // Alone, so that each change of a cgroup below is in the answer to one call.
+        let _topology = self.topology.write();
+        if node.is_removed() {
+            return Err(TreeError::Removed { path: kept_path(node.path()) });
+        }
+        // Relaxed: changed under the topology lock, read as a setting.
+        let was = node.freeze.swap(freeze, Ordering::Relaxed);
+        if was == freeze || node.ancestors_above().any(|above| above.is_set_to_freeze()) {
+            return Ok(Vec::new());
+        }
+        Ok(node.subtree_until(|below| below.is_set_to_freeze()))
+    }
+
     /// Attaches a thread to `node` unless it is removed.
     pub(crate) fn attach(&self, node: &Arc<Node>, thread: u32) -> Result<(), TreeError> {
         let _topology = self.topology.read();
         if node.is_removed() {
-            return Err(TreeError::Removed { path: node.path() });
+            return Err(TreeError::Removed { path: kept_path(node.path()) });
         }
         // Under the lock, so that `remove` sees this thread or this thread sees the removal.
         node.threads.lock().push(thread);
@@ -205,28 +240,15 @@ impl Tree {
     }
 }
 
-fn check_name(name: &str) -> Result<(), TreeError> {
-    let forbidden = |byte| matches!(byte, b'/' | b'\n' | 0);
-    if name.is_empty()
-        || name.len() > MAX_NAME_BYTES
-        || name == "."
-        || name == ".."
-        || name.bytes().any(forbidden)
-    {
-        return Err(TreeError::InvalidName { name: name.into() });
-    }
-    Ok(())
-}
-
-/// The path of a child of that name.
+/// The path of a child of that name, for an error.
 fn child_path(parent: &Node, name: &str) -> String {
-    format!("{}/{name}", parent.path().trim_end_matches('/'))
+    kept_path(format!("{}/{name}", parent.path().trim_end_matches('/')))
 }
 
 /// Checks whether `parent` may have a new child of that name. Under the topology lock.
 fn check_new(parent: &Arc<Node>, name: &str) -> Result<(), TreeError> {
     if parent.is_removed() {
-        return Err(TreeError::Removed { path: parent.path() });
+        return Err(TreeError::Removed { path: kept_path(parent.path()) });
     }
     if parent.child(name).is_some() {
         return Err(TreeError::Exists { path: child_path(parent, name) });
@@ -241,7 +263,7 @@ fn check_bounds(parent: &Arc<Node>, name: &str) -> Result<(), TreeError> {
         let depth: u32 = ancestor.max_depth.load(Ordering::Relaxed);
         let descendants = ancestor.max_descendants.load(Ordering::Relaxed);
         let present = ancestor.nr_descendants.load(Ordering::Relaxed);
-        let bounded_by = || ancestor.path();
+        let bounded_by = || kept_path(ancestor.path());
         if descendants != u32::MAX && present >= descendants as usize {
             let path = child_path(parent, name);
             return Err(TreeError::TooMany { path, ancestor: bounded_by(), max: descendants });
@@ -265,12 +287,14 @@ fn no_area(error: NoArea, size: usize) -> AllocError {
 impl Drop for Tree {
     /// Cuts the reference cycles, children first: their words are charged to their parents.
     fn drop(&mut self) {
-        let mut nodes = self.root.subtree();
-        while let Some(node) = nodes.pop() {
+        let nodes = self.root.subtree();
+        for node in nodes.iter().rev() {
             node.forget_children();
             node.mark_orphan();
-            reparent::take_words(&node);
-            reparent::detach_tokens(&node);
+            reparent::take_words(node);
+            reparent::detach_tokens(node);
         }
+        // Only now, because wakers run.
+        nodes.iter().for_each(|node| node.events.end_watched());
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong with a file.
 
+use crate::memcg::text::{Quoted, Short, kept};
 use crate::memcg::{NumberError, ReclaimError, TreeError};
 
 /// Why a file could not be read or written, or a directory listed, created or removed.
@@ -20,48 +21,64 @@ use crate::memcg::{NumberError, ReclaimError, TreeError};
 #[non_exhaustive]
 pub enum FileError {
     /// There is no such file or cgroup.
-    #[error("there is no {path}")]
+    #[error("there is no {}", Short(path))]
     NotFound {
         /// The path that was asked for.
         path: String,
     },
     /// A cgroup where a file is meant.
-    #[error("{path} is a cgroup, not a file")]
+    #[error("{} is a cgroup, not a file", Short(path))]
     IsDirectory {
         /// The path that was asked for.
         path: String,
     },
     /// A file where a cgroup is meant.
-    #[error("{path} leads through a file")]
+    #[error("{} leads through a file", Short(path))]
     NotDirectory {
         /// The path that was asked for.
         path: String,
     },
     /// The file can only be written.
-    #[error("{path} can only be written")]
+    #[error("{} can only be written", Short(path))]
     NotReadable {
         /// The file.
         path: String,
     },
     /// The file can only be read.
-    #[error("{path} can only be read")]
+    #[error("{} can only be read", Short(path))]
     NotWritable {
         /// The file.
         path: String,
     },
     /// The cgroup was removed.
-    #[error("the cgroup of {path} was removed")]
+    #[error("the cgroup of {} was removed", Short(path))]
     Removed {
         /// The path it had.
         path: String,
     },
     /// What was written is no number of the form that the file takes.
-    #[error("{path}: {source}")]
+    #[error("{}: {source}", Short(path))]
     Number {
         /// The file.
         path: String,
         /// What is wrong with it.
         source: NumberError,
+    },
+    /// What was written is nothing that the file takes.
+    #[error("{}: {} is nothing that can be written", Short(path), Quoted(text))]
+    Malformed {
+        /// The file.
+        path: String,
+        /// What was written, or the first 256 bytes of it and `…`.
+        text: String,
+    },
+    /// The kernel takes what was written, but this crate does not have what it asks for.
+    #[error("{}: {} is not supported", Short(path), Quoted(text))]
+    NotSupported {
+        /// The file.
+        path: String,
+        /// What was written.
+        text: String,
     },
     /// A thread that is not the calling one cannot be moved.
     #[error("only the calling thread can be attached, not {thread}")]
@@ -90,12 +107,28 @@ impl From<NumberError> for FileError {
 }
 
 impl FileError {
+    pub(super) fn malformed(text: &str) -> Self {
+        FileError::Malformed { path: String::new(), text: kept(text) }
+    }
+
+    pub(super) fn not_supported(text: &str) -> Self {
+        FileError::NotSupported { path: String::new(), text: kept(text) }
+    }
+
     /// Names the file whose text is at fault.
-    pub(super) fn in_file(self, path: impl FnOnce() -> String) -> Self {
-        match self {
-            FileError::Number { source, .. } => FileError::Number { path: path(), source },
-            other => other,
+    pub(super) fn in_file(mut self, file: impl FnOnce() -> String) -> Self {
+        if let FileError::Number { path, .. }
+        | FileError::Malformed { path, .. }
+        | FileError::NotSupported { path, .. } = &mut self
+        {
+            *path = file();
         }
+        self
+    }
+
+    /// True when a cgroup's limit refused the charge for a new cgroup's statistics.
+    pub fn is_limit(&self) -> bool {
+        matches!(self, FileError::Tree(error) if error.is_limit())
     }
 
     /// True when there is no such file or cgroup.
@@ -117,7 +150,8 @@ impl FileError {
             FileError::NotReadable { .. } | FileError::NotWritable { .. } => libc::EACCES,
             FileError::Removed { .. } => libc::ENODEV,
             FileError::Number { source, .. } => source.errno(),
-            FileError::OtherThread { .. } => libc::EOPNOTSUPP,
+            FileError::Malformed { .. } => libc::EINVAL,
+            FileError::OtherThread { .. } | FileError::NotSupported { .. } => libc::EOPNOTSUPP,
             FileError::NoThread { .. } => libc::ESRCH,
             FileError::Tree(error) => error.errno(),
             FileError::Reclaim(error) => error.errno(),

@@ -9,19 +9,23 @@
 //! `/sys/fs/cgroup` can be pointed here, with these differences:
 //!
 //! * F1: amounts are in bytes and never rounded; see [`Limit`](crate::Limit) for their form.
-//! * F2: members are threads of this process, and only the calling thread can be moved. Who is in no
-//!   other cgroup is in the root, which lists nobody.
+//! * F2: members are threads of this process, and only the calling thread can be moved. A thread that
+//!   is in no other cgroup is in the root, which lists no thread.
 //! * F3: `memory.stat` is exact, and has the lines that this crate keeps: `kernel` (all that is in
 //!   use), of it `percpu` and `charged` ([`Charge`](crate::Charge)s), and `cached`.
 //!
 //! A file is opened by path and works on its cgroup from then on, as a descriptor does: when the
-//! cgroup is removed, reads and writes say `ENODEV` (a write to `cgroup.max.*` says `ENOENT`), even
-//! if another one took the path.
+//! cgroup is removed, reads and writes say `ENODEV`, even if another one took the path. Writes to
+//! `cgroup.max.*`, `cgroup.type`, `cgroup.freeze` and `cgroup.kill` say `ENOENT`.
+//!
+//! [`CgroupFiles`] lists the files, and those of the kernel that are absent.
 
 mod error;
+mod numa;
 mod number;
 mod table;
 
+use crate::memcg::text::kept_path;
 use crate::memcg::{Memcg, PeakReader, TreeError};
 use crate::percpu::PerCpuAllocator;
 
@@ -32,6 +36,35 @@ pub use error::FileError;
 /// The interface files of a cgroup and of all cgroups below it.
 ///
 /// Paths are relative to that cgroup; slashes before, behind and beside others do not count.
+///
+/// | file | reads as, takes |
+/// |---|---|
+/// | `cgroup.controllers` | `memory`, the one controller |
+/// | `cgroup.subtree_control` | `memory`; takes `+memory`. `-memory` is `EOPNOTSUPP`: the controller is always on. Another name is `EINVAL` |
+/// | `cgroup.type` | `domain`, because each cgroup pays for itself; `threaded` is `EOPNOTSUPP` |
+/// | `cgroup.procs`, `cgroup.threads` | the attached threads; takes the calling thread's id, or 0 for it |
+/// | `cgroup.events` | whether a thread is attached, here or below; [`Memcg::is_frozen`] |
+/// | `cgroup.freeze`, `cgroup.kill` | [`Memcg::freeze`] and [`thaw`](Memcg::thaw), [`Memcg::kill`]: they call what was registered with [`Memcg::on_freeze`] and [`on_kill`](Memcg::on_kill) |
+/// | `cgroup.max.depth`, `cgroup.max.descendants` | [`Memcg::max_depth`], [`Memcg::max_descendants`] |
+/// | `cgroup.stat` | numbers of live and of removed descendants |
+/// | `memory.current`, `memory.peak` | [`Memcg::current`], [`Memcg::peak_reader`] |
+/// | `memory.min`, `memory.low`, `memory.high`, `memory.max` | [`Memcg::min`] and so on |
+/// | `memory.events`, `memory.events.local` | [`Memcg::events`], [`Memcg::events_local`] |
+/// | `memory.oom.group` | [`Memcg::oom_group`] |
+/// | `memory.reclaim` | [`Memcg::reclaim`] |
+/// | `memory.stat` | [`Memcg::stat`] |
+/// | `memory.numa_stat` | `percpu` of `memory.stat` by NUMA node, in proportion to the possible CPUs of each. The other bytes, [`Charge`](crate::Charge)s, have no node |
+///
+/// The root has neither `memory.current` nor `memory.peak`, limits, protection and events, nor
+/// `cgroup.type`, `cgroup.events`, `cgroup.freeze` and `cgroup.kill`, as in the kernel.
+///
+/// What a kernel without the feature in question does not have, is absent here, and reads as
+/// `ENOENT`: `cgroup.pressure`, `cpu.pressure`, `io.pressure`, `irq.pressure`, `memory.pressure`
+/// (no time is measured); `memory.swap.current`, `memory.swap.events`, `memory.swap.high`,
+/// `memory.swap.max`, `memory.swap.peak`, `memory.zswap.current`, `memory.zswap.max`,
+/// `memory.zswap.writeback` (nothing is swapped); `cgroup.stat.local`, `cpu.stat`, `cpu.stat.local`
+/// (no CPU time is accounted); and the files of other controllers. No cgroup can have one of these
+/// names; see [`Memcg::create`].
 ///
 /// # Examples
 ///
@@ -103,9 +136,9 @@ impl CgroupFiles {
         match table::find(name, &memcg) {
             Some(file) => Ok(CgroupFile { peak: memcg.peak_reader(), memcg, file }),
             None if name.is_empty() || memcg.find(name).is_ok() => {
-                Err(FileError::IsDirectory { path: path.into() })
+                Err(FileError::IsDirectory { path: kept_path(path) })
             }
-            None => Err(FileError::NotFound { path: path.into() }),
+            None => Err(FileError::NotFound { path: kept_path(path) }),
         }
     }
 
@@ -126,7 +159,12 @@ impl CgroupFiles {
     ///
     /// As [`open`](Self::open); `EACCES` when it can only be read; what the text or the cgroup is at
     /// fault with: `EINVAL`, `ERANGE`, `EAGAIN` for `memory.reclaim`, `EOPNOTSUPP` for a thread other
-    /// than the calling one. Nothing is changed then, but for what was reclaimed.
+    /// than the calling one and for what this crate does not have. Nothing is changed then, but for
+    /// what was reclaimed.
+    ///
+    /// # Panics
+    ///
+    /// As the typed method does: a panic of a callback is passed on.
     pub fn write(&self, path: &str, text: &str) -> Result<usize, FileError> {
         self.open(path)?.write(text)
     }
@@ -147,13 +185,13 @@ impl CgroupFiles {
     ///
     /// # Errors
     ///
-    /// As [`Memcg::create`]; `EEXIST` also for the name of a file; `ENOENT`, `ENOTDIR` when there is
-    /// no such parent.
+    /// As [`Memcg::create`], with `EEXIST` for the name of a file; `ENOENT`, `ENOTDIR` when there is no
+    /// such parent.
     pub fn create(&self, path: &str) -> Result<Memcg, FileError> {
         let (directory, name) = split(path);
         let parent = self.directory(directory)?;
-        if name.is_empty() || table::find(name, &parent).is_some() {
-            return Err(FileError::Tree(TreeError::Exists { path: path.into() }));
+        if name.is_empty() {
+            return Err(FileError::Tree(TreeError::Exists { path: kept_path(path) }));
         }
         Ok(parent.create(name)?)
     }
@@ -169,10 +207,10 @@ impl CgroupFiles {
 
     fn directory(&self, path: &str) -> Result<Memcg, FileError> {
         if self.root.is_removed() {
-            return Err(FileError::Removed { path: self.root.path() });
+            return Err(FileError::Removed { path: kept_path(self.root.path()) });
         }
         self.root.find(path).map_err(|error| match self.has_file_in_the_way(path) {
-            true => FileError::NotDirectory { path: path.into() },
+            true => FileError::NotDirectory { path: kept_path(path) },
             false => error.into(),
         })
     }
@@ -215,7 +253,7 @@ impl CgroupFile {
     /// As there, and `ENODEV` or `ENOENT` when the cgroup was removed.
     pub fn write(&self, text: &str) -> Result<usize, FileError> {
         let write = self.file.write.ok_or_else(|| FileError::NotWritable { path: self.path() })?;
-        if self.file.name.starts_with("cgroup.max.") && self.memcg.is_removed() {
+        if self.file.is_gone_with_cgroup && self.memcg.is_removed() {
             return Err(FileError::NotFound { path: self.path() });
         }
         self.check_lives()?;
@@ -235,6 +273,6 @@ impl CgroupFile {
     }
 
     fn path(&self) -> String {
-        format!("{}/{}", self.memcg.path().trim_end_matches('/'), self.file.name)
+        kept_path(format!("{}/{}", self.memcg.path().trim_end_matches('/'), self.file.name))
     }
 }

@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 use rustix::thread::{Pid, sched_getaffinity};
 
+use super::numa::numa_stat;
 use super::number::{integer, reclaim_bytes};
 use super::{CgroupFile, FileError};
 use crate::memcg::amount::strip;
@@ -16,19 +17,33 @@ pub(super) struct File {
     pub(super) name: &'static str,
     /// The root has it, too.
     on_root: bool,
+    /// What a write says when the cgroup was removed: `ENOENT` in place of `ENODEV`.
+    pub(super) is_gone_with_cgroup: bool,
     pub(super) read: Option<Read>,
     pub(super) write: Option<Write>,
 }
 
 pub(super) static FILES: &[File] = &[
     file("cgroup.controllers", true, |_| "memory\n".into()),
-    file("cgroup.events", false, |at| format!("populated {}\nfrozen 0\n", populated(&at.memcg))),
+    file("cgroup.events", false, cgroup_events),
+    file("cgroup.freeze", false, |at| line(u8::from(at.memcg.is_frozen_itself())))
+        .writes(freeze)
+        .goes_with_cgroup(),
+    File { read: None, ..file("cgroup.kill", false, |_| String::new()) }
+        .writes(kill)
+        .goes_with_cgroup(),
     file("cgroup.max.depth", true, |at| bound_text(at.memcg.max_depth()))
-        .writes(|at, text| Ok(at.memcg.set_max_depth(bound(text)?)?)),
+        .writes(|at, text| Ok(at.memcg.set_max_depth(bound(text)?)?))
+        .goes_with_cgroup(),
     file("cgroup.max.descendants", true, |at| bound_text(at.memcg.max_descendants()))
-        .writes(|at, text| Ok(at.memcg.set_max_descendants(bound(text)?)?)),
+        .writes(|at, text| Ok(at.memcg.set_max_descendants(bound(text)?)?))
+        .goes_with_cgroup(),
     file("cgroup.procs", true, threads).writes(attach),
     file("cgroup.stat", true, cgroup_stat),
+    file("cgroup.subtree_control", true, |_| "memory\n".into()).writes(control_subtree),
+    file("cgroup.threads", true, threads).writes(attach),
+    // No cgroup is threaded: each pays for itself, and threads may be in any.
+    file("cgroup.type", false, |_| "domain\n".into()).writes(set_type).goes_with_cgroup(),
     file("memory.current", false, |at| line(at.memcg.current())),
     file("memory.events", false, |at| at.memcg.events().to_string()),
     file("memory.events.local", false, |at| at.memcg.events_local().to_string()),
@@ -40,22 +55,27 @@ pub(super) static FILES: &[File] = &[
         .writes(|at, text| set(at, text, Memcg::set_max)),
     file("memory.min", false, |at| line(at.memcg.min()))
         .writes(|at, text| set(at, text, Memcg::set_min)),
+    file("memory.numa_stat", true, |at| numa_stat(&at.memcg)),
     file("memory.oom.group", false, |at| line(u8::from(at.memcg.oom_group()))).writes(oom_group),
     file("memory.peak", false, |at| line(at.peak.read())).writes(|at, _| {
         at.peak.reset();
         Ok(())
     }),
-    File { name: "memory.reclaim", on_root: true, read: None, write: Some(reclaim) },
+    File { read: None, ..file("memory.reclaim", true, |_| String::new()) }.writes(reclaim),
     file("memory.stat", true, memory_stat),
 ];
 
 const fn file(name: &'static str, on_root: bool, read: Read) -> File {
-    File { name, on_root, read: Some(read), write: None }
+    File { name, on_root, is_gone_with_cgroup: false, read: Some(read), write: None }
 }
 
 impl File {
     const fn writes(self, write: Write) -> Self {
         File { write: Some(write), ..self }
+    }
+
+    const fn goes_with_cgroup(self) -> Self {
+        File { is_gone_with_cgroup: true, ..self }
     }
 
     /// True when the cgroup has it.
@@ -116,10 +136,9 @@ fn threads(at: &CgroupFile) -> String {
 
 fn attach(at: &CgroupFile, text: &str) -> Result<(), FileError> {
     let text = strip(text);
-    let thread = integer(text)?;
-    if thread < 0 {
-        return Err(NumberError::malformed(text).into());
-    }
+    // As the kernel, which does not tell a number that is too large from one that is none.
+    let thread = integer(text).ok().filter(|thread| *thread >= 0);
+    let thread = thread.ok_or_else(|| NumberError::malformed(text))?;
     let this = rustix::thread::gettid().as_raw_nonzero().get();
     if thread != 0 && thread != this {
         let is_there = |thread| sched_getaffinity(Some(thread)) != Err(Errno::SRCH);
@@ -129,6 +148,55 @@ fn attach(at: &CgroupFile, text: &str) -> Result<(), FileError> {
         });
     }
     Ok(at.memcg.attach_thread()?)
+}
+
+/// Tokens `+memory`; the last one counts.
+fn control_subtree(_at: &CgroupFile, text: &str) -> Result<(), FileError> {
+    let tokens = || text.split(' ').map(strip).filter(|token| !token.is_empty());
+    if let Some(unknown) = tokens().find(|token| !matches!(*token, "+memory" | "-memory")) {
+        return Err(FileError::malformed(unknown));
+    }
+    match tokens().last() {
+        Some("-memory") => Err(FileError::not_supported("-memory")),
+        _ => Ok(()),
+    }
+}
+
+fn set_type(_at: &CgroupFile, text: &str) -> Result<(), FileError> {
+    match strip(text) {
+        "threaded" => Err(FileError::not_supported("threaded")),
+        text => Err(FileError::malformed(text)),
+    }
+}
+
+fn cgroup_events(at: &CgroupFile) -> String {
+    let frozen = u8::from(at.memcg.is_frozen());
+    format!("populated {}\nfrozen {frozen}\n", populated(&at.memcg))
+}
+
+/// 0 or 1; any other number is out of range.
+fn switch(text: &str) -> Result<bool, NumberError> {
+    let text = strip(text);
+    match integer(text)? {
+        value @ (0 | 1) => Ok(value == 1),
+        _ => Err(NumberError::out_of_range(text)),
+    }
+}
+
+fn freeze(at: &CgroupFile, text: &str) -> Result<(), FileError> {
+    match switch(text)? {
+        true => at.memcg.freeze()?,
+        false => at.memcg.thaw()?,
+    }
+    Ok(())
+}
+
+fn kill(at: &CgroupFile, text: &str) -> Result<(), FileError> {
+    match switch(text)? {
+        true => at.memcg.kill()?,
+        false => return Err(NumberError::out_of_range(strip(text)).into()),
+    };
+    Ok(())
 }
 
 fn cgroup_stat(at: &CgroupFile) -> String {

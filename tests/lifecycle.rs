@@ -1,0 +1,217 @@
+//! Killing and freezing cgroups, by callbacks, with methods and with files.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+
+use percpu_memcg::{Memcg, PerCpuAllocator, Registration, TreeError};
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+fn taken(log: &Log) -> Vec<String> {
+    std::mem::take(&mut *log.lock().unwrap())
+}
+
+/// `/a`, `/a/b`, `/a/b/c`, `/a/d` and `/e`, each with callbacks that write down that they were called.
+struct Tree {
+    pcpu: PerCpuAllocator,
+    cgroups: Vec<Memcg>,
+    log: Log,
+    _callbacks: Vec<Registration>,
+}
+
+impl Tree {
+    fn new() -> Self {
+        let pcpu = PerCpuAllocator::new().unwrap();
+        let a = pcpu.root().create("a").unwrap();
+        let b = a.create("b").unwrap();
+        let cgroups = vec![
+            a.clone(),
+            b.clone(),
+            b.create("c").unwrap(),
+            a.create("d").unwrap(),
+            pcpu.root().create("e").unwrap(),
+        ];
+        let log = Log::default();
+        let mut callbacks = Vec::new();
+        for memcg in &cgroups {
+            let (killed, frozen) = (Arc::clone(&log), Arc::clone(&log));
+            callbacks.push(memcg.on_kill(move |memcg| {
+                killed.lock().unwrap().push(format!("kill {}", memcg.path()));
+            }));
+            callbacks.push(memcg.on_freeze(move |memcg| {
+                let what = if memcg.is_frozen() { "freeze" } else { "thaw" };
+                frozen.lock().unwrap().push(format!("{what} {}", memcg.path()));
+            }));
+        }
+        Tree { pcpu, cgroups, log, _callbacks: callbacks }
+    }
+
+    fn frozen(&self) -> Vec<&str> {
+        self.cgroups.iter().filter(|memcg| memcg.is_frozen()).map(Memcg::name).collect()
+    }
+}
+
+#[test]
+fn a_kill_calls_back_the_cgroup_and_all_below() {
+    let tree = Tree::new();
+    let [a, b, c, ..] = &tree.cgroups[..] else { unreachable!() };
+    assert_eq!(a.kill().unwrap(), 4);
+    assert_eq!(taken(&tree.log), ["kill /a", "kill /a/b", "kill /a/b/c", "kill /a/d"]);
+    assert_eq!(b.files().write("cgroup.kill", "1\n"), Ok(2));
+    assert_eq!(taken(&tree.log), ["kill /a/b", "kill /a/b/c"]);
+    tree.pcpu.files().write("a/b/c/cgroup.kill", " 0x1 ").unwrap();
+    assert_eq!(taken(&tree.log), ["kill /a/b/c"]);
+
+    let quiet = c.create("quiet").unwrap();
+    assert_eq!(quiet.kill().unwrap(), 0, "a cgroup without callbacks");
+    quiet.remove().unwrap();
+    assert!(quiet.kill().unwrap_err().is_removed());
+    assert_eq!(tree.pcpu.root().kill(), Err(TreeError::IsRoot));
+    assert_eq!(tree.pcpu.files().write("cgroup.kill", "1").unwrap_err().errno(), libc::ENOENT);
+    assert_eq!(a.files().read("cgroup.kill").unwrap_err().errno(), libc::EACCES);
+    assert!(taken(&tree.log).is_empty());
+}
+
+#[test]
+fn a_cgroup_is_frozen_with_its_ancestors() {
+    let tree = Tree::new();
+    let [a, b, c, d, _e] = &tree.cgroups[..] else { unreachable!() };
+    b.freeze().unwrap();
+    assert_eq!(taken(&tree.log), ["freeze /a/b", "freeze /a/b/c"]);
+    assert_eq!(tree.frozen(), ["b", "c"]);
+    a.files().write("cgroup.freeze", "1").unwrap();
+    assert_eq!(taken(&tree.log), ["freeze /a", "freeze /a/d"], "the others were frozen");
+    assert_eq!(tree.frozen(), ["a", "b", "c", "d"]);
+    let texts = |file| [a, b, c, d].map(|memcg| memcg.files().read(file).unwrap());
+    assert_eq!(texts("cgroup.freeze"), ["1\n", "1\n", "0\n", "0\n"]);
+    assert_eq!(texts("cgroup.events"), ["populated 0\nfrozen 1\n"; 4]);
+
+    let born = d.create("born").unwrap();
+    assert!(born.is_frozen() && !born.is_frozen_itself());
+    for memcg in [a, b] {
+        memcg.freeze().unwrap(); // once more
+    }
+    c.freeze().unwrap();
+    c.thaw().unwrap();
+    b.thaw().unwrap();
+    assert!(taken(&tree.log).is_empty(), "an ancestor is frozen all the time");
+    c.freeze().unwrap();
+    a.files().write("cgroup.freeze", "0\n").unwrap();
+    assert_eq!(taken(&tree.log), ["thaw /a", "thaw /a/b", "thaw /a/d"], "not c");
+    assert_eq!(tree.frozen(), ["c"]);
+    assert!(!born.is_frozen());
+    c.thaw().unwrap();
+    assert_eq!(taken(&tree.log), ["thaw /a/b/c"]);
+    assert_eq!(texts("cgroup.events"), ["populated 0\nfrozen 0\n"; 4]);
+
+    assert_eq!(tree.pcpu.root().freeze(), Err(TreeError::IsRoot));
+    born.remove().unwrap();
+    assert!(born.freeze().unwrap_err().is_removed() && born.thaw().unwrap_err().is_removed());
+}
+
+#[test]
+fn a_removed_cgroup_is_out_of_the_way_of_those_that_follow() {
+    let tree = Tree::new();
+    let [a, _b, _c, d, _e] = &tree.cgroups[..] else { unreachable!() };
+    d.freeze().unwrap();
+    d.remove().unwrap();
+    let again = a.create("d").unwrap();
+    assert!(!again.is_frozen(), "another cgroup, with settings of its own");
+    taken(&tree.log);
+    a.freeze().unwrap();
+    assert_eq!(taken(&tree.log), ["freeze /a", "freeze /a/b", "freeze /a/b/c"]);
+}
+
+#[test]
+fn callbacks_run_under_no_lock() {
+    let tree = Tree::new();
+    let [a, b, _c, d, e] = tree.cgroups.clone().try_into().unwrap();
+    let (root, below) = (tree.pcpu.root(), a.clone());
+    let _kill = b.on_kill(move |memcg| {
+        let held = memcg.charge(1000).unwrap();
+        d.remove().unwrap();
+        root.create("made").unwrap().create_scoped("below").unwrap().freeze().unwrap();
+        e.kill().unwrap();
+        memcg.on_kill(|_| {}).detach();
+        drop((held, below.snapshot()));
+    });
+    let root = tree.pcpu.root();
+    let _freeze = a.on_freeze(move |memcg| {
+        memcg.find("b").unwrap().freeze().unwrap();
+        drop(root.create_scoped("during").unwrap());
+    });
+    a.kill().unwrap();
+    a.freeze().unwrap();
+    let log = taken(&tree.log);
+    assert!(log.contains(&"kill /e".into()) && log.contains(&"freeze /a".into()), "{log:?}");
+    assert!(tree.pcpu.root().find("a/d").is_err());
+}
+
+#[test]
+fn a_callback_that_panics_keeps_no_other_from_its_turn() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("the payload's destructor");
+        }
+    }
+    let tree = Tree::new();
+    let [a, b, c, ..] = &tree.cgroups[..] else { unreachable!() };
+    let _first = a.on_kill(|_| panic!("first"));
+    let _second = b.on_kill(|_| std::panic::panic_any(Bomb));
+    let _third = b.on_freeze(|_| panic!("third"));
+    let panic = catch_unwind(AssertUnwindSafe(|| a.kill())).unwrap_err();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"first"));
+    assert_eq!(taken(&tree.log).len(), 4);
+    let panic = catch_unwind(AssertUnwindSafe(|| a.files().write("cgroup.freeze", "1")));
+    assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"third"));
+    assert_eq!(taken(&tree.log).len(), 4);
+    assert!(c.is_frozen());
+}
+
+#[test]
+fn a_registration_ends_with_its_value_and_keeps_no_tree() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let captured = Arc::new(());
+    let kept = Arc::clone(&captured);
+    let callback = tenant.on_kill(move |_| drop(Arc::clone(&kept)));
+    assert_eq!(tenant.kill().unwrap(), 1);
+    drop(callback);
+    assert_eq!((tenant.kill().unwrap(), Arc::strong_count(&captured)), (0, 1));
+
+    let kept = Arc::clone(&captured);
+    let callback = tenant.on_freeze(move |_| drop(Arc::clone(&kept)));
+    drop((tenant, pcpu));
+    assert_eq!(Arc::strong_count(&captured), 1, "the callback went with the tree");
+    drop(callback);
+}
+
+#[test]
+fn threads_that_freeze_and_thaw_agree_in_the_end() {
+    let tree = Tree::new();
+    let [a, b, c, ..] = &tree.cgroups[..] else { unreachable!() };
+    let state = Arc::new(Mutex::new(false));
+    let paused = Arc::clone(&state);
+    let _callback = c.on_freeze(move |memcg| {
+        let mut paused = paused.lock().unwrap();
+        *paused = memcg.is_frozen();
+    });
+    for _ in 0..200 {
+        std::thread::scope(|scope| {
+            for memcg in [a, b, c] {
+                scope.spawn(|| {
+                    for _ in 0..5 {
+                        memcg.freeze().unwrap();
+                        memcg.thaw().unwrap();
+                    }
+                });
+            }
+        });
+        assert!(!*state.lock().unwrap() && !c.is_frozen());
+        b.freeze().unwrap();
+        assert!(*state.lock().unwrap());
+        b.thaw().unwrap();
+        taken(&tree.log);
+    }
+}
