@@ -154,8 +154,10 @@ fn an_area_is_charged_to_the_cgroup_that_it_is_allocated_for() {
     assert_nothing_happened(&stranger);
 }
 
+type Allocates = fn(&PerCpuAllocator) -> Result<Box<dyn Held>, AllocError>;
+
 /// Calls that charge the thread's cgroup.
-const CURRENT: [fn(&PerCpuAllocator) -> Result<Box<dyn Held>, AllocError>; 5] = [
+const CURRENT: [Allocates; 5] = [
     |pcpu| boxed(PerCpu::<u64>::zeroed_in(pcpu, Gfp::KERNEL_ACCOUNT)),
     |pcpu| boxed(PerCpu::new_in(pcpu, Gfp::KERNEL_ACCOUNT, |_| AtomicU64::new(1))),
     |pcpu| boxed(PerCpuCounter::new_in(pcpu, Gfp::KERNEL_ACCOUNT)),

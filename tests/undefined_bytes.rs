@@ -37,11 +37,17 @@ fn padded() -> Padded {
     let mut value: Box<MaybeUninit<Padded>> = black_box(Box::new_uninit());
     let place = value.as_mut_ptr();
     // SAFETY: in the box.
-    unsafe { (&raw mut (*place).first).write(0) };
+    let first = unsafe { &raw mut (*place).first };
     // SAFETY: as above.
-    unsafe { (&raw mut (*place).rest).write([0; 4]) };
+    let rest = unsafe { &raw mut (*place).rest };
     // SAFETY: as above.
-    unsafe { (&raw mut (*place).last).write(0) };
+    let last = unsafe { &raw mut (*place).last };
+    // SAFETY: a field of the box.
+    unsafe { first.write(0) };
+    // SAFETY: as above.
+    unsafe { rest.write([0; 4]) };
+    // SAFETY: as above.
+    unsafe { last.write(0) };
     // SAFETY: all fields were written.
     unsafe { *black_box(value).assume_init() }
 }

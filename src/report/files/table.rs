@@ -156,7 +156,7 @@ fn control_subtree(_at: &CgroupFile, text: &str) -> Result<(), FileError> {
     if let Some(unknown) = tokens().find(|token| !matches!(*token, "+memory" | "-memory")) {
         return Err(FileError::malformed(unknown));
     }
-    match tokens().last() {
+    match tokens().next_back() {
         Some("-memory") => Err(FileError::not_supported("-memory")),
         _ => Ok(()),
     }
