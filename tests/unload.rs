@@ -82,7 +82,9 @@ impl Loaded {
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
         if handle.is_null() {
             // SAFETY: after an error, a string that ends in zero.
-            let error = unsafe { CStr::from_ptr(libc::dlerror()) };
+            let error = unsafe { libc::dlerror() };
+            // SAFETY: an error has a text, which stays until the next call of this thread.
+            let error = unsafe { CStr::from_ptr(error) };
             panic!("{error:?}");
         }
         Loaded(handle)
