@@ -145,7 +145,8 @@ fn allocators_on_one_thread_do_not_mix() {
     assert_ne!(in_one, in_two);
     let _in = in_one.enter();
     assert!(two.root().of_this_thread().is_root());
-    let ptr = alloc(&two, 8, Gfp::KERNEL_ACCOUNT).unwrap();
+    assert!(alloc(&two, 8, Gfp::KERNEL_ACCOUNT).unwrap_err().is_other_tree());
+    let ptr = alloc(&two, 8, Gfp::KERNEL).unwrap();
     assert_eq!(currents([&in_one, &in_two, &two.root()]), [0, 0, 0]);
     in_two.attach_thread().unwrap();
     let charged = alloc(&two, 8, Gfp::KERNEL_ACCOUNT).unwrap();
