@@ -6,15 +6,17 @@ use std::thread;
 use crate::cgroup;
 
 /// Whether a child has the controller depends on its parent's `cgroup.subtree_control`. Here there
-/// is one controller, and every cgroup has it: there is no such file to write.
+/// is one controller, and every cgroup has it.
 #[test]
 fn subtree_control() {
     let (pcpu, parent) = cgroup("parent");
     let child = parent.create("child").unwrap();
     for memcg in [&pcpu.root(), &parent, &child] {
         assert_eq!(memcg.files().read("cgroup.controllers").unwrap(), "memory\n");
-        let missing = memcg.files().read("cgroup.subtree_control").unwrap_err();
-        assert_eq!(missing.errno(), libc::ENOENT);
+        assert_eq!(memcg.files().read("cgroup.subtree_control").unwrap(), "memory\n");
+        memcg.files().write("cgroup.subtree_control", "+memory").unwrap();
+        let refused = memcg.files().write("cgroup.subtree_control", "-memory").unwrap_err();
+        assert_eq!(refused.errno(), libc::EOPNOTSUPP);
     }
 }
 

@@ -70,8 +70,10 @@ impl Hand {
             0 => charge.grow(more),
             1 => charge.try_grow(more),
             2 => {
+                // A panic of a callback comes when the bytes are charged.
+                *bytes += more;
                 charge.grow_forced(more);
-                Ok(())
+                return;
             }
             _ => charge.grow_with(more, gfp),
         };
