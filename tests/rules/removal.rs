@@ -137,8 +137,8 @@ fn the_limits_of_a_removed_cgroup_end_with_it() {
     child.set_max(Limit::bytes(100)).unwrap();
     child.set_high(Limit::bytes(100)).unwrap();
     assert!(child.try_charge(1).is_err() && held.try_grow(1).is_err());
-    let events = child.events();
     child.remove().unwrap();
+    let events = child.events();
     let more = child.charge(1000).unwrap();
     held.grow(1000).unwrap();
     assert_eq!(top.current(), 2100);

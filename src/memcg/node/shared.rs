@@ -33,6 +33,7 @@ impl<P: Payer> Shared<P> {
 
     /// Tells the tree from others.
     pub(crate) fn key(&self) -> TreeKey {
+        const { assert!(align_of::<Self>() >= 8) };
         TreeKey(ptr::from_ref(self).addr())
     }
 

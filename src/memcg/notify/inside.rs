@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::memcg::sync;
 
-/// Tells trees apart as long as they exist.
+/// Tells trees apart as long as they exist: an address that is a multiple of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TreeKey(pub(crate) usize);
 
@@ -24,22 +24,30 @@ pub(crate) struct TreeKey(pub(crate) usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     /// A reclaim hook or an OOM callback: charges are never refused, and start no reclaim.
-    Reclaim,
+    Reclaim = 1,
     /// A `high` callback: charges call no `high` callback.
-    High,
+    High = 2,
+}
+
+impl TreeKey {
+    fn mark(self, what: What) -> usize {
+        self.0 | what as usize
+    }
 }
 
 /// So many marks can be on a thread at once: one more is set only by a callback of one tree that
 /// charges in another tree, and so on. With all of them set, a thread counts as inside of all trees.
-const MARKS: usize = 8;
+const MARKS: usize = 4;
 
-type Marks = [Option<(TreeKey, What)>; MARKS];
+/// A tree's key and, in its lowest bits, [`What`]; 0 for none. They take little of a thread's storage,
+/// of which a library that is loaded late gets little.
+type Marks = [usize; MARKS];
 type Leases = [Option<Arc<Lease>>; MARKS];
 
 sync::thread_local! {
     // Not const: the `thread_local!` of the model checkers has no such form.
     #[allow(clippy::missing_const_for_thread_local)]
-    static OWN: Cell<Marks> = Cell::new([None; MARKS]);
+    static OWN: Cell<Marks> = Cell::new([0; MARKS]);
     /// What other threads have lent to this one.
     #[allow(clippy::missing_const_for_thread_local)]
     static LENT: RefCell<Leases> = RefCell::new(Leases::default());
@@ -59,11 +67,11 @@ impl Inside {
     /// Marks the thread; `None` if it is inside already.
     pub(crate) fn begin(tree: TreeKey, what: What) -> Option<Self> {
         let mut marks = OWN.with(Cell::get);
-        let index = marks.iter().position(Option::is_none)?;
+        let index = marks.iter().position(|mark| *mark == 0)?;
         if Inside::is(tree, what) {
             return None;
         }
-        marks[index] = Some((tree, what));
+        marks[index] = tree.mark(what);
         OWN.with(|own| own.set(marks));
         Some(Inside { index, not_send: PhantomData })
     }
@@ -73,21 +81,21 @@ impl Inside {
         let marks = OWN.with(Cell::get);
         let is_lent =
             |lent: &RefCell<Leases>| lent.borrow().iter().flatten().any(|lease| lease.is_of(tree));
-        marks.contains(&Some((tree, what)))
-            || marks.iter().all(Option::is_some)
+        marks.contains(&tree.mark(what))
+            || !marks.contains(&0)
             // A thread whose thread-local values were dropped has none.
             || what == What::Reclaim && LENT.try_with(is_lent).unwrap_or(false)
     }
 
     fn is_any() -> bool {
-        OWN.with(Cell::get).iter().any(Option::is_some)
+        OWN.with(Cell::get) != [0; MARKS]
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
         let mut marks = OWN.with(Cell::get);
-        marks[self.index] = None;
+        marks[self.index] = 0;
         OWN.with(|own| own.set(marks));
         if !Inside::is_any() {
             drop(LATER.try_with(Cell::take));
@@ -221,8 +229,9 @@ mod tests {
 
     #[test]
     fn a_thread_with_all_marks_is_inside_of_everything() {
-        let marks: Vec<Inside> =
-            (0..MARKS).map(|tree| Inside::begin(TreeKey(tree), What::High).unwrap()).collect();
+        let marks: Vec<Inside> = (1..=MARKS)
+            .map(|tree| Inside::begin(TreeKey(64 * tree), What::High).unwrap())
+            .collect();
         assert!(Inside::begin(TREES[0], What::Reclaim).is_none());
         assert!(Inside::is(TREES[0], What::Reclaim));
         drop(marks);
