@@ -41,6 +41,7 @@ pub extern "C" fn plugin_count(n: u64) -> u64 {
         let held: Result<Charge, _> = plugin.cgroup.charge(100);
         drop(held);
     }
-    assert_eq!((plugin.hits.sum(), plugin.total.sum()), (CALLS.sum(), CALLS.sum() as i64));
+    // Other threads may be counting.
+    assert!(plugin.hits.sum() >= n && plugin.total.sum() >= n as i64);
     CALLS.sum()
 }
