@@ -1,4 +1,4 @@
-//! A delay above `high` is served once, whoever gives up in between.
+//! A delay above `high` is served once, also when a future is dropped in between.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -477,8 +477,11 @@ fn token_of_both(a: &'static Token, b: &'static Token) -> Option<&'static Token>
         if !Arc::ptr_eq(of_a.live(), of_b.live()) {
             return None;
         }
-        if true {
+        if of_b.is_below(&of_a) {
             return Some(a);
+        }
+        if of_a.is_below(&of_b) {
+            return Some(b);
         }
         // One of the cgroups was removed between the looks. Its tokens pass to its parent.
         std::hint::spin_loop();

@@ -65,8 +65,8 @@ impl Memcg {
     ///
     /// It gets this cgroup, and is called after [`is_frozen`](Memcg::is_frozen) of it changed. It
     /// runs on the thread that calls [`freeze`](Memcg::freeze) or [`thaw`](Memcg::thaw), under no
-    /// lock. When two threads freeze and thaw at the same time, their callbacks may run at the same time, in any
-    /// order. So ask `is_frozen` within the callback, under the lock that guards what you pause.
+    /// lock. When two threads freeze and thaw at the same time, their callbacks may run at the same
+    /// time, in any order. So ask `is_frozen` within the callback, under the lock that guards what you pause.
     ///
     /// The callback is not called for the state at its registration.
     ///

@@ -27,7 +27,6 @@ pub(crate) fn counters(token: &'static Token) -> impl Iterator<Item = &'static C
 }
 
 /// Charges so many levels from this cgroup upwards, or none of them.
-///
 pub(crate) fn try_add_levels(
     token: &'static Token,
     levels: usize,

@@ -291,7 +291,7 @@ impl Waiters {
 }
 
 /// Runs code of a user, and contains its panics. The panic hook has reported the panic by then.
-fn contained(code: impl FnOnce()) {
+pub(crate) fn contained(code: impl FnOnce()) {
     // Unwind safe: the code runs under no lock (E3), so it leaves nothing of ours half-changed.
     if let Err(payload) = catch_unwind(AssertUnwindSafe(code)) {
         // Leaked, because its destructor is also code of a user and may panic in turn.
@@ -303,38 +303,35 @@ fn contained(code: impl FnOnce()) {
 mod tests {
     use super::*;
 
-    /// Holds the watch between its look at the counts and the registration of its waker.
-    #[test]
-    fn event_just_before_the_waker_is_registered_is_seen() {
-        let events = Arc::new(Observed::default());
-        let mut watch = EventWatch::new(Arc::clone(&events));
+    /// Holds the watch between its look at the counts and the registration of its waker, for that
+    /// time. Returns what the watch sees.
+    fn poll_while(events: &Arc<Observed>, happens: impl FnOnce()) -> Poll<MemcgEvents> {
+        let mut watch = EventWatch::new(Arc::clone(events));
         thread::scope(|scope| {
             let held = events.waiters.wakers.lock();
             let poll = scope.spawn(|| watch.poll_changed(&mut Context::from_waker(Waker::noop())));
             thread::sleep(Duration::from_millis(60));
             assert!(!poll.is_finished());
-            events.raise(EventKind::Max);
+            happens();
             drop(held);
-            assert_eq!(poll.join().unwrap(), Poll::Ready(events.snapshot()));
-        });
+            poll.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn event_just_before_the_waker_is_registered_is_seen() {
+        let events = Arc::new(Observed::default());
+        let seen = poll_while(&events, || events.raise(EventKind::Max));
+        assert_eq!(seen, Poll::Ready(events.snapshot()));
         assert!(events.waiters.wakers.lock().is_empty(), "a watch that has seen waits no longer");
         assert!(!events.waiters.any.load(Ordering::SeqCst));
     }
 
-    /// As above, for the removal.
     #[test]
     fn removal_just_before_the_waker_is_registered_is_seen() {
         let events = Arc::new(Observed::default());
-        let mut watch = EventWatch::new(Arc::clone(&events));
-        thread::scope(|scope| {
-            let held = events.waiters.wakers.lock();
-            let poll = scope.spawn(|| watch.poll_changed(&mut Context::from_waker(Waker::noop())));
-            thread::sleep(Duration::from_millis(60));
-            assert!(!poll.is_finished());
-            events.end();
-            drop(held);
-            assert!(matches!(poll.join().unwrap(), Poll::Ready(counts) if counts.removed));
-        });
+        let seen = poll_while(&events, || events.end());
+        assert!(matches!(seen, Poll::Ready(counts) if counts.removed));
         assert!(events.waiters.wakers.lock().is_empty());
     }
 
