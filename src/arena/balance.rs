@@ -125,8 +125,8 @@ impl<O: Owner> Arena<O> {
         let around = state.placement.unpopulated_around(chunk, pages.clone());
         let (memory, unit) = state.unit_range_of_pages(chunk, &around);
         drop(state);
-        // SAFETY: pages that are not populated hold no live area, and while the populate lock is
-        // held nobody places one there (A2).
+        // SAFETY: pages that are not populated hold no live area, and nobody places one there while the
+        // populate lock is held (A2), as it is.
         let complete = unsafe { memory.discard(&self.machine, &unit) };
         if complete {
             self.state.lock().mark_clean(chunk, &self.geometry, &unit);

@@ -35,18 +35,10 @@ impl<O: Owner> ChunkMemory<O> {
         Ok(memory)
     }
 
-    /// Binds runs of neighbouring CPUs of one node with one call per window.
     fn bind_copies(&self, machine: &Machine) -> Result<(), MapError> {
-        for run in machine.possible().chunk_by(|a, b| machine.node_of(*a) == machine.node_of(*b)) {
-            let (first, last) = (run[0], run[run.len() - 1]);
-            let Some(node) = machine.node_of(first) else { continue };
-            for window in [Window::Coloured, Window::Paged] {
-                let start = self.geometry.copy_offset(window, first, 0);
-                let end = self.geometry.copy_offset(window, last, self.geometry.stride(window));
-                self.reservation.bind(start..end, node)?;
-            }
-        }
-        Ok(())
+        self.geometry
+            .bindings(machine)
+            .try_for_each(|(bytes, node)| self.reservation.bind(bytes, node))
     }
 
     /// The span that its addresses lie in.
@@ -89,13 +81,15 @@ impl<O: Owner> ChunkMemory<O> {
     ///
     /// # Safety
     ///
-    /// No live area has bytes in `unit`, and none gets any during the call.
+    /// No live area has bytes in `unit`, and none gets any during the call. The caller holds the
+    /// arena's populate lock.
     pub(crate) unsafe fn discard(&self, machine: &Machine, unit: &Range<usize>) -> bool {
         let mut complete = true;
         for window in [Window::Coloured, Window::Paged] {
             for &cpu in machine.possible() {
                 let start = self.geometry.copy_offset(window, cpu, unit.start);
-                // SAFETY: by R2 the bytes belong to nobody, as no live area is in `unit`.
+                // SAFETY: by R2 the bytes belong to nobody, as no live area is in `unit`: no thread
+                // accesses them or relies on them.
                 complete &= unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
             }
         }
@@ -104,8 +98,9 @@ impl<O: Owner> ChunkMemory<O> {
             // SAFETY: as above.
             complete &= unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
         }
-        // SAFETY: by R3 the slots of granules without a live area are zero, and zero is what
-        // discarded memory reads as.
+        // SAFETY: by R3 the slots of granules without a live area are zero, and zero is what discarded
+        // memory reads as. No thread looks at them: under the area lock alone, only slots of live areas
+        // are touched, and `verify` holds the populate lock, as the caller of this does.
         let _ = unsafe { self.reservation.discard(self.geometry.owner_range(unit)) };
         complete
     }
@@ -119,9 +114,10 @@ impl<O: Owner> ChunkMemory<O> {
     ///
     /// `unit` lies inside an area of `window` that the caller placed and has not handed out. Every
     /// byte of it has a value in every copy.
+    #[inline]
     pub(crate) unsafe fn zero(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
         debug_assert!(unit.start.is_multiple_of(4) && unit.len().is_multiple_of(4));
-        for start in self.copies(machine, window, unit) {
+        self.copies(machine, window, unit).for_each(|start| {
             let words = ptr::slice_from_raw_parts_mut(start.cast::<u32>().as_ptr(), unit.len() / 4);
             // SAFETY: mapped memory (R1) that only this thread uses (R2). A copy is aligned to a
             // granule. Four bytes that have a value are a `u32`.
@@ -131,7 +127,7 @@ impl<O: Owner> ChunkMemory<O> {
             if words.chunks(64).any(is_dirty) {
                 words.fill(0);
             }
-        }
+        });
     }
 
     /// As [`zero`](Self::zero), and reads nothing: the copies of all possible CPUs take memory.
@@ -148,6 +144,7 @@ impl<O: Owner> ChunkMemory<O> {
 
     /// The starts of the copies of `unit` that may hold anything: those of all possible CPUs, and the
     /// detached one. None for an empty range.
+    #[inline]
     fn copies(
         &self,
         machine: &Machine,
@@ -171,8 +168,8 @@ impl<O: Owner> ChunkMemory<O> {
     ///
     /// The caller holds the area lock, and a live area without owner starts there.
     pub(crate) unsafe fn set_owner(&self, unit_offset: usize, owner: O) {
-        // SAFETY: the slot is mapped and aligned (R1), and the area lock excludes other accesses
-        // (R3).
+        // SAFETY: the slot is mapped (R1), aligned, as the slots start at a page, and inside the vector,
+        // as the area is inside a unit. The area lock excludes other accesses (R3).
         unsafe { self.owner_slot(unit_offset).write(owner.into_static()) };
     }
 

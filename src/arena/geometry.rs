@@ -24,7 +24,9 @@
 use std::ops::Range;
 
 use crate::placement::{GRANULE_SIZE, PAGE_SIZE};
-use crate::sys::{CpuId, MAX_UNIT_SIZE, UNIT_STRIDE, UNIT_STRIDE_ALIGN, page_size};
+use crate::sys::{
+    CpuId, MAX_UNIT_SIZE, Machine, NodeId, UNIT_STRIDE, UNIT_STRIDE_ALIGN, page_size,
+};
 
 /// Which of a reservation's two sets of copies an area lives in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +139,25 @@ impl Geometry {
         self.owner_offset(unit.start)..self.owner_offset(unit.end)
     }
 
+    /// Where memory of which node belongs: the copies of runs of neighbouring CPUs of one node, as byte
+    /// ranges from the reservation's base, in either window.
+    pub(crate) fn bindings(
+        self,
+        machine: &Machine,
+    ) -> impl Iterator<Item = (Range<usize>, NodeId)> + '_ {
+        let node = |cpu: &CpuId| machine.node_of(*cpu);
+        let runs = machine.possible().chunk_by(move |a, b| node(a) == node(b));
+        runs.flat_map(move |run| {
+            let (first, last) = (run[0], run[run.len() - 1]);
+            let ranges = [Window::Coloured, Window::Paged].map(|window| {
+                let end = self.copy_offset(window, last, self.stride(window));
+                self.copy_offset(window, first, 0)..end
+            });
+            ranges.into_iter().zip(std::iter::repeat_n(machine.node_of(first), 2))
+        })
+        .filter_map(|(bytes, node)| Some((bytes, node?)))
+    }
+
     /// The part of `unit`, a range of unit bytes, that is gone in *every* copy after the whole
     /// pages inside each copy of it were discarded: copies start anywhere in a page.
     pub(crate) fn discarded_in_every_copy(&self, unit: &Range<usize>) -> Range<usize> {
@@ -170,6 +191,48 @@ mod tests {
                         assert_eq!(map.locate(other), None, "only CPU 0's copy is a handle");
                     }
                 }
+            }
+        }
+    }
+
+    /// Nodes that alternate, CPUs that come in runs, holes inside of a run and between runs, a node that
+    /// comes twice, and one without CPUs.
+    #[test]
+    fn every_byte_of_a_copy_is_bound_to_the_node_of_its_cpu_once() {
+        let machines: [&[(u32, &[u32])]; 5] = [
+            &[(0, &[0, 2, 4]), (1, &[1, 3, 5])],
+            &[(0, &[0, 1, 2, 3]), (1, &[4, 5, 6, 7])],
+            &[(3, &[1, 3, 8]), (7, &[4, 6]), (9, &[20])],
+            &[(1, &[0, 1, 6, 7]), (0, &[2, 3, 4, 5])],
+            &[(2, &[0]), (5, &[])],
+        ];
+        for nodes in machines {
+            let build = |builder: crate::sys::MachineBuilder, (node, cpus): &(u32, &[u32])| {
+                builder.node(NodeId::new(*node), cpus.iter().copied().map(CpuId::new))
+            };
+            let machine = nodes.iter().fold(Machine::builder(), build).build().unwrap();
+            for unit_size in [32 << 10, MAX_UNIT_SIZE] {
+                let map = Geometry::new(unit_size, machine.cpu_id_limit()).unwrap();
+                let bindings: Vec<_> = map.bindings(&machine).collect();
+                for (node, cpus) in nodes {
+                    for (&cpu, window) in cpus.iter().flat_map(|cpu| {
+                        [Window::Coloured, Window::Paged].map(|window| (cpu, window))
+                    }) {
+                        for byte in [0, 1, unit_size / 2, unit_size - 1] {
+                            let at = map.copy_offset(window, CpuId::new(cpu), byte);
+                            let bound: Vec<_> =
+                                bindings.iter().filter(|(bytes, _)| bytes.contains(&at)).collect();
+                            assert_eq!(bound.len(), 1, "CPU {cpu}, byte {byte}, {window:?}");
+                            assert_eq!(bound[0].1, NodeId::new(*node), "CPU {cpu}, {window:?}");
+                        }
+                    }
+                }
+                let detached = map.detached_offset(0)..map.detached_offset(unit_size);
+                let ends = |(bytes, _): &(Range<usize>, NodeId)| {
+                    bytes.end <= detached.start || bytes.start >= detached.end
+                };
+                assert!(bindings.iter().all(ends), "the detached copy is of no node");
+                assert!(bindings.iter().all(|(bytes, _)| bytes.end <= map.owner_offset(0)));
             }
         }
     }

@@ -398,6 +398,9 @@ impl<O: Owner> HandedOut<O> {
         if let Some(dirty) = self.dirty {
             let undefined = self.undefined.unwrap_or(dirty.end..dirty.end);
             for defined in [dirty.start..undefined.start, undefined.end..dirty.end] {
+                if defined.is_empty() {
+                    continue;
+                }
                 // SAFETY: this thread placed the area, and no other thread knows it yet. These bytes
                 // are a part of it, and have a value (A5).
                 unsafe { self.memory.zero(machine, self.window, &defined) };

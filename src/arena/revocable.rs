@@ -144,7 +144,8 @@ impl<O: Owner> RevocableWords<O> {
         // Relaxed: the sequence compares it again.
         let mut old = word.load(Ordering::Relaxed);
         loop {
-            // SAFETY: the words exist while `inner` is held (W1), with a copy for `cpu`.
+            // SAFETY: the words exist while `inner` is held (W1), with a copy for `cpu`, which `word`
+            // found. They are accessed as `Words` says.
             let found = unsafe { gate::compare_exchange_on(cpu, first, old, change(old)?) }?;
             if found == old {
                 return Some(old);

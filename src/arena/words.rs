@@ -19,7 +19,7 @@ pub(crate) struct Words<O: Owner, const N: usize> {
 }
 
 // SAFETY: the area belongs to this value alone until it is released, and its words are only
-// touched with sequences and atomic operations; the arena is Send and Sync for such owners.
+// touched with sequences and atomic operations (S2); the arena is Send and Sync for such owners.
 unsafe impl<O: Owner, const N: usize> Send for Words<O, N> {}
 // SAFETY: as above.
 unsafe impl<O: Owner, const N: usize> Sync for Words<O, N> {}
@@ -86,7 +86,8 @@ impl<O: Owner, const N: usize> Words<O, N> {
     pub(super) fn unsigned(&self, index: usize, cpu: usize) -> &AtomicU64 {
         assert!(cpu < self.locator().cpus());
         let word = self.word(index).wrapping_byte_add(cpu * UNIT_STRIDE);
-        // SAFETY: as in `add`; a word of a copy that exists.
+        // SAFETY: as in `add`. A word of a copy that is mapped, as that of each id below the limit is.
+        // An `i64` in memory is a `u64`.
         unsafe { &*word.cast::<AtomicU64>() }
     }
 

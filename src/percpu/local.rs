@@ -125,7 +125,8 @@ impl<'a, N: LocalInt, I: CopyIndex> LocalRef<'a, N, I> {
         sequence: impl Fn(At<'a, N, I>) -> Option<R>,
         fallback: impl Fn(&'a N::Atomic) -> R,
     ) -> R {
-        // SAFETY: what `new` asks for. `Local` gives out no way to write, and is transparent.
+        // SAFETY: what `new` asks for. A shared `Local` gives out no way to write, and an exclusive one
+        // excludes this call. It is transparent.
         let word = unsafe { Word::new(self.locator, self.first.as_ptr().cast::<N>()) };
         // SAFETY: `run` gives a valid copy, for atomic instructions; an atomic integer is laid out
         // like the integer.

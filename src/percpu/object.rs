@@ -62,7 +62,8 @@ pub struct PerCpu<T> {
 // SAFETY: the values belong to this object (D1, D2), and sending it sends them. The tree is Send
 // and Sync.
 unsafe impl<T: Send> Send for PerCpu<T> {}
-// SAFETY: `&PerCpu<T>` gives out nothing but `&T`.
+// SAFETY: `&PerCpu<T>` gives out nothing but `&T`, and runs operations on words that are shared, as
+// `Local` is.
 unsafe impl<T: Sync> Sync for PerCpu<T> {}
 
 /// Where an object's area comes from, and who pays.
@@ -256,8 +257,8 @@ impl<T> PerCpu<T> {
         for &cpu in source.machine().possible() {
             let value = init(cpu);
             let copy: *mut T = copy_of(area.first, area.stride, cpu);
-            // SAFETY: the copy of a possible CPU in a live area with the size and alignment of
-            // `T`, which nobody else knows yet.
+            // SAFETY: the copy of a possible CPU, which is mapped, in a live area with the size and
+            // alignment of `T`, which nobody else knows yet.
             unsafe { copy.write(value) };
             area.initialised += 1;
         }

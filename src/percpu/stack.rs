@@ -80,7 +80,8 @@ impl<N: LocalInt, const CAP: usize, I: CopyIndex> PerCpu<LocalStack<N, CAP, I>> 
         const { LocalStack::<N, CAP, I>::LAYOUT };
         let (locator, first, _) = self.parts();
         // SAFETY: the object's area and its values (D1, D2); zero, as in the detached copy, is an
-        // empty stack. Only `push` and `pop` write to the copies, and `drain`, exclusively.
+        // empty stack. Through a shared stack only `push` and `pop` write to the copies. An exclusive
+        // one can be drained or replaced by another: then as well its length is at most `CAP`.
         unsafe { Word::new(locator, first.as_ptr().cast()) }
     }
 

@@ -101,10 +101,12 @@ impl<N: LocalInt, I: CopyIndex> StaticLocal<N, I> {
         if offset >= global.len {
             of_another_object();
         }
-        // SAFETY: the variable is in the section, and the static region is as long.
+        // SAFETY: the variable is in the section, and the static region is as long, inside of one
+        // mapping.
         let first = unsafe { global.region.byte_add(offset) }.cast();
-        // SAFETY: the static region is never freed, and no allocation is in it. The initial value
-        // was copied there for every possible CPU; the detached copy is zero.
+        // SAFETY: the static region is never freed, and no allocation is in it. It starts at a page,
+        // and the section is aligned for each of its variables, so that the copies are. The initial
+        // value was copied there for every possible CPU; the detached copy is zero.
         unsafe { LocalRef::new(&global.locator, first, global.allocator.tree()) }
     }
 
@@ -168,11 +170,26 @@ pub(super) fn try_global() -> Result<&'static Global, BuildError> {
 }
 
 unsafe extern "C" {
-    /// The linker defines these for a section whose name is an identifier.
+    /// The linker defines these for a section whose name is an identifier. They are places, not bytes:
+    /// the first is where the section starts, the second is behind its last byte.
     #[link_name = "__start_percpu_memcg_data"]
-    static SECTION_START: u8;
+    static SECTION_START: [u8; 0];
     #[link_name = "__stop_percpu_memcg_data"]
-    static SECTION_END: u8;
+    static SECTION_END: [u8; 0];
+}
+
+/// The section, and the address where it starts.
+fn section() -> (&'static [u8], usize) {
+    let (start, end) = (&raw const SECTION_START, &raw const SECTION_END);
+    let anchor = (&raw const ANCHOR).addr();
+    assert!((start.addr()..end.addr()).contains(&anchor), "the linker made no section");
+    let len = end.addr() - start.addr();
+    // Through an address, because the declaration says nothing of what is behind it.
+    let first = ptr::with_exposed_provenance(start.expose_provenance());
+    // SAFETY: from the one symbol to the other it is one object, which the linker lays out from the
+    // `static`s of the section, and what it puts between them to align them. All these bytes are
+    // initialised, and none is ever written: a `StaticLocal` has its `initial` value for good.
+    (unsafe { std::slice::from_raw_parts(first, len) }, start.addr())
 }
 
 /// Makes sure that there is a section, and that it is aligned for every variable.
@@ -181,13 +198,8 @@ static ANCHOR: u64 = 0;
 
 impl Global {
     fn new() -> Result<Self, BuildError> {
-        let (start, end) = (&raw const SECTION_START, &raw const SECTION_END);
-        let anchor = (&raw const ANCHOR).addr();
-        assert!((start.addr()..end.addr()).contains(&anchor), "the linker made no section");
-        let len = end.addr() - start.addr();
-        // SAFETY: the section, which the linker's symbols enclose: plain data that nobody writes.
-        let initial = unsafe { std::slice::from_raw_parts(start, len) };
-
+        let (initial, section) = section();
+        let len = initial.len();
         let regions = Regions { static_size: len, ..Regions::DEFAULT };
         let allocator = PerCpuAllocator::builder().regions_at_least(regions).build()?;
         let region = allocator.tree().arena().static_region();
@@ -200,6 +212,6 @@ impl Global {
             }
         }
         let locator = allocator.tree().arena().locator();
-        Ok(Global { allocator, locator, section: start.addr(), len, region })
+        Ok(Global { allocator, locator, section, len, region })
     }
 }

@@ -33,7 +33,7 @@
     reason = "the module that mapping calls are confined to, so that fault injection sees them all"
 )]
 
-use std::ffi::{c_int, c_ulong, c_void};
+use std::ffi::{c_long, c_ulong, c_void};
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::{fmt, io};
@@ -123,7 +123,7 @@ impl Reservation {
             return Ok(());
         }
         self.machine.faults().admit(MapOp::Prefault, pages.len())?;
-        // SAFETY: this advice keeps content.
+        // SAFETY: `pages_covering` gives whole pages of this mapping. This advice keeps content.
         unsafe { self.advise(&pages, Advice::LinuxPopulateWrite) }
             .map_err(|errno| MapError::new(MapOp::Prefault, pages.len(), errno.raw_os_error()))
     }
@@ -151,7 +151,8 @@ impl Reservation {
             return Ok(0);
         }
         self.machine.faults().admit(MapOp::Discard, pages.len())?;
-        // SAFETY: the caller keeps the obligations of `discard`; `pages` lies inside `range`.
+        // SAFETY: `pages_inside` gives whole pages of this mapping, inside `range`, for which the caller
+        // keeps the obligations of `discard`.
         match unsafe { self.advise(&pages, Advice::LinuxDontNeed) } {
             Ok(()) => Ok(pages.len()),
             Err(errno) => Err(MapError::new(MapOp::Discard, pages.len(), errno.raw_os_error())),
@@ -211,18 +212,18 @@ impl Reservation {
     }
 
     fn forbid_huge_pages(&self) -> Result<(), Errno> {
-        // SAFETY: this advice keeps content.
+        // SAFETY: all pages of this mapping (B2). This advice keeps content.
         match unsafe { self.advise(&(0..self.len), Advice::LinuxNoHugepage) } {
             Err(Errno::INVAL) => Ok(()), // a kernel built without huge pages
             other => other,
         }
     }
 
-    /// Gives `advice` on `pages`, which are whole pages of this mapping.
+    /// Gives `advice` on `pages`.
     ///
     /// # Safety
     ///
-    /// With an advice that changes content, the caller owes what [`Self::discard`] asks for.
+    /// `pages` are whole pages of this mapping. With an advice that changes content, the caller owes what [`Self::discard`] asks for.
     unsafe fn advise(&self, pages: &Range<usize>, advice: Advice) -> Result<(), Errno> {
         let start = self.at(pages.start).as_ptr().cast::<c_void>();
         // SAFETY: the pages are mapped by this value (B1); the caller answers for their content.
@@ -236,16 +237,17 @@ impl Reservation {
         *word |= 1 << (node.index() % BITS);
         let start = self.at(pages.start).as_ptr();
         // SAFETY: mbind reads MAX_NODES bits of `mask` (it takes the count plus one) and sets a
-        // policy on pages that this value maps (B1); it does not change their content.
+        // policy on pages that this value maps (B1); it does not change their content. It takes six
+        // arguments, each of which is as wide as a register, as `syscall` reads them.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_mbind,
                 start,
                 pages.len(),
-                libc::MPOL_PREFERRED,
+                c_long::from(libc::MPOL_PREFERRED),
                 mask.as_ptr(),
                 (MAX_NODES + 1) as c_ulong,
-                0 as c_int,
+                0 as c_ulong,
             )
         };
         if result == 0 { Ok(()) } else { Err(last_errno()) }
@@ -253,8 +255,8 @@ impl Reservation {
 
     /// The address of a byte, or of the end.
     fn at(&self, offset: usize) -> NonNull<u8> {
-        debug_assert!(offset <= self.len);
-        // SAFETY: at most one past the end of one mapping (B1).
+        assert!(offset <= self.len);
+        // SAFETY: at most one past the end of one mapping (B1), as was just checked.
         unsafe { self.base.add(offset) }
     }
 

@@ -30,7 +30,11 @@
 //! * S1: the choice of tier happens before the first [`CopyLocator`] exists and never changes.
 //! * S2: in [`Tier::Rseq`], the word of a CPU (or of a concurrency id) is written by sequences
 //!   alone, and the detached word by atomic instructions alone. In [`Tier::GetCpu`] there are
-//!   atomic instructions alone. So a plain store never meets an atomic update of the same word.
+//!   atomic instructions alone. So a plain store never meets an atomic update of the same word. There
+//!   are two exceptions, in which no sequence can be under way on the words. A thread that has them to
+//!   itself (`&mut`, or before and after the life of the area) may write anything. And the words behind
+//!   a gate (`gate`) are also written by atomic stores of a thread that holds the lock of their CPU,
+//!   while the gate was never opened, or is shut and a fence has followed.
 //! * S3: a word is indexed either by CPU id or by concurrency id, by everyone: its type says so.
 //! * S4: a sequence writes through an index only if it is below the limit, and each limit is at
 //!   most the number of copies.

@@ -11,6 +11,7 @@
 //! said that the thread is gone, and needs none of this.
 
 use std::arch::{asm, global_asm};
+use std::ffi::c_long;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Offset of the CPU id in an area; -1 when nobody registered it, -2 when that failed.
@@ -190,14 +191,15 @@ impl RseqArea {
     /// When registering, the area exists until it is unregistered or the thread is gone.
     unsafe fn rseq(self, flags: i32) -> bool {
         let area = self.of_this_thread();
-        // SAFETY: `errno` is a variable of this thread.
+        // SAFETY: no precondition.
         let errno = unsafe { libc::__errno_location() };
-        // SAFETY: as above.
+        // SAFETY: a variable of this thread, which is there as long as the thread.
         let before = unsafe { errno.read() };
-        // SAFETY: the caller's promise; without it, unregistering fails or does what was asked.
-        let result = unsafe {
-            libc::syscall(libc::SYS_rseq, area, Kernel::own().own_size(), flags, SIGNATURE)
-        };
+        let [size, signature] = [Kernel::own().own_size(), SIGNATURE].map(c_long::from);
+        // SAFETY: the caller's promise; without it, unregistering fails or does what was asked. The
+        // call takes four arguments, each as wide as a register, as `syscall` reads them.
+        let result =
+            unsafe { libc::syscall(libc::SYS_rseq, area, size, c_long::from(flags), signature) };
         // SAFETY: as above.
         unsafe { errno.write(before) };
         result == 0
@@ -289,8 +291,7 @@ pub(super) mod at_thread_exit {
     pub(in super::super) fn prepare() {
         KEY.get_or_init(|| {
             let mut key = 0;
-            // SAFETY: writes to `key`; the function fits, and is never unloaded before a thread
-            // that uses it ends.
+            // SAFETY: writes to `key`; the function fits, and is never unloaded (see `sys::loaded`).
             let result = unsafe { libc::pthread_key_create(&raw mut key, Some(close)) };
             (result == 0).then_some(key)
         });

@@ -4,6 +4,8 @@ mod area;
 mod self_test;
 mod sequences;
 
+use std::ffi::c_long;
+
 use super::tier::{Choice, RegisteredBy, Tier};
 use super::{REAL_CPU_IDS, UNIT_STRIDE, gate};
 use area::RseqArea;
@@ -37,10 +39,11 @@ pub(super) fn choose() -> Choice {
 
 /// True when the kernel has no CPU ids that the mask has no bits for, because it accepts it.
 fn cpu_ids_fit(mask: &mut [u64]) -> bool {
-    // SAFETY: writes at most the size of the mask to it.
-    let bytes = unsafe {
-        libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(mask), mask.as_mut_ptr())
-    };
+    const THIS_THREAD: c_long = 0;
+    let (size, mask) = (size_of_val(mask), mask.as_mut_ptr());
+    // SAFETY: writes at most `size` bytes to the mask. The call takes three arguments, each as wide as a
+    // register, as `syscall` reads them.
+    let bytes = unsafe { libc::syscall(libc::SYS_sched_getaffinity, THIS_THREAD, size, mask) };
     bytes > 0
 }
 

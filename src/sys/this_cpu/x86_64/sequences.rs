@@ -109,7 +109,9 @@ macro_rules! update {
 macro_rules! compute {
     ($at:ident, $index:ident, [$($body:expr),+ $(,)?], $($operand:tt)+) => {{
         let product: u64;
-        // SAFETY: as in `update`.
+        // SAFETY: as in `update`. A push stores into an item, too: one below the capacity, which is that
+        // of the stack, and above the length, so that nobody reads it. A pop reads one below the length,
+        // which no operation lets exceed the capacity.
         unsafe {
             asm!(
                 section!("4f", $($body),+),
