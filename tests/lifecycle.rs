@@ -215,3 +215,93 @@ fn threads_that_freeze_and_thaw_agree_in_the_end() {
         taken(&tree.log);
     }
 }
+
+/// Whatever callbacks do, a call ends: no callback is called by what it does itself.
+#[test]
+fn callbacks_that_do_it_again_are_called_once() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let a = pcpu.root().create("a").unwrap();
+    let b = a.create("b").unwrap();
+    let log = Log::default();
+    let note = |what: &'static str| {
+        let log = Arc::clone(&log);
+        move || log.lock().unwrap().push(what.into())
+    };
+    let (own, above, other) = (note("own"), note("above"), note("other"));
+    let _own = a.on_kill(move |memcg| {
+        own();
+        memcg.kill().unwrap();
+    });
+    let above_b = a.clone();
+    let _above = b.on_kill(move |_| {
+        above();
+        above_b.kill().unwrap();
+    });
+    let _other = b.on_kill(move |_| other());
+    assert_eq!(b.kill().unwrap(), 2);
+    // Each of the three kills comes to the callback that kills nothing.
+    assert_eq!(taken(&log), ["above", "own", "other", "other", "other"]);
+    a.kill().unwrap();
+    assert!(taken(&log).len() < 20, "it ends");
+
+    let toggled = note("toggled");
+    let _toggle = a.on_freeze(move |memcg| {
+        toggled();
+        match memcg.is_frozen() {
+            true => memcg.thaw().unwrap(),
+            false => memcg.freeze().unwrap(),
+        }
+    });
+    a.freeze().unwrap();
+    assert_eq!(taken(&log), ["toggled"]);
+    assert!(!a.is_frozen());
+    // On another thread, and once more afterwards, it is called.
+    std::thread::scope(|scope| scope.spawn(|| a.freeze().unwrap()).join().unwrap());
+    a.freeze().unwrap();
+    assert_eq!(taken(&log), ["toggled"; 2]);
+}
+
+/// A removed cgroup asks its callbacks no more. So what they have captured goes, and may be a handle.
+#[test]
+fn a_removed_cgroup_drops_its_callbacks() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let held = Arc::new(());
+    let register = || {
+        let captured = || {
+            let captured = (Arc::clone(&held), tenant.clone());
+            move || drop(captured.clone())
+        };
+        let [reclaim, high, oom, kill, freeze] = [(); 5].map(|()| captured());
+        let answers = move || {
+            reclaim();
+            0
+        };
+        tenant.on_reclaim(0, move |_| answers()).detach();
+        tenant.on_high(move |_| high()).detach();
+        tenant
+            .on_oom(move |_| {
+                oom();
+                false
+            })
+            .detach();
+        tenant.on_kill(move |_| kill()).detach();
+        tenant.on_freeze(move |_| freeze()).detach();
+    };
+    register();
+    assert_eq!(Arc::strong_count(&held), 6);
+    tenant.remove().unwrap();
+    assert_eq!(Arc::strong_count(&held), 1);
+    register();
+    assert_eq!(Arc::strong_count(&held), 1, "nor does it keep those that come later");
+    // One that removes its own cgroup, and captures a handle.
+    let own = pcpu.root().create("own").unwrap();
+    let (captured, memcg) = (Arc::clone(&held), own.clone());
+    own.on_kill(move |_| {
+        memcg.remove().unwrap();
+        assert_eq!(Arc::strong_count(&captured), 2, "it still runs");
+    })
+    .detach();
+    assert_eq!(own.kill().unwrap(), 1);
+    assert_eq!(Arc::strong_count(&held), 1);
+}

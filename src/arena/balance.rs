@@ -1,10 +1,8 @@
 //! Carrying out steps: creating, populating, giving back, destroying; and which thread runs balance work.
 
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::{io, thread};
-
-use parking_lot::{Condvar, Mutex};
 
 use super::chunk_memory::ChunkMemory;
 use super::{Arena, Owner, Populate, Window};
@@ -134,6 +132,7 @@ impl<O: Owner> Arena<O> {
     }
 }
 
+/// Locks of the standard library: nothing is allocated under them, or to wait for them.
 #[derive(Debug, Default)]
 struct Signal {
     state: Mutex<SignalState>,
@@ -167,24 +166,27 @@ impl Worker {
     }
 
     pub(super) fn wake(&self) {
-        self.signal.state.lock().work = true;
-        self.signal.changed.notify_one();
+        self.signal.change(|state| state.work = true);
     }
 
     /// Lets the thread end. Does not wait: the last reference may be its own.
     pub(super) fn stop(&self) {
-        self.signal.state.lock().stop = true;
-        self.signal.changed.notify_one();
+        self.signal.change(|state| state.stop = true);
     }
 }
 
 impl Signal {
+    fn change(&self, change: impl FnOnce(&mut SignalState)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
     /// Waits for work; false when there will be none.
     fn wait(&self) -> bool {
-        let mut state = self.state.lock();
-        while !state.work && !state.stop {
-            self.changed.wait(&mut state);
-        }
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_idle = |state: &mut SignalState| !state.work && !state.stop;
+        let waited = self.changed.wait_while(state, is_idle);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
         state.work = false;
         !state.stop
     }

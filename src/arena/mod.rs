@@ -41,9 +41,8 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::{io, ptr::NonNull};
 
-use parking_lot::{Mutex, MutexGuard};
-
 use crate::placement::{Area, LayoutError, Place, Placed, Placement, Profile, Regions, Request};
+use crate::sys::locks::{Mutex, MutexGuard};
 use crate::sys::{CopyLocator, CpuId, Machine, MapError, UNIT_STRIDE, detached_is_used};
 
 pub use balance::BalanceMode;

@@ -29,10 +29,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
-
 use super::{Owner, Words};
 use crate::sys::gate::{self, RseqGate};
+use crate::sys::locks::LeafRwLock;
 
 /// The words of one user.
 pub(crate) type WordPair<O> = Words<O, 2>;
@@ -47,7 +46,7 @@ pub(crate) struct RevocableWords<O: Owner> {
     gate: RseqGate,
     /// In a box, so that the gate, which every sequence reads, shares its cache line with little
     /// else.
-    inner: Box<RwLock<Inner<O>>>,
+    inner: Box<LeafRwLock<Inner<O>>>,
 }
 
 #[derive(Debug)]
@@ -79,7 +78,7 @@ impl<O: Owner> Inner<O> {
 impl<O: Owner> RevocableWords<O> {
     pub(crate) fn new() -> Self {
         let inner = Inner { words: None, was_open: false, shut: 0 };
-        RevocableWords { gate: RseqGate::new(), inner: Box::new(RwLock::new(inner)) }
+        RevocableWords { gate: RseqGate::new(), inner: Box::new(LeafRwLock::new(inner)) }
     }
 
     /// Installs the words. The gate stays closed until [`open`](Self::open).

@@ -1,6 +1,6 @@
 //! What the area lock guards: the placement, the memory of its chunks, owners, dirty bytes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ struct Backing<O: Owner> {
     /// Those of them on which an area was freed that may have left bytes without a value (A5).
     undefined: Bitmap,
     /// First granules of the live areas of the paged window: few are so aligned.
-    paged: HashSet<usize>,
+    paged: BTreeSet<usize>,
 }
 
 impl<O: Owner> Backing<O> {
@@ -46,12 +46,12 @@ pub(super) struct State<O: Owner> {
     pub(super) placement: Placement,
     backings: Vec<Option<Backing<O>>>,
     /// Chunks by the span of their memory. Two share the first, see `live_area`.
-    by_span: HashMap<usize, ChunkId>,
+    by_span: BTreeMap<usize, ChunkId>,
 }
 
 impl<O: Owner> State<O> {
     pub(super) fn new(placement: Placement, regions: &Regions, first: ChunkMemory<O>) -> Self {
-        let mut state = State { placement, backings: Vec::new(), by_span: HashMap::new() };
+        let mut state = State { placement, backings: Vec::new(), by_span: BTreeMap::new() };
         let first = Arc::new(first);
         let first_chunk = state.placement.first_chunk();
         let immutable = [
@@ -88,7 +88,7 @@ impl<O: Owner> State<O> {
     ) {
         let granules = (managed.end - base).div_ceil(GRANULE_SIZE);
         let (dirty, undefined) = (Bitmap::new(granules), Bitmap::new(granules));
-        let paged = HashSet::new();
+        let paged = BTreeSet::new();
         if self.backings.len() <= id.index() {
             self.backings.resize_with(id.index() + 1, || None);
         }
@@ -251,7 +251,7 @@ impl<O: Owner> State<O> {
     pub(super) fn verify(&self) -> Result<(), String> {
         self.placement.verify()?;
         for (id, backing) in self.with_owners() {
-            let live: HashSet<usize> = self.placement.live_areas(id).collect();
+            let live: BTreeSet<usize> = self.placement.live_areas(id).collect();
             for offset in (0..self.placement.unit_size()).step_by(GRANULE_SIZE) {
                 // SAFETY: `self` is what the area lock guards.
                 let owner = unsafe { backing.memory.owner(backing.base + offset) };

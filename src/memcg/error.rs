@@ -7,9 +7,9 @@ use std::sync::Weak;
 
 use crate::arena::NotLive;
 use crate::memcg::counter::amount::Limit;
-use crate::memcg::text::{Quoted, Short, kept_path};
 use crate::placement::InvalidRequest;
 use crate::sys::MapError;
+use crate::sys::text::{Quoted, Short, kept_path};
 
 /// The longest name of a cgroup, in bytes: `NAME_MAX`, because names are directory names in cgroup
 /// v2.

@@ -17,7 +17,6 @@
 //! |---|---|
 //! | `sync` | cells that model checkers replace |
 //! | `gfp`, `error`, `once_arc` | flags, refusals, a pointer that is filled once |
-//! | `text` | bounds on what messages hold of a user's text |
 //! | `counter` | the numbers of one cgroup |
 //! | `stock` | tokens, and bytes that are charged ahead |
 //! | `notify` | events, watches, registered callbacks |
@@ -52,7 +51,6 @@ mod stock;
 mod sync;
 #[cfg(test)]
 mod tests;
-pub(crate) mod text;
 mod tree;
 
 pub(crate) use counter::amount;

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::{fmt, thread};
 
 use crossbeam_utils::CachePadded;
-use parking_lot::Mutex;
 use zerocopy::FromZeros;
 
 use super::object::Source;
 use super::{Local, LocalRef, PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp, Memcg};
 use crate::sys::forks;
+use crate::sys::locks::Mutex;
 
 /// A counter that many CPUs add to and that is cheap to read approximately: the kernel's
 /// `percpu_counter`.
@@ -244,7 +244,7 @@ impl Moving {
     fn is_under_way(&self) -> bool {
         // SeqCst: as in `begin`, and acquires what those moved that have ended.
         let moving = self.0.load(Ordering::SeqCst);
-        moving >> 32 == forks::generation().into() && moving as u32 > 0
+        moving >> 32 == u64::from(forks::generation()) && moving as u32 > 0
     }
 }
 

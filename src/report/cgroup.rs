@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::memcg::Memcg;
-use crate::memcg::text::Short;
+use crate::sys::text::Short;
 
 /// One line: path, usage, peak, limit and per-CPU memory, in bytes. Of a path that is longer than 256
 /// bytes, `…` stands for the rest.

@@ -8,6 +8,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::cpu::MAX_NODES;
+use super::text::{Quoted, Short};
 use super::{CpuId, MAX_CPUS, MapOp, NodeId};
 
 /// A mapping operation that the kernel, or an injected fault, refused.
@@ -108,7 +109,7 @@ pub enum MachineError {
         to: NodeId,
     },
     /// A file or folder of sysfs exists but cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {}", Short(&path.to_string_lossy()))]
     #[non_exhaustive]
     Read {
         /// What was read.
@@ -117,12 +118,12 @@ pub enum MachineError {
         source: io::Error,
     },
     /// A file of sysfs holds something that is not a list of numbers.
-    #[error("cannot understand {}: {text:?}", path.display())]
+    #[error("cannot understand {}: {}", Short(&path.to_string_lossy()), Quoted(text))]
     #[non_exhaustive]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What it holds.
+        /// What it holds, or its first 256 bytes.
         text: String,
     },
 }

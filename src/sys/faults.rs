@@ -21,9 +21,8 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
 use super::MapError;
+use super::locks::Mutex;
 
 /// A kind of mapping operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -22,6 +22,8 @@
 //! | `faults` | [`FaultInjection`], [`MapOp`]: refusing mapping operations on purpose |
 //! | `forks` | telling a forked child from its parent |
 //! | `loaded` | keeping a shared library with this crate from being unloaded |
+//! | `locks` | locks, and whether this thread holds one |
+//! | `text` | bounds on what messages hold of a user's text |
 //! | `error` | [`MapError`], [`MachineError`]: what can go wrong |
 //! | `reservation` | `Reservation`: one lazily backed anonymous mapping |
 //! | `this_cpu` | operations on the copy of the CPU that runs the thread; [`ThisCpu`], [`Tier`] |
@@ -39,9 +41,11 @@ mod error;
 mod faults;
 pub(crate) mod forks;
 mod loaded;
+pub(crate) mod locks;
 mod machine;
 mod reservation;
 mod sysfs;
+pub(crate) mod text;
 mod this_cpu;
 
 pub(crate) use atomic_ref::AtomicRef;

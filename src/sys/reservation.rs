@@ -223,7 +223,8 @@ impl Reservation {
     ///
     /// # Safety
     ///
-    /// `pages` are whole pages of this mapping. With an advice that changes content, the caller owes what [`Self::discard`] asks for.
+    /// `pages` are whole pages of this mapping. With an advice that changes content, the caller owes
+    /// what [`Self::discard`] asks for.
     unsafe fn advise(&self, pages: &Range<usize>, advice: Advice) -> Result<(), Errno> {
         let start = self.at(pages.start).as_ptr().cast::<c_void>();
         // SAFETY: the pages are mapped by this value (B1); the caller answers for their content.

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io, thread};
 
 use super::machine::{Machine, MachineBuilder};
+use super::text::kept;
 use super::{CpuId, MAX_CPUS, MachineError, NodeId};
 
 /// Where Linux shows CPUs and nodes.
@@ -153,7 +154,7 @@ impl TextFile<'_> {
 
     #[cold]
     fn malformed(&self) -> MachineError {
-        MachineError::Malformed { path: self.path.to_path_buf(), text: self.text.trim().to_owned() }
+        MachineError::Malformed { path: self.path.to_path_buf(), text: kept(self.text.trim()) }
     }
 }
 

@@ -227,8 +227,9 @@ fn values_of_a_removed_cgroup_that_goes_last() {
         hook_with(&memcg, drops.asks(&other)).detach();
         hook_with(&other, drops.asks(&memcg)).detach();
         memcg.remove().unwrap();
+        assert_eq!(drops.all(), (0, 1), "it asks its hooks no more");
         drop((other, parent, pcpu));
-        assert_eq!(drops.all().1, 0);
+        assert_eq!(drops.all(), (0, 1));
         drop(memcg);
         assert_eq!(drops.all(), (0, 2));
     });

@@ -21,7 +21,7 @@
 //! * A hook may charge. Its charges are never refused and start no reclaim, so a hook is never
 //!   called from within a hook.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use crate::memcg::charge::attempts::Attempts;
@@ -51,7 +51,7 @@ impl Turn {
 }
 
 /// For a cgroup and a bound, the sum of what its children claim.
-type Claims = HashMap<(*const Node, Bound), u128>;
+type Claims = BTreeMap<(*const Node, Bound), u128>;
 
 /// Cgroups whose `low` was overridden. Events are raised at the end, because they run wakers.
 #[derive(Default)]

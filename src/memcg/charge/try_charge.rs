@@ -45,7 +45,7 @@ use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside::{Inside, What};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
-use crate::memcg::sync::gate;
+use crate::memcg::sync::{gate, locks};
 
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
 const COSTLY: u64 = 8 * 4096;
@@ -197,12 +197,17 @@ fn charge_token(
     // An open account is the payer's own (M8).
     let is_open = !account.is_closed();
     let pays = if is_open { token } else { payer.token() };
+    if locks::is_any_held() {
+        charge_within(payer, pays, bytes)?;
+        count_reference();
+        return Ok((Paid::Counters, None));
+    }
     // A charge that is about to be refused needs no grant, which would have to be revoked at once.
     let has_room = walk::has_room(pays, bytes);
     let mut here = None;
     if is_open {
         token.open();
-        here = stock.lock_to_charge(token, has_room);
+        here = stock.lock_to_charge(token, has_room.then_some(payer));
         account.note_bypass(if here.is_some() { None } else { gate::sequence_cpu() });
     }
     let (mut grant, mut taken) = (0, 0);
@@ -265,13 +270,25 @@ fn check_countable(payer: &Arc<Node>, bytes: u64) -> Result<(), ChargeError> {
     let Err(Refused { level, full }) = walk::check_levels(payer.token(), usize::MAX, bytes) else {
         return Ok(());
     };
-    let Some(level) = payer.ancestors().find(|node| ptr::eq(node.token(), level)) else {
-        return Ok(());
-    };
+    let level = level_of(payer, level);
     let in_use = full.0.saturating_sub(level.cached());
     match full.1 == Limit::MAX && in_use.checked_add(bytes).is_none() {
         true => Err(refusal(level, payer, bytes, full)),
         false => Ok(()),
+    }
+}
+
+/// Charges what the library allocates under a lock, where the program's global allocator charges the
+/// current cgroup. Nothing is waited for, so that no limit can refuse it. Stocks below a bound that
+/// this exceeds are emptied by the next charge that misses (T4).
+#[cold]
+fn charge_within(payer: &Arc<Node>, pays: &'static Token, bytes: u64) -> Result<(), ChargeError> {
+    match walk::force(pays, bytes) {
+        true => Ok(()),
+        false => {
+            let counter = payer.counter();
+            Err(refusal(payer, payer, bytes, (counter.usage(), counter.get(Bound::Max))))
+        }
     }
 }
 
@@ -341,6 +358,12 @@ impl Drop for StocksBanned {
     }
 }
 
+/// The cgroup at or above `payer` that has this token.
+fn level_of<'a>(payer: &'a Arc<Node>, token: &Token) -> &'a Arc<Node> {
+    let level = payer.ancestors().find(|node| ptr::eq(node.token(), token));
+    level.expect("tokens and cgroups have the same ancestors")
+}
+
 /// Charges `levels` cgroups from `payer` upwards, or none of them; refuses only where the stocks
 /// below are empty (T2). Returns the cgroup that refuses.
 fn try_without_stocks(
@@ -350,8 +373,7 @@ fn try_without_stocks(
 ) -> Result<(), (Arc<Node>, Full)> {
     let mut banned: Vec<StocksBanned> = Vec::new();
     while let Err(Refused { level, full }) = walk::try_add_levels(payer.token(), levels, bytes) {
-        let level = payer.ancestors().find(|node| ptr::eq(node.token(), level));
-        let level = level.expect("tokens and cgroups have the same ancestors");
+        let level = level_of(payer, level);
         if banned.iter().any(|banned| Arc::ptr_eq(&banned.0, level)) {
             return Err((Arc::clone(level), full));
         }
@@ -368,7 +390,7 @@ fn refusal(
     (usage, max): Full,
 ) -> ChargeError {
     // Nothing, where sequences can be stopped.
-    let cached = level.cached();
+    let cached = if locks::is_any_held() { 0 } else { level.cached() };
     let usage = usage.saturating_sub(cached);
     let top = Arc::downgrade(level);
     let (refusing, charged) = (level.path(), charged.live().path());
@@ -393,11 +415,18 @@ pub(crate) fn transfer(
     from: &Arc<Node>,
     to: &Arc<Node>,
     bytes: u64,
-) -> Result<Untold, ChargeError> {
+) -> Result<Option<Untold>, ChargeError> {
     let common = from.common_depth(to);
     let gained = to.depth() - common;
+    if locks::is_any_held() {
+        walk::try_add_levels(to.token(), gained, bytes)
+            .map_err(|refused| refusal(level_of(to, refused.level), to, bytes, refused.full))?;
+        walk::sub_levels(from.token(), from.depth() - common, bytes, 0);
+        walk::note_peaks(to.token());
+        return Ok(None);
+    }
     // As for a charge, what this CPU has is used first. It is charged above `common` as well.
-    let mut here = to.stock().lock_to_charge(to.token(), false);
+    let mut here = to.stock().lock_to_charge(to.token(), None);
     let mut taken = here.as_ref().map_or(0, |here| here.take_all(to.token()));
     let rest = taken.saturating_sub(bytes);
     if !here.as_ref().is_some_and(|here| here.put(to.token(), rest, 0)) {
@@ -417,5 +446,5 @@ pub(crate) fn transfer(
     walk::sub_levels(from.token(), from.depth() - common, bytes, taken);
     drop(here);
     walk::note_peaks(to.token());
-    Ok(Untold { node: Arc::clone(to), levels: gained, bytes, gfp: Gfp::NOWAIT })
+    Ok(Some(Untold { node: Arc::clone(to), levels: gained, bytes, gfp: Gfp::NOWAIT }))
 }

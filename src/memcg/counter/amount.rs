@@ -16,7 +16,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::memcg::text::{Quoted, kept};
+use crate::sys::text::{Quoted, kept};
 
 #[cfg(test)]
 #[path = "amount_tests.rs"]

@@ -51,7 +51,7 @@ pub(crate) struct Counter {
 }
 
 /// One of the four amounts that users set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Bound {
     Max,
     High,

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 
 use crate::memcg::once_arc::OnceArc;
+use crate::sys::locks::Mutex;
 
 /// One reader's peak.
 #[derive(Debug, Default)]

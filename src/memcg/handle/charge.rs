@@ -13,6 +13,7 @@ use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::{Node, Token, reparent};
 use crate::memcg::stock::objcg::Payer;
+use crate::sys::text::Quoted;
 
 /// Bytes that are charged to a cgroup until this value is dropped.
 ///
@@ -441,7 +442,7 @@ impl Charge {
         let pays_already = Arc::ptr_eq(&from, to) || Arc::ptr_eq(from.live(), to);
         let untold = match pays_already || self.bytes == 0 {
             true => None,
-            false => Some(try_charge::transfer(&from, to, self.bytes)?),
+            false => try_charge::transfer(&from, to, self.bytes)?,
         };
         // What is charged at a cgroup may refer to its token (O4, M8).
         let old = mem::replace(&mut self.token, to.token().get().into_static());
@@ -498,7 +499,7 @@ impl Drop for Charge {
 impl fmt::Debug for Charge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Charge")
-            .field("cgroup", &self.cgroup())
+            .field("cgroup", &format_args!("{}", Quoted(&self.cgroup())))
             .field("bytes", &self.bytes)
             .finish()
     }

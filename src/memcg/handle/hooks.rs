@@ -251,7 +251,7 @@ impl Memcg {
     /// thread. In `cache.lock().unwrap().push(tenant.charge(800)?)` the guard lives until the charge
     /// is made. Charge first, and then lock, as in the example.
     ///
-    /// What a hook captures lives as long as its cgroup, unless it is unregistered. A hook that
+    /// What a hook captures lives until its cgroup is removed, unless it is unregistered. A hook that
     /// captures a [`Memcg`] keeps the whole tree alive, so use the handles in the request instead.
     ///
     /// # Panics
@@ -295,7 +295,7 @@ impl Memcg {
         };
         let hook: Arc<ReclaimHook<Node>> = Arc::new(hook);
         self.node().shared.expect_hooks();
-        self.node().callbacks.reclaim.insert(order, hook)
+        self.node().register(|callbacks| &callbacks.reclaim, order, hook)
     }
 
     /// Runs the hooks of this cgroup and its descendants until they freed `bytes`. Returns how much
@@ -356,7 +356,7 @@ impl Memcg {
             callback(&HighEvent { memcg: Memcg::of(node, &tree), usage, high, delay });
         };
         let callback: Arc<HighCallback<Node>> = Arc::new(callback);
-        self.node().callbacks.high.insert(0, callback)
+        self.node().register(|callbacks| &callbacks.high, 0, callback)
     }
 
     /// Registers a callback that runs when a charge at or below this cgroup does not fit and
@@ -390,6 +390,6 @@ impl Memcg {
             callback(&OomEvent { memcg: Memcg::of(node, &tree), requested, lease }).into()
         };
         let callback: Arc<OomCallback<Node>> = Arc::new(callback);
-        self.node().callbacks.oom.insert(0, callback)
+        self.node().register(|callbacks| &callbacks.oom, 0, callback)
     }
 }

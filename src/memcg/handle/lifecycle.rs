@@ -3,6 +3,7 @@
 //! The kernel kills or stops processes. A library must do neither to threads. So it calls back those
 //! that own the work: they end it, pause it, or let it go on.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
@@ -11,13 +12,15 @@ use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{Callbacks, LifeCallback};
 use crate::memcg::notify::registration::{Registration, Registry};
+use crate::sys::forks::ThreadMark;
+use crate::sys::locks::{LeafMutex, lock_with_room};
 
 impl Memcg {
     /// Registers a callback that ends the work of this cgroup when [`kill`](Memcg::kill) asks for it.
     ///
     /// The callback gets this cgroup. It runs on the thread that calls `kill`, under no lock. It
-    /// should not wait for the work to end, because the others wait for their turn. It must not
-    /// kill a cgroup at or above its own.
+    /// should not wait for the work to end, because the others wait for their turn. While it runs,
+    /// it is not called again by what it does itself, such as killing its own cgroup once more.
     ///
     /// # Examples
     ///
@@ -66,7 +69,9 @@ impl Memcg {
     /// It gets this cgroup, and is called after [`is_frozen`](Memcg::is_frozen) of it changed. It
     /// runs on the thread that calls [`freeze`](Memcg::freeze) or [`thaw`](Memcg::thaw), under no
     /// lock. When two threads freeze and thaw at the same time, their callbacks may run at the same
-    /// time, in any order. So ask `is_frozen` within the callback, under the lock that guards what you pause.
+    /// time, in any order. So ask `is_frozen` within the callback, under the lock that guards what you
+    /// pause. While it runs, it is not called again by what it does itself, such as thawing its own
+    /// cgroup.
     ///
     /// The callback is not called for the state at its registration.
     ///
@@ -153,12 +158,15 @@ impl Memcg {
         callback: impl Fn(&Memcg) + Send + Sync + 'static,
     ) -> Registration {
         let tree = Arc::downgrade(self.tree());
+        let running = OncePerThread::default();
         let callback = move |node: &Arc<Node>| {
-            if let Some(tree) = tree.upgrade() {
-                callback(&Memcg::of(node, &tree));
-            }
+            let (Some(tree), Some(_running)) = (tree.upgrade(), running.begin()) else {
+                return false;
+            };
+            callback(&Memcg::of(node, &tree));
+            true
         };
-        of(&self.node().callbacks).insert(0, Arc::new(callback))
+        self.node().register(of, 0, Arc::new(callback))
     }
 
     /// Calls the callbacks of all these cgroups, and then passes on the first panic. Returns how many
@@ -173,19 +181,44 @@ impl Memcg {
             for callback in of(&node.callbacks).live() {
                 // Unwind safe: nothing of ours is half-changed, and the panic is passed on.
                 let result = catch_unwind(AssertUnwindSafe(|| callback(node)));
-                if let Err(payload) = result {
-                    match panic {
-                        None => panic = Some(payload),
-                        // Leaked, because its destructor is code of a user and may panic in turn.
-                        Some(_) => std::mem::forget(payload),
-                    }
+                called += usize::from(*result.as_ref().unwrap_or(&true));
+                match result {
+                    Ok(_) => {}
+                    Err(payload) if panic.is_none() => panic = Some(payload),
+                    // Leaked, because its destructor is code of a user and may panic in turn.
+                    Err(payload) => mem::forget(payload),
                 }
-                called += 1;
             }
         }
         match panic {
             Some(payload) => resume_unwind(payload),
             None => called,
         }
+    }
+}
+
+/// Which threads run a callback. A callback that kills its own cgroup would otherwise be called until the
+/// thread has no stack left.
+#[derive(Default)]
+struct OncePerThread(LeafMutex<Vec<ThreadMark>>);
+
+struct Running<'a>(&'a OncePerThread);
+
+impl OncePerThread {
+    /// `None` when this thread runs it.
+    fn begin(&self) -> Option<Running<'_>> {
+        let this = ThreadMark::of_this_thread();
+        let mut threads = lock_with_room(|| self.0.lock());
+        if threads.iter().any(ThreadMark::is_of_this_thread) {
+            return None;
+        }
+        threads.push(this);
+        Some(Running(self))
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().retain(|thread| !thread.is_of_this_thread());
     }
 }

@@ -5,7 +5,7 @@ use crate::memcg::counter::Bound;
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
-use crate::memcg::text::kept_path;
+use crate::sys::text::kept_path;
 
 impl Memcg {
     /// The limit of this cgroup with its descendants; [`Limit::MAX`] at first. The kernel's

@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use crate::memcg::error::TreeError;
 use crate::memcg::node::{Node, Token};
 use crate::memcg::stock::objcg::Payer;
-use crate::memcg::text::Quoted;
 use crate::memcg::tree::Tree;
 use crate::memcg::tree::current::{self, EnterGuard};
+use crate::sys::text::Quoted;
 
 /// A memory cgroup: a node of the tree to which memory is charged, with limits.
 ///
@@ -289,12 +289,12 @@ impl Memcg {
 
     /// The number of threads that are attached to this cgroup itself.
     pub fn nr_threads(&self) -> usize {
-        self.node.threads.lock().len()
+        self.node.nr_threads()
     }
 
     /// The kernel's ids of the threads that are attached to this cgroup itself, in no order.
     pub fn threads(&self) -> Vec<u32> {
-        self.node.threads.lock().clone()
+        self.node.threads()
     }
 
     /// Makes the calling thread allocate for this cgroup until the guard is dropped. The kernel's
@@ -361,7 +361,7 @@ impl Memcg {
         if self.is_root() {
             return current::attach(self.tree.id(), None);
         }
-        self.tree.attach(&self.node, current::this_thread())?;
+        self.tree.attach(&self.node)?;
         current::attach(self.tree.id(), Some(Arc::clone(&self.node)))
     }
 

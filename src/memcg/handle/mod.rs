@@ -8,7 +8,7 @@
 //! | `hooks`, `throttle`, `events` | callbacks, delays above `high`, events |
 //! | `lifecycle` | ending and pausing work, by callbacks |
 //! | `peak_reader`, `snapshot`, `removal_report` | peaks, statistics of a subtree, leaks |
-//! | `scoped`, `in_memcg` | a cgroup for the life of a value, or for a future |
+//! | `scoped`, `in_memcg`, `spawn` | a cgroup for the life of a value, for a future, or for a thread |
 //! | `accounted` | collections that are charged by their capacity |
 
 pub(crate) mod accounted;
@@ -25,4 +25,5 @@ pub(crate) mod removal_report;
 pub(crate) mod scope;
 pub(crate) mod scoped;
 pub(crate) mod snapshot;
+mod spawn;
 pub(crate) mod throttle;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
-use crate::memcg::text::Short;
+use crate::sys::text::Short;
 
 /// What was still charged to a cgroup when it was removed: the result of
 /// [`Memcg::remove_with_report`].

@@ -154,7 +154,7 @@ impl MemcgStats {
             high,
             max,
             events: node.events.snapshot(),
-            nr_threads: node.threads.lock().len(),
+            nr_threads: node.nr_threads(),
             // Relaxed: a statistic.
             nr_dying_descendants: node.nr_dying.load(Ordering::Relaxed),
         }

@@ -37,11 +37,13 @@ use crate::memcg::node::turn::Turn;
 use crate::memcg::notify::callbacks::Callbacks;
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside;
+use crate::memcg::notify::registration::{Registration, Registry};
 use crate::memcg::notify::{self, Events};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::{Inherited, ObjCgroup, ObjcgRef};
 use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use crate::memcg::sync::{Mutex, WordPair};
+use crate::memcg::sync::forks::{self, ThreadMark};
+use crate::memcg::sync::{Mutex, WordPair, locks};
 
 /// What charges of a cgroup refer to.
 pub(crate) type Token = ObjCgroup<Node>;
@@ -80,7 +82,8 @@ pub(crate) struct Node {
     pub(crate) callbacks: Callbacks<Node>,
     pub(crate) turn: Turn,
     /// Threads attached. Changed only under the topology lock, or by a thread that leaves.
-    pub(crate) threads: Mutex<Vec<u32>>,
+    /// A forked child has those of the parent in its copy; see [`Node::threads`].
+    pub(crate) threads: Mutex<Vec<ThreadMark>>,
     pub(crate) nr_descendants: AtomicUsize,
     /// Removed descendants that are still referenced.
     pub(crate) nr_dying: AtomicUsize,
@@ -283,6 +286,42 @@ impl Node {
         nodes
     }
 
+    /// The attached threads of this process, as the kernel knows them.
+    pub(crate) fn threads(&self) -> Vec<u32> {
+        forks::notice();
+        let mut threads = self.threads.lock();
+        // Threads that a fork left behind are not attached any more.
+        threads.retain(ThreadMark::is_here);
+        threads.iter().map(ThreadMark::id).collect()
+    }
+
+    /// How many threads of this process are attached.
+    pub(crate) fn nr_threads(&self) -> usize {
+        forks::notice();
+        self.threads.lock().iter().filter(|thread| thread.is_here()).count()
+    }
+
+    /// Registers a callback, which a removed cgroup drops at once.
+    pub(crate) fn register<T: ?Sized + Send + Sync + 'static>(
+        &self,
+        of: impl FnOnce(&Callbacks<Node>) -> &Registry<T>,
+        order: i32,
+        callback: Arc<T>,
+    ) -> Registration {
+        let registration = of(&self.callbacks).insert(order, callback);
+        if self.is_removed() {
+            self.drop_callbacks();
+        }
+        registration
+    }
+
+    /// Drops what users have registered, under no lock: not where an allocator lets go of the last
+    /// handle while the library frees something. Nor inside of a hook.
+    pub(crate) fn drop_callbacks(&self) {
+        let callbacks = self.callbacks.take_all();
+        locks::outside(move || inside::drop_outside(callbacks));
+    }
+
     /// Counts an event of this cgroup, and wakes the watches. Under no lock.
     pub(crate) fn raise(&self, kind: EventKind) {
         let own = (&self.events, self.is_root());
@@ -321,7 +360,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.count_off();
-        inside::drop_outside(mem::replace(&mut self.callbacks, Callbacks::new()));
+        self.drop_callbacks();
         // The parent is still held here, so that this does not drop it.
         self.token.put();
         // A loop in place of recursion: the parents that are dropped with this cgroup may be many.

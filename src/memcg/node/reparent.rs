@@ -8,7 +8,7 @@ use crate::memcg::node::account::Account;
 use crate::memcg::node::shared::Shared;
 use crate::memcg::node::{Node, Token, TokenRef, stocks, walk};
 use crate::memcg::stock::objcg::{Inherited, Payer, Pool};
-use crate::memcg::sync::{Mutex, gate};
+use crate::memcg::sync::{Mutex, gate, locks};
 
 impl Payer for Node {
     type Account = Account<Node>;
@@ -25,6 +25,10 @@ impl Payer for Node {
         // The root has words as long as there is the tree; afterwards the statistic is not read.
         let _is_counted = self.token.words().add(bytes)
             || self.ancestors_above().any(|node| node.token.words().add(bytes));
+    }
+
+    fn prepare_to_stock(this: &Arc<Node>) {
+        stocks::make_room(this);
     }
 
     fn note_stocked(this: &Arc<Node>) -> bool {
@@ -114,15 +118,20 @@ pub(crate) fn uncharge(token: &'static Token, bytes: u64) {
 /// out of the counters. False when the references were not counted.
 #[cold]
 fn uncharge_slowly(token: &'static Token, bytes: u64, references: i32) -> bool {
-    if !token.account().is_closed() && token.account().is_bypassed(gate::sequence_cpu()) {
+    let is_bypassed = || token.account().is_bypassed(gate::sequence_cpu());
+    if !token.account().is_closed() && (locks::is_any_held() || is_bypassed()) {
         // As it was charged, without a look at the cgroup (M8).
         walk::sub(token, bytes);
+        return false;
+    }
+    if locks::is_any_held() {
+        token.uncharge(bytes);
         return false;
     }
     let payer = token.look_at_payer();
     let Some(payer) = &*payer else { return false };
     if std::ptr::eq(payer.token, token)
-        && let Some(mut here) = payer.stock().lock_to_uncharge(token)
+        && let Some(mut here) = payer.stock().lock_to_uncharge(payer)
     {
         // With sequences, the caller has tried that.
         if !gate::has_fence() && here.put(token, bytes, references) {

@@ -18,13 +18,13 @@
 //!   that takes a level off its list marks it as not listed, and then looks again. All of it is
 //!   SeqCst, so that one of the two sees the other.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use crate::memcg::node::Node;
 use crate::memcg::stock::objcg::Payer;
-use crate::memcg::sync::Mutex;
 use crate::memcg::sync::atomic::Ordering;
+use crate::memcg::sync::{LeafMutex, locks};
 
 impl Node {
     /// Bytes in stocks for it and its descendants; a snapshot.
@@ -51,8 +51,8 @@ impl Node {
     }
 
     /// What is in stocks for this cgroup and everything below it, by cgroup.
-    pub(crate) fn cached_by_cgroup(self: &Arc<Self>) -> HashMap<*const Node, u64> {
-        let mut cached = HashMap::new();
+    pub(crate) fn cached_by_cgroup(self: &Arc<Self>) -> BTreeMap<*const Node, u64> {
+        let mut cached = BTreeMap::new();
         for node in stocked(self) {
             let bytes = node.stock().amount(node.token);
             for level in node.ancestors().take(node.depth() + 1 - self.depth()) {
@@ -71,8 +71,18 @@ impl Node {
     }
 }
 
-/// Lists a cgroup and its ancestors. False when a list is locked by another thread, or the cgroup
-/// was removed.
+/// Makes room for a cgroup and its ancestors in the lists that they are not in, unless another thread
+/// has a list locked.
+pub(crate) fn make_room(node: &Arc<Node>) {
+    for level in node.ancestors().filter(|level| !level.listed.is_listed()) {
+        let Some(parent) = level.parent() else { return };
+        let children = parent.listed.children.get_or_init();
+        locks::make_room(|look| children.try_lock().map(|mut list| look(&mut list)));
+    }
+}
+
+/// Lists a cgroup and its ancestors. False when a list is locked by another thread or has no room (see
+/// [`make_room`]), or the cgroup was removed.
 pub(crate) fn list(node: &Arc<Node>) -> bool {
     let mut levels = node.ancestors().take_while(|level| !level.is_root());
     levels.all(|level| level.listed.is_listed() || list_at_parent(level))
@@ -81,13 +91,16 @@ pub(crate) fn list(node: &Arc<Node>) -> bool {
 #[cold]
 fn list_at_parent(node: &Arc<Node>) -> bool {
     let Some(parent) = node.parent() else { return true };
-    let children = parent.listed.children.get_or_init();
+    let Some(children) = parent.listed.children.get() else { return false };
     let Some(mut children) = children.try_lock() else { return false };
     // Under the lock, so that `unlist`, which comes after the removal, finds it.
     if node.is_gone() {
         return false;
     }
     if !node.listed.is_listed() {
+        if children.len() == children.capacity() {
+            return false;
+        }
         children.push(Arc::downgrade(node));
         node.listed.place.store(children.len(), Ordering::SeqCst);
     }
@@ -122,7 +135,7 @@ pub(crate) fn stocked(node: &Arc<Node>) -> Vec<Arc<Node>> {
     let (mut found, mut next) = (Vec::new(), Vec::new());
     let mut look = |node: &Arc<Node>, next: &mut Vec<Arc<Node>>| {
         if let Some(children) = node.listed.children.get() {
-            next.extend(listed_children(&mut children.lock()));
+            next.extend(listed_children(&children));
         }
         if !node.token().cpus().is_empty() {
             found.push(Arc::clone(node));
@@ -136,8 +149,10 @@ pub(crate) fn stocked(node: &Arc<Node>) -> Vec<Arc<Node>> {
 }
 
 /// The children of a list that may have stocks. Takes the others off.
-fn listed_children(children: &mut Vec<Weak<Node>>) -> Vec<Arc<Node>> {
-    let listed: Vec<Arc<Node>> = children.iter().filter_map(Weak::upgrade).collect();
+fn listed_children(children: &LeafMutex<Vec<Weak<Node>>>) -> Vec<Arc<Node>> {
+    let mut listed: Vec<Arc<Node>> = Vec::new();
+    let mut children = locks::lock_to_copy(|| children.lock(), &mut listed);
+    listed.extend(children.iter().filter_map(Weak::upgrade));
     for child in listed.iter().filter(|child| !has_stocks(child)) {
         let place = child.listed.place.swap(0, Ordering::SeqCst);
         match (place, has_stocks(child)) {
@@ -145,7 +160,7 @@ fn listed_children(children: &mut Vec<Weak<Node>>) -> Vec<Arc<Node>> {
             // For a charge that has found it listed before.
             (place, true) => child.listed.place.store(place, Ordering::SeqCst),
             // The child that moves is among those that are returned.
-            (place, false) => drop(remove(children, place)),
+            (place, false) => drop(remove(&mut children, place)),
         }
     }
     listed
@@ -154,6 +169,6 @@ fn listed_children(children: &mut Vec<Weak<Node>>) -> Vec<Arc<Node>> {
 /// Whether a cgroup's token has a grant, or the cgroup lists a child.
 fn has_stocks(node: &Node) -> bool {
     let lists =
-        |children: Arc<Mutex<Vec<_>>>| children.try_lock().is_none_or(|list| !list.is_empty());
+        |children: Arc<LeafMutex<Vec<_>>>| children.try_lock().is_none_or(|list| !list.is_empty());
     !node.token().cpus().is_empty() || node.listed.children.get().is_some_and(lists)
 }

@@ -4,12 +4,14 @@
 //! so that the first one's success is enough for those behind it. Each cgroup has a turn of its own:
 //! a hook that takes long keeps nobody waiting but charges that the same cgroup refuses.
 //!
-//! It is no lock of data: user code runs in it. So a wait for it is bounded, and the locks of the
-//! library are not held during the wait.
+//! It is no lock of data: user code runs in it. So a wait for it is bounded, the locks of the library
+//! are not held during the wait, and a thread that has it does not count as one that holds a lock.
 
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+
+use crate::sys::locks;
 
 /// The longest wait of one call for another thread's hooks, or for a callback that asked for time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -27,6 +29,6 @@ pub(crate) struct Turn(Mutex<Option<HookId>>);
 impl Turn {
     /// Waits for the turn. `None` when another thread keeps it for longer than [`PATIENCE`].
     pub(crate) fn wait(&self) -> Option<MutexGuard<'_, Option<HookId>>> {
-        self.0.try_lock_for(PATIENCE)
+        locks::while_waiting(|| self.0.try_lock_for(PATIENCE))
     }
 }

@@ -122,8 +122,9 @@ pub(crate) type ReclaimHook<N> = dyn Fn(&ReclaimAsk<'_, N>) -> u64 + Send + Sync
 pub(crate) type HighCallback<N> = dyn Fn(&HighAsk<'_, N>) + Send + Sync;
 pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> OomAnswer + Send + Sync;
 
-/// Called to end the work of a cgroup, or after it was frozen or thawed.
-pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>) + Send + Sync;
+/// Called to end the work of a cgroup, or after it was frozen or thawed. Returns false when it was left
+/// out.
+pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>) -> bool + Send + Sync;
 
 /// The callbacks of one cgroup. Each list is one pointer until its first callback is registered.
 pub(crate) struct Callbacks<N: 'static> {
@@ -143,6 +144,12 @@ impl<N> Callbacks<N> {
             kill: Registry::new(),
             freeze: Registry::new(),
         }
+    }
+
+    /// Takes all of them out. The caller drops them, under no lock.
+    pub(crate) fn take_all(&self) -> impl Sized + use<N> {
+        let Callbacks { reclaim, high, oom, kill, freeze } = self;
+        (reclaim.take_all(), high.take_all(), oom.take_all(), kill.take_all(), freeze.take_all())
     }
 }
 

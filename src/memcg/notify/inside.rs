@@ -9,7 +9,7 @@
 //! of the mark is `PF_MEMALLOC`.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,16 +44,18 @@ const MARKS: usize = 4;
 type Marks = [usize; MARKS];
 type Leases = [Option<Arc<Lease>>; MARKS];
 
+/// A value that waits for its drop, and those that came before it.
+struct Later {
+    value: Box<dyn Any>,
+    before: Option<Box<Later>>,
+}
+
 sync::thread_local! {
-    // Not const: the `thread_local!` of the model checkers has no such form.
-    #[allow(clippy::missing_const_for_thread_local)]
-    static OWN: Cell<Marks> = Cell::new([0; MARKS]);
+    static OWN: Cell<Marks> = const { Cell::new([0; MARKS]) };
     /// What other threads have lent to this one.
-    #[allow(clippy::missing_const_for_thread_local)]
-    static LENT: RefCell<Leases> = RefCell::new(Leases::default());
+    static LENT: Cell<Leases> = const { Cell::new([const { None }; MARKS]) };
     /// What is dropped when the thread is inside of nothing.
-    #[allow(clippy::missing_const_for_thread_local)]
-    static LATER: Cell<Vec<Box<dyn Any>>> = Cell::new(Vec::new());
+    static LATER: Cell<Option<Box<Later>>> = const { Cell::new(None) };
 }
 
 /// Marks the thread until this is dropped.
@@ -79,8 +81,12 @@ impl Inside {
     /// True while the thread is inside of a callback of the tree, or helps one.
     pub(crate) fn is(tree: TreeKey, what: What) -> bool {
         let marks = OWN.with(Cell::get);
-        let is_lent =
-            |lent: &RefCell<Leases>| lent.borrow().iter().flatten().any(|lease| lease.is_of(tree));
+        let is_lent = |lent: &Cell<Leases>| {
+            let leases = lent.take();
+            let is_lent = leases.iter().flatten().any(|lease| lease.is_of(tree));
+            lent.set(leases);
+            is_lent
+        };
         marks.contains(&tree.mark(what))
             || !marks.contains(&0)
             // A thread whose thread-local values were dropped has none.
@@ -97,8 +103,13 @@ impl Drop for Inside {
         let mut marks = OWN.with(Cell::get);
         marks[self.index] = 0;
         OWN.with(|own| own.set(marks));
-        if !Inside::is_any() {
-            drop(LATER.try_with(Cell::take));
+        // A loop in place of recursion: they may be many.
+        while !Inside::is_any()
+            && let Ok(Some(later)) = LATER.try_with(Cell::take)
+        {
+            let Later { value, before } = *later;
+            LATER.with(|all| all.set(before));
+            drop(value);
         }
     }
 }
@@ -111,15 +122,13 @@ pub(crate) fn drop_outside<T: 'static>(value: T) {
     if !Inside::is_any() {
         return;
     }
-    let mut value: Option<Box<dyn Any>> = Some(Box::new(value));
-    // The cell is empty while the vector grows, because an allocator may drop more.
-    let put = |later: &Cell<Vec<Box<dyn Any>>>| {
-        let mut all = later.take();
-        all.extend(value.take());
-        later.replace(all)
-    };
-    let came_in_between = LATER.try_with(put);
-    came_in_between.into_iter().flatten().for_each(drop_outside);
+    // Allocated before the list is looked at, because an allocator may drop more.
+    let mut later = Box::new(Later { value: Box::new(value), before: None });
+    // A thread whose thread-local values were dropped drops this one now.
+    let _ = LATER.try_with(|all| {
+        later.before = all.take();
+        all.set(Some(later));
+    });
 }
 
 /// Lets other threads be inside of a hook that this one runs, until the hook returns.
@@ -184,11 +193,14 @@ pub struct HookScope {
 impl HookScope {
     pub(crate) fn enter(lease: &Arc<Lease>) -> Self {
         let mut lease = Some(Arc::clone(lease));
-        let put = |lent: &RefCell<Leases>| {
-            let mut leases = lent.borrow_mut();
-            let index = leases.iter().position(Option::is_none)?;
-            leases[index] = lease.take();
-            Some(index)
+        let put = |lent: &Cell<Leases>| {
+            let mut leases = lent.take();
+            let index = leases.iter().position(Option::is_none);
+            if let Some(index) = index {
+                leases[index] = lease.take();
+            }
+            lent.set(leases);
+            index
         };
         let index = LENT.try_with(put).ok().flatten();
         HookScope { index, not_send: PhantomData }
@@ -198,8 +210,13 @@ impl HookScope {
 impl Drop for HookScope {
     fn drop(&mut self) {
         if let Some(index) = self.index {
-            // Dropped after the borrow has ended.
-            let _lease = LENT.try_with(|lent| lent.borrow_mut()[index].take());
+            let take = |lent: &Cell<Leases>| {
+                let mut leases = lent.take();
+                let lease = leases[index].take();
+                lent.set(leases);
+                lease
+            };
+            let _lease = LENT.try_with(take);
         }
     }
 }

@@ -16,11 +16,12 @@
 //! The kernel's counterpart is a notifier chain with priorities (`atomic_notifier_chain_register`).
 
 use std::fmt;
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
-
 use crate::memcg::once_arc::OnceArc;
+use crate::sys::locks::{LeafMutex, lock_to_copy, lock_with_room};
 
 /// Keeps a callback registered until this value is dropped.
 ///
@@ -84,14 +85,11 @@ pub(crate) struct Registry<T: ?Sized> {
 }
 
 struct List<T: ?Sized> {
-    entries: Mutex<Entries<T>>,
-}
-
-struct Entries<T: ?Sized> {
-    /// No id is used twice, so a registration cannot remove the callback of another one.
-    next_id: u64,
+    /// No id is used twice, so a registration cannot remove the callback of another one. Changed under
+    /// the lock of `sorted`.
+    next_id: AtomicU64,
     /// Sorted by C1.
-    sorted: Vec<Entry<T>>,
+    sorted: LeafMutex<Vec<Entry<T>>>,
 }
 
 struct Entry<T: ?Sized> {
@@ -114,9 +112,19 @@ impl<T: ?Sized> Registry<T> {
     /// The present callbacks with their orders.
     pub(crate) fn snapshot(&self) -> Vec<(i32, Weak<T>)> {
         let Some(list) = self.list.get() else { return Vec::new() };
-        let entries = list.entries.lock();
         let weak = |entry: &Entry<T>| (entry.order, Arc::downgrade(&entry.callback));
-        entries.sorted.iter().map(weak).collect()
+        let mut callbacks = Vec::new();
+        let sorted = lock_to_copy(|| list.sorted.lock(), &mut callbacks);
+        callbacks.extend(sorted.iter().map(weak));
+        drop(sorted);
+        callbacks
+    }
+}
+
+impl<T: ?Sized> Registry<T> {
+    /// Takes all callbacks out. The caller drops them, under no lock (C2).
+    pub(crate) fn take_all(&self) -> impl Sized + use<T> {
+        self.list.get().map(|list| mem::take(&mut *list.sorted.lock()))
     }
 }
 
@@ -132,11 +140,11 @@ impl<T: ?Sized + Send + Sync + 'static> Registry<T> {
 
 impl<T: ?Sized> List<T> {
     fn insert(&self, order: i32, callback: Arc<T>) -> u64 {
-        let mut entries = self.entries.lock();
-        let id = entries.next_id;
-        entries.next_id += 1;
-        let index = entries.sorted.partition_point(|entry| entry.order <= order);
-        entries.sorted.insert(index, Entry { order, id, callback });
+        let mut sorted = lock_with_room(|| self.sorted.lock());
+        // Relaxed: changed under the lock.
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let index = sorted.partition_point(|entry| entry.order <= order);
+        sorted.insert(index, Entry { order, id, callback });
         id
     }
 }
@@ -144,7 +152,7 @@ impl<T: ?Sized> List<T> {
 impl<T: ?Sized + Send + Sync> Unregister for List<T> {
     fn unregister(&self, id: u64) {
         let removed = {
-            let sorted = &mut self.entries.lock().sorted;
+            let mut sorted = self.sorted.lock();
             let index = sorted.iter().position(|entry| entry.id == id);
             index.map(|index| sorted.remove(index))
         };
@@ -155,7 +163,7 @@ impl<T: ?Sized + Send + Sync> Unregister for List<T> {
 
 impl<T: ?Sized> Default for List<T> {
     fn default() -> Self {
-        List { entries: Mutex::new(Entries { next_id: 0, sorted: Vec::new() }) }
+        List { next_id: AtomicU64::new(0), sorted: LeafMutex::new(Vec::new()) }
     }
 }
 
@@ -167,7 +175,7 @@ impl<T: ?Sized> Default for Registry<T> {
 
 impl<T: ?Sized> fmt::Debug for Registry<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let registered = self.list.get().map_or(0, |list| list.entries.lock().sorted.len());
+        let registered = self.list.get().map_or(0, |list| list.sorted.lock().len());
         f.debug_struct("Registry").field("registered", &registered).finish()
     }
 }

@@ -1,3 +1,5 @@
+use parking_lot::Mutex;
+
 use super::*;
 
 type Named = Registry<&'static str>;

@@ -11,9 +11,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
+use crate::sys::locks::{LeafMutex, lock_with_room};
 
 /// Waits for events of a cgroup and its descendants, in a thread or in a task.
 ///
@@ -243,7 +242,7 @@ impl Observed {
 struct Waiters {
     /// Whether `wakers` is not empty. Changed under its lock.
     any: AtomicBool,
-    wakers: Mutex<Vec<(u64, Waker)>>,
+    wakers: LeafMutex<Vec<(u64, Waker)>>,
     next_id: AtomicU64,
 }
 
@@ -266,7 +265,7 @@ impl Waiters {
     /// Sets the waker of a watch.
     fn insert(&self, id: u64, waker: Waker) {
         let _replaced = {
-            let mut wakers = self.wakers.lock();
+            let mut wakers = lock_with_room(|| self.wakers.lock());
             self.any.store(true, Ordering::SeqCst);
             match wakers.iter_mut().find(|(of, _)| *of == id) {
                 Some((_, slot)) => Some(mem::replace(slot, waker)),
@@ -302,6 +301,7 @@ pub(crate) fn contained(code: impl FnOnce()) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::locks::checking::unchecked;
 
     /// Holds the watch between its look at the counts and the registration of its waker, for that
     /// time. Returns what the watch sees.
@@ -309,10 +309,11 @@ mod tests {
         let mut watch = EventWatch::new(Arc::clone(events));
         thread::scope(|scope| {
             let held = events.waiters.wakers.lock();
-            let poll = scope.spawn(|| watch.poll_changed(&mut Context::from_waker(Waker::noop())));
+            let poll = || watch.poll_changed(&mut Context::from_waker(Waker::noop()));
+            let poll = unchecked(|| scope.spawn(poll));
             thread::sleep(Duration::from_millis(60));
             assert!(!poll.is_finished());
-            happens();
+            unchecked(happens);
             drop(held);
             poll.join().unwrap()
         })

@@ -31,11 +31,16 @@ impl CpuSet {
         }
     }
 
-    pub(crate) fn insert(&self, cpu: usize) {
+    /// Allocates what [`insert`](Self::insert) needs.
+    pub(crate) fn make_room(&self, cpu: usize) {
         if cpu >= BITS {
             self.more.get_or_init();
         }
-        self.with_word(cpu, |word, bit| word.fetch_or(bit, Ordering::SeqCst));
+    }
+
+    pub(crate) fn insert(&self, cpu: usize) {
+        let inserted = self.with_word(cpu, |word, bit| word.fetch_or(bit, Ordering::SeqCst));
+        debug_assert!(inserted.is_some(), "there is room");
         // With the one in `words`: a thread that changes something and then looks here finds this
         // CPU, or this thread sees what it has changed.
         fence(Ordering::SeqCst);
@@ -94,6 +99,7 @@ mod tests {
         assert!(set.is_empty());
         set.remove(700);
         for cpu in [0, 63, 64, 65, 127, 700, MAX_CPUS - 1] {
+            set.make_room(cpu);
             set.insert(cpu);
         }
         set.remove(64);

@@ -44,6 +44,21 @@ impl<P: Payer> Grants<P> {
         Grants { table: Vec::new(), free: Vec::new(), used: Vec::new(), hand: 0, granted: 0 }
     }
 
+    /// With room for all tokens that a CPU can have.
+    pub(crate) fn with_room() -> Self {
+        Grants {
+            table: Vec::with_capacity(MAX_TOKENS),
+            free: Vec::with_capacity(MAX_TOKENS),
+            used: Vec::with_capacity(MAX_TOKENS),
+            ..Grants::new()
+        }
+    }
+
+    /// False until it was replaced by one [`with_room`](Self::with_room).
+    pub(crate) fn has_room(&self) -> bool {
+        self.table.capacity() > 0
+    }
+
     /// Bytes of the budget that are not granted.
     pub(crate) fn left(&self) -> u64 {
         BUDGET - self.granted
@@ -57,12 +72,7 @@ impl<P: Payer> Grants<P> {
     /// A token is granted `grant` bytes, at the next place.
     pub(crate) fn insert(&mut self, token: &'static ObjCgroup<P>, grant: u64) {
         debug_assert!(grant <= self.left(), "T1");
-        if self.table.capacity() == 0 {
-            // Once for a CPU, so that later misses allocate nothing.
-            self.table.reserve_exact(MAX_TOKENS);
-            self.free.reserve_exact(MAX_TOKENS);
-            self.used.reserve_exact(MAX_TOKENS);
-        }
+        debug_assert!(self.has_room(), "nothing is allocated under the lock");
         self.granted += grant;
         let entry = Entry { token: Some(token), index: self.used.len() };
         let place = match self.free.pop() {

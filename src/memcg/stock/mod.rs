@@ -35,7 +35,9 @@
 //!   stays below `max`, `high` and the peak, all the way up; and charges that no peak knows do not
 //!   get into a stock.
 //! * T4: a token gets a grant only while its cgroup and all above it are within `max` and `high`,
-//!   and no thread bans stocks there. A thread that changes that revokes the grants afterwards.
+//!   and no thread bans stocks there. A thread that changes that revokes the grants afterwards. Only
+//!   a charge that is made under a lock of the library (see `sys::locks`) leaves that to the next
+//!   charge that misses.
 //! * T5: bytes that were taken out of a stock are spent, put back or uncharged before the CPU's lock
 //!   is released under which they were taken. So a drain that waited for the lock misses nothing.
 //!
@@ -55,6 +57,7 @@ pub(crate) mod observed;
 pub(crate) mod word;
 
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
@@ -63,7 +66,7 @@ use crate::memcg::stock::grants::{Grants, MIN_GRANT};
 use crate::memcg::stock::objcg::{ObjCgroup, ObjcgRef, Payer};
 use crate::memcg::stock::word::{BATCH, StockWord};
 use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use crate::memcg::sync::{IS_MODEL, Mutex, MutexGuard, TakenOut, gate};
+use crate::memcg::sync::{IS_MODEL, LeafMutex, LeafMutexGuard, TakenOut, gate};
 use crate::sys::Machine;
 
 /// Of so many misses that find the CPU's budget spent, one evicts.
@@ -77,7 +80,7 @@ pub(crate) struct Stock<P: Payer> {
 
 #[derive(Debug)]
 struct Cpu<P: Payer> {
-    grants: Mutex<Grants<P>>,
+    grants: LeafMutex<Grants<P>>,
     /// The budget has no room for another token. Changed under the lock.
     is_spent: AtomicBool,
     /// Misses that found it spent.
@@ -87,7 +90,7 @@ struct Cpu<P: Payer> {
 impl<P: Payer> Cpu<P> {
     fn new() -> Self {
         Cpu {
-            grants: Mutex::new(Grants::new()),
+            grants: LeafMutex::new(Grants::new()),
             is_spent: AtomicBool::new(false),
             misses: AtomicU32::new(0),
         }
@@ -108,6 +111,27 @@ impl<P: Payer> Cpu<P> {
         misses.is_multiple_of(EVICT_EVERY)
     }
 
+    /// Locks it for a first grant, and allocates before that what the grant needs. `None` when another
+    /// thread has it locked.
+    fn lock_to_admit(&self, cpu: usize, payer: &Arc<P>) -> Option<LeafMutexGuard<'_, Grants<P>>> {
+        P::prepare_to_stock(payer);
+        payer.token().cpus().make_room(cpu);
+        let grants = self.grants.try_lock()?;
+        if grants.has_room() {
+            return Some(grants);
+        }
+        drop(grants);
+        // Once for a CPU.
+        let mut roomy = Grants::with_room();
+        let mut grants = self.grants.try_lock()?;
+        if !grants.has_room() {
+            mem::swap(&mut *grants, &mut roomy);
+        }
+        drop(grants);
+        drop(roomy);
+        self.grants.try_lock()
+    }
+
     fn note_spent(&self, grants: &Grants<P>) {
         // Relaxed: a hint.
         self.is_spent.store(grants.left() < MIN_GRANT, Ordering::Relaxed);
@@ -118,7 +142,7 @@ impl<P: Payer> Cpu<P> {
 pub(crate) struct LockedCpu<'a, P: Payer> {
     cpu: usize,
     state: &'a Cpu<P>,
-    grants: MutexGuard<'a, Grants<P>>,
+    grants: LeafMutexGuard<'a, Grants<P>>,
     /// The payer of an evicted token. Dropped after the lock is released, because a cgroup may be
     /// dropped with it, and what users have registered there.
     evicted: Option<Arc<P>>,
@@ -150,30 +174,36 @@ impl<P: Payer> Stock<P> {
     }
 
     /// Locks this CPU for a charge that has missed there; unless the token has no grant and is not to
-    /// get one: because the budget is spent, because the caller does not want one, or because another
-    /// thread has the CPU locked. For a token with a grant it waits: a charge that went past its own
+    /// get one: because the budget is spent, because the caller names nobody to grant it to, or because
+    /// another thread has the CPU locked. For a token with a grant it waits: a charge that went past its own
     /// stock would raise usage, and the peak, by what that holds.
     pub(crate) fn lock_to_charge(
         &self,
         token: &ObjCgroup<P>,
-        wants_grant: bool,
+        grant_to: Option<&Arc<P>>,
     ) -> Option<LockedCpu<'_, P>> {
         let cpu = self.this_cpu()?;
         let state = self.state_of(cpu);
+        // Under the lock, a victim's payer may be looked for. A thread's first such look allocates.
+        drop(token.look_at_payer());
         let grants = match token.cpus().contains(cpu) {
             true => Some(state.grants.lock()),
-            false if wants_grant && state.admits() => state.grants.try_lock(),
-            false => None,
+            false => grant_to
+                .filter(|_| state.admits())
+                .and_then(|payer| state.lock_to_admit(cpu, payer)),
         };
         Some(LockedCpu { cpu, state, grants: grants?, evicted: None })
     }
 
     /// As [`lock_to_charge`](Self::lock_to_charge), for an uncharge, which never waits.
-    pub(crate) fn lock_to_uncharge(&self, token: &ObjCgroup<P>) -> Option<LockedCpu<'_, P>> {
+    pub(crate) fn lock_to_uncharge(&self, payer: &Arc<P>) -> Option<LockedCpu<'_, P>> {
         let cpu = self.this_cpu()?;
         let state = self.state_of(cpu);
-        let may_lock = token.cpus().contains(cpu) || state.admits();
-        let grants = if may_lock { state.grants.try_lock() } else { None };
+        let grants = match payer.token().cpus().contains(cpu) {
+            true => state.grants.try_lock(),
+            false if state.admits() => state.lock_to_admit(cpu, payer),
+            false => None,
+        };
         Some(LockedCpu { cpu, state, grants: grants?, evicted: None })
     }
 

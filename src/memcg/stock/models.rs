@@ -37,6 +37,8 @@ impl Payer for Toy {
 
     fn count(&self, _: i64) {}
 
+    fn prepare_to_stock(_: &Arc<Toy>) {}
+
     fn note_stocked(_: &Arc<Toy>) -> bool {
         true
     }
@@ -94,7 +96,7 @@ impl Cgroup {
             return true;
         }
         token.open();
-        let mut here = self.stock.lock_to_charge(token, true);
+        let mut here = self.stock.lock_to_charge(token, Some(&self.toy));
         let (mut taken, mut ahead) = (0, ahead);
         if let Some(here) = &mut here {
             if here.grant(&self.toy, bytes) == 0 {
@@ -118,7 +120,7 @@ impl Cgroup {
         if token.put_bytes(bytes, -1) {
             return;
         }
-        let is_put = self.stock.lock_to_uncharge(token).is_some_and(|mut here| {
+        let is_put = self.stock.lock_to_uncharge(&self.toy).is_some_and(|mut here| {
             here.grant(&self.toy, bytes);
             here.put(token, bytes, -1)
         });

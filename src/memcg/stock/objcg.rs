@@ -35,7 +35,8 @@ use crate::arena::Owner;
 use crate::memcg::stock::cpu_set::CpuSet;
 use crate::memcg::stock::word::{BATCH, StockWord};
 use crate::memcg::sync::atomic::{AtomicU64, Ordering};
-use crate::memcg::sync::{ArcSwapOption, IS_MODEL, Loaded, Mutex, RevocableWords, WordPair};
+use crate::memcg::sync::{ArcSwapOption, IS_MODEL, Loaded, Mutex, RevocableWords, WordPair, locks};
+use crate::sys::locks::Mutex as RealMutex;
 
 /// What pays for charges: a cgroup, or the toy of a test.
 pub(crate) trait Payer: Send + Sync + Sized + 'static {
@@ -51,8 +52,11 @@ pub(crate) trait Payer: Send + Sync + Sized + 'static {
     /// Adds to its `percpu` statistic.
     fn count(&self, bytes: i64);
 
+    /// Allocates what [`note_stocked`](Payer::note_stocked) needs, where that is possible at the moment.
+    fn prepare_to_stock(this: &Arc<Self>);
+
     /// Notes that a CPU's stock may hold bytes for it from now on, so that a thread which looks for
-    /// stocks finds it. False when that is not possible at the moment.
+    /// stocks finds it. False when that is not possible at the moment. Allocates nothing.
     fn note_stocked(this: &Arc<Self>) -> bool;
 
     /// Whether stocks may hold bytes for it (T4). Asked after its token's bit was set and
@@ -103,11 +107,11 @@ const BLOCK: usize = if IS_MODEL { 1 } else { 32 };
 /// Tokens that are not referred to.
 ///
 /// Not a cell of `sync`: a thread that takes one or gives one back has it for itself.
-pub(crate) struct Pool<P: Payer>(parking_lot::Mutex<Vec<&'static ObjCgroup<P>>>);
+pub(crate) struct Pool<P: Payer>(RealMutex<Vec<&'static ObjCgroup<P>>>);
 
 impl<P: Payer> Pool<P> {
     pub(crate) const fn new() -> Self {
-        Pool(parking_lot::Mutex::new(Vec::new()))
+        Pool(RealMutex::new(Vec::new()))
     }
 }
 
@@ -117,8 +121,10 @@ impl<P: Payer> ObjCgroup<P> {
 
     /// A token without payer, with one reference.
     pub(crate) fn new() -> &'static Self {
-        let mut free = P::pool().0.lock();
-        if free.is_empty() {
+        let objcg = loop {
+            if let Some(objcg) = P::pool().0.lock().pop() {
+                break objcg;
+            }
             let unused = || ObjCgroup {
                 words: RevocableWords::new(),
                 payer: ArcSwapOption::empty(),
@@ -127,10 +133,8 @@ impl<P: Payer> ObjCgroup<P> {
                 account: P::Account::default(),
             };
             let block: Vec<ObjCgroup<P>> = std::iter::repeat_with(unused).take(BLOCK).collect();
-            free.extend(&*block.leak());
-        }
-        let objcg = free.pop().expect("a block is not empty");
-        drop(free);
+            P::pool().0.lock().extend(&*block.leak());
+        };
         // Relaxed: no other thread knows it yet.
         objcg.refs.store(ONE | COMPLETE, Ordering::Relaxed);
         objcg
@@ -252,14 +256,16 @@ impl<P: Payer> ObjCgroup<P> {
         self.refs.fetch_add((count as u64).wrapping_mul(ONE) | COMPLETE, Ordering::AcqRel);
     }
 
-    /// The last reference was given back. A loop in place of recursion: the tokens that are released
-    /// with this one may be many.
+    /// The last reference was given back, maybe by an allocator under a lock of the library. A loop in
+    /// place of recursion: the tokens that are released with this one may be many.
     #[cold]
     fn release(&'static self) {
-        let mut last = Some(self);
-        while let Some(token) = last {
-            last = token.release_alone().filter(|next| next.is_last());
-        }
+        locks::outside(move || {
+            let mut last = Some(self);
+            while let Some(token) = last {
+                last = token.release_alone().filter(|next| next.is_last());
+            }
+        });
     }
 
     /// Returns the token whose reference was given up.

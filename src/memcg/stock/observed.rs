@@ -27,7 +27,8 @@ pub(crate) fn take() -> BTreeSet<usize> {
 impl<P: Payer> Stock<P> {
     /// Puts `bytes` that are charged into the stock of a CPU on which no thread can run.
     pub(crate) fn fill(&self, cpu: usize, payer: &Arc<P>, bytes: u64) {
-        let (token, mut grants) = (payer.token(), self.cpus[cpu].grants.lock());
+        let token = payer.token();
+        let mut grants = self.cpus[cpu].lock_to_admit(cpu, payer).expect("no other thread");
         let place = grants.next_place();
         token.cpus().insert(cpu);
         assert!(P::note_stocked(payer) && payer.may_stock());

@@ -13,10 +13,10 @@ mod real {
     pub(crate) use std::thread_local;
 
     pub(crate) use arc_swap::ArcSwapOption;
-    pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock};
 
     pub(crate) use crate::arena::{RevocableWords, TakenOut, WordPair};
-    pub(crate) use crate::sys::gate;
+    pub(crate) use crate::sys::locks::{self, LeafMutex, LeafMutexGuard, Mutex, RwLock};
+    pub(crate) use crate::sys::{forks, gate};
 
     /// What a switchable pointer points at, for a short look.
     pub(crate) type Loaded<T> = arc_swap::Guard<Option<Arc<T>>>;

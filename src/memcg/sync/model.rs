@@ -14,13 +14,21 @@ use std::cell::Cell;
 use std::ops::Deref;
 use std::sync::Arc;
 
-pub(crate) use checker::sync::MutexGuard;
+pub(crate) use checker::sync::MutexGuard as LeafMutexGuard;
 pub(crate) use checker::sync::atomic;
-pub(crate) use checker::thread_local;
 
 use atomic::{AtomicU64, Ordering};
 
 use crate::arena::{Arena, Freed, NoArea, Owner};
+pub(crate) use crate::sys::forks;
+
+/// As that of the standard library, in its `const` form, which the checkers do not know.
+macro_rules! model_thread_local {
+    ($($(#[$attribute:meta])* static $name:ident: $type:ty = const { $value:expr };)*) => {
+        checker::thread_local! { $($(#[$attribute])* static $name: $type = $value;)* }
+    };
+}
+pub(crate) use model_thread_local as thread_local;
 
 /// CPUs of the model.
 const CPUS: usize = 2;
@@ -43,13 +51,29 @@ impl<T> Mutex<T> {
         Mutex(checker::sync::Mutex::new(value))
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+    pub(crate) fn lock(&self) -> LeafMutexGuard<'_, T> {
         self.0.lock().expect("no model panics with a lock")
     }
 
-    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+    pub(crate) fn try_lock(&self) -> Option<LeafMutexGuard<'_, T>> {
         self.0.try_lock().ok()
     }
+}
+
+/// No model has an allocator that charges.
+pub(crate) type LeafMutex<T> = Mutex<T>;
+
+/// As `sys::locks`: as above.
+pub(crate) mod locks {
+    pub(crate) fn is_any_held() -> bool {
+        false
+    }
+
+    pub(crate) fn outside(work: impl FnOnce()) {
+        work();
+    }
+
+    pub(crate) use crate::sys::locks::{lock_to_copy, make_room};
 }
 
 /// As [`Mutex`].

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Folders and files, each of which may use those before it. Those of one row do not use each
 /// other, but for files of one folder.
 const ORDER: &[&[&str]] = &[
-    &["sync", "gfp", "once_arc", "text"],
+    &["sync", "gfp", "once_arc"],
     &["counter"],
     &["error"],
     &["stock"],
@@ -55,6 +55,7 @@ const FILES: &[(&str, &[&str])] = &[
             "snapshot",
             "removal_report",
             "scoped",
+            "spawn",
             "in_memcg",
             "accounted",
             "mod",

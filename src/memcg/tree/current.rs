@@ -6,11 +6,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::memcg::error::TreeError;
 use crate::memcg::node::Node;
+use crate::memcg::sync::forks::ThreadMark;
+use crate::memcg::sync::locks;
 
 /// Identifies a tree in a thread's memberships. No id is reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +27,10 @@ impl TreeId {
     }
 }
 
-#[derive(Default)]
+/// What a thread belongs to.
+///
+/// Nothing is allocated, freed or dropped while it is borrowed: the program's allocator may ask for
+/// the current cgroup.
 struct Memberships {
     attached: Vec<(TreeId, Attachment)>,
     /// Tree, number of the scope and cgroup. The innermost scope is last.
@@ -32,8 +38,14 @@ struct Memberships {
 }
 
 thread_local! {
-    static MEMBERSHIPS: RefCell<Memberships> = RefCell::default();
+    static MEMBERSHIPS: RefCell<Memberships> =
+        const { RefCell::new(Memberships { attached: Vec::new(), entered: Vec::new() }) };
     static NEXT_SCOPE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Changes the thread's memberships. `None` when the thread is ending and has dropped them.
+fn change<R>(change: impl FnOnce(&mut Memberships) -> R) -> Option<R> {
+    MEMBERSHIPS.try_with(|memberships| change(&mut memberships.borrow_mut())).ok()
 }
 
 /// A thread's attachment to a cgroup. The drop takes the thread off the cgroup's list.
@@ -41,16 +53,11 @@ struct Attachment(Arc<Node>);
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        let (mut threads, this) = (self.0.threads.lock(), this_thread());
-        if let Some(index) = threads.iter().position(|thread| *thread == this) {
+        let mut threads = self.0.threads.lock();
+        if let Some(index) = threads.iter().position(ThreadMark::is_of_this_thread) {
             threads.swap_remove(index);
         }
     }
-}
-
-/// The kernel's id of this thread.
-pub(crate) fn this_thread() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
 /// Calls `look` with the thread's current cgroup in the tree; `None` stands for the root.
@@ -83,19 +90,30 @@ pub(crate) fn is_in_scope() -> bool {
 /// Replaces the thread's attachment in the tree by `node`, whose list has the thread already.
 /// `None` stands for the root.
 pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeError> {
-    let new = node.map(|node| (tree, Attachment(node)));
-    // Replaced attachments, and those to removed cgroups and dropped trees, are dropped after the
-    // borrow ends.
-    let replaced = MEMBERSHIPS.try_with(|memberships| {
-        let attached = &mut memberships.borrow_mut().attached;
-        let (kept, replaced) = std::mem::take(attached)
-            .into_iter()
-            .partition(|(id, Attachment(node))| *id != tree && !node.is_gone());
-        *attached = kept;
-        attached.extend(new);
-        replaced
+    let mut new = node.map(|node| (tree, Attachment(node)));
+    let room = locks::make_room(|look| change(|own| look(&mut own.attached)));
+    room.ok_or(TreeError::ThreadEnding)?;
+    let replaced = change(|own| {
+        let attached = &mut own.attached;
+        let index = attached.iter().position(|(id, _)| *id == tree);
+        match (index, new.take()) {
+            (Some(index), Some(new)) => Some(mem::replace(&mut attached[index], new)),
+            (Some(index), None) => Some(attached.swap_remove(index)),
+            (None, new) => {
+                attached.extend(new);
+                None
+            }
+        }
     });
-    let _replaced: Vec<_> = replaced.map_err(|_| TreeError::ThreadEnding)?;
+    drop(replaced);
+    // Attachments to removed cgroups and dropped trees serve nothing any more.
+    let take_stale = |own: &mut Memberships| {
+        let index = own.attached.iter().position(|(_, Attachment(node))| node.is_gone());
+        index.map(|index| own.attached.swap_remove(index))
+    };
+    while let Some(Some(stale)) = change(take_stale) {
+        drop(stale);
+    }
     Ok(())
 }
 
@@ -127,9 +145,11 @@ pub struct EnterGuard {
 
 pub(crate) fn enter(tree: TreeId, node: Arc<Node>) -> EnterGuard {
     let scope = NEXT_SCOPE.replace(NEXT_SCOPE.get() + 1);
-    let entered = (tree, scope, node);
+    let mut entered = Some((tree, scope, node));
     // A thread that is ending may have dropped its memberships. It belongs to the root.
-    let _ = MEMBERSHIPS.try_with(|memberships| memberships.borrow_mut().entered.push(entered));
+    if locks::make_room(|look| change(|own| look(&mut own.entered))).is_some() {
+        change(|own| own.entered.extend(entered.take()));
+    }
     EnterGuard { scope, not_send: PhantomData }
 }
 
@@ -137,10 +157,10 @@ impl Drop for EnterGuard {
     fn drop(&mut self) {
         // By number, not by position, because guards may be dropped in any order. A thread that is
         // ending may have dropped its memberships before.
-        let _left = MEMBERSHIPS.try_with(|memberships| {
-            let entered = &mut memberships.borrow_mut().entered;
-            let index = entered.iter().rposition(|(_, scope, _)| *scope == self.scope);
-            index.map(|index| entered.remove(index))
+        let left = change(|own| {
+            let index = own.entered.iter().rposition(|(_, scope, _)| *scope == self.scope);
+            index.map(|index| own.entered.remove(index))
         });
+        drop(left);
     }
 }

@@ -24,9 +24,10 @@ use crate::memcg::node::{Node, TokenRef, WORDS_SIZE, reparent};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::atomic::Ordering;
-use crate::memcg::sync::{RwLock, WordPair};
-use crate::memcg::text::kept_path;
+use crate::memcg::sync::forks::ThreadMark;
+use crate::memcg::sync::{RwLock, WordPair, locks};
 use crate::memcg::tree::current::TreeId;
+use crate::sys::text::kept_path;
 
 /// A tree of cgroups, with the arenas of the users' areas and of the cgroups' own words.
 ///
@@ -159,6 +160,8 @@ impl Tree {
         let found = self.remove_locked(node, parent, look)?;
         // Under no lock (E3), because wakers run.
         node.events.end();
+        // It asks them no more, and they may hold its tree.
+        node.drop_callbacks();
         Ok(found)
     }
 
@@ -173,7 +176,7 @@ impl Tree {
             return Ok(None);
         }
         let children = node.nr_children();
-        let threads = node.threads.lock().len();
+        let threads = node.nr_threads();
         if children > 0 || threads > 0 {
             return Err(TreeError::Busy { path: kept_path(node.path()), children, threads });
         }
@@ -207,14 +210,14 @@ impl Tree {
         Ok(node.subtree_until(|below| below.is_set_to_freeze()))
     }
 
-    /// Attaches a thread to `node` unless it is removed.
-    pub(crate) fn attach(&self, node: &Arc<Node>, thread: u32) -> Result<(), TreeError> {
+    /// Puts this thread on the list of `node` unless that is removed.
+    pub(crate) fn attach(&self, node: &Arc<Node>) -> Result<(), TreeError> {
         let _topology = self.topology.read();
         if node.is_removed() {
             return Err(TreeError::Removed { path: kept_path(node.path()) });
         }
         // Under the lock, so that `remove` sees this thread or this thread sees the removal.
-        node.threads.lock().push(thread);
+        node.threads.lock().push(ThreadMark::of_this_thread());
         Ok(())
     }
 
@@ -287,14 +290,20 @@ fn no_area(error: NoArea, size: usize) -> AllocError {
 impl Drop for Tree {
     /// Cuts the reference cycles, children first: their words are charged to their parents.
     fn drop(&mut self) {
-        let nodes = self.root.subtree();
-        for node in nodes.iter().rev() {
-            node.forget_children();
-            node.mark_orphan();
-            reparent::take_words(node);
-            reparent::detach_tokens(node);
-        }
-        // Only now, because wakers run.
-        nodes.iter().for_each(|node| node.events.end_watched());
+        let root = Arc::clone(&self.root);
+        // Dropped after the cgroups, and under no lock either.
+        let arenas = (Arc::clone(&self.arena), Arc::clone(&self.words_arena));
+        locks::outside(move || {
+            let nodes = root.subtree();
+            for node in nodes.iter().rev() {
+                node.forget_children();
+                node.mark_orphan();
+                reparent::take_words(node);
+                reparent::detach_tokens(node);
+            }
+            // Only now, because wakers run.
+            nodes.iter().for_each(|node| node.events.end_watched());
+            drop((nodes, root, arenas));
+        });
     }
 }

@@ -6,7 +6,7 @@
 //! a whole, in every directory. So no cgroup is hidden by a file, whichever files are added later.
 
 use crate::memcg::error::{MAX_NAME_BYTES, TreeError};
-use crate::memcg::text::kept;
+use crate::sys::text::kept;
 
 /// Files of the core, and of the memory controller.
 const PREFIXES: [&str; 2] = ["cgroup.", "memory."];

@@ -25,9 +25,9 @@ mod numa;
 mod number;
 mod table;
 
-use crate::memcg::text::kept_path;
 use crate::memcg::{Memcg, PeakReader, TreeError};
 use crate::percpu::PerCpuAllocator;
+use crate::sys::text::kept_path;
 
 use table::{FILES, File};
 

@@ -1,0 +1,138 @@
+//! What the documentation says of forked children.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use percpu_memcg::{BalanceMode, Gfp, Limit, Local, PerCpu, PerCpuAllocator, ThisCpu, Tier};
+
+use crate::alone;
+use crate::children::in_forked_child;
+
+/// A child of one thread may do everything with its copies, and the parent's stay as they are.
+#[test]
+fn everything_works_on_copies() {
+    let _alone = alone();
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    tenant.set_max(Limit::bytes(1 << 20)).unwrap();
+    let words = {
+        let _in = tenant.enter();
+        PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT).unwrap()
+    };
+    words.add(5);
+    let mut charge = tenant.charge(1000).unwrap();
+    let before = tenant.current();
+    for _ in 0..3 {
+        assert!(in_forked_child(|| {
+            assert_eq!((words.sum(), tenant.current()), (5, before));
+            words.add(2);
+            charge.grow(500).unwrap();
+            assert!(tenant.charge(2 << 20).is_err());
+            let hook = tenant.on_reclaim(0, |request| request.bytes);
+            tenant.reclaim(10).unwrap();
+            drop(hook);
+            let mut watch = tenant.watch_events();
+            let _refused = tenant.charge(2 << 20);
+            assert!(watch.wait_timeout(Duration::from_secs(5)).is_some());
+            let child = tenant.create("child").unwrap();
+            let _late = child.charge(100).unwrap();
+            child.remove().unwrap();
+            tenant.drain();
+            tenant.current() == before + 600 && words.sum() == 7
+        }));
+        assert_eq!((words.sum(), tenant.current()), (5, before));
+    }
+}
+
+/// Charges that other threads of the parent hold stay charged in the child.
+#[test]
+fn charges_of_threads_that_are_left_behind_stay() {
+    let _alone = alone();
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let (ready, done) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _charge = tenant.charge(700).unwrap();
+            ready.wait();
+            done.wait();
+        });
+        ready.wait();
+        assert!(in_forked_child(|| {
+            assert_eq!(tenant.current(), 700);
+            tenant.remove().unwrap();
+            pcpu.root().drain();
+            pcpu.root().current() == 700
+        }));
+        done.wait();
+    });
+    assert_eq!(tenant.current(), 0);
+}
+
+#[test]
+fn a_child_has_membarrier_and_sequences_of_its_parent() {
+    let _alone = alone();
+    let _pcpu = PerCpuAllocator::new().unwrap();
+    let fence = || {
+        const PRIVATE_EXPEDITED_RSEQ: libc::c_int = 1 << 7;
+        // SAFETY: takes numbers only.
+        unsafe { libc::syscall(libc::SYS_membarrier, PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0 }
+    };
+    let tier = ThisCpu::tier();
+    let has_fence = fence();
+    if tier == Tier::GetCpu && !has_fence {
+        println!("no sequences, no fence");
+    }
+    assert!(in_forked_child(|| ThisCpu::tier() == tier && fence() == has_fence));
+}
+
+/// The thread of `BalanceMode::Background` is not in the child: nothing hangs, and the caller
+/// runs the work.
+#[test]
+fn balance_work_of_a_child_is_the_callers() {
+    let _alone = alone();
+    let pcpu = PerCpuAllocator::builder().balance(BalanceMode::Background).build().unwrap();
+    let fill = || -> Vec<PerCpu<[u64; 512]>> {
+        (0..400).map(|_| PerCpu::zeroed_in(&pcpu, Gfp::KERNEL).unwrap()).collect()
+    };
+    drop(fill());
+    thread::sleep(Duration::from_millis(50)); // the thread is idle
+    assert!(in_forked_child(|| {
+        drop(fill());
+        let chunks = pcpu.stats().nr_chunks;
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(pcpu.stats().nr_chunks, chunks, "nobody does it");
+        pcpu.balance();
+        pcpu.stats().nr_chunks < chunks
+    }));
+}
+
+/// The thread that ends the delays of futures is not in the child, if the parent had it.
+#[test]
+fn delays_of_futures_do_not_end_in_a_child_that_sleeping_threads_do() {
+    let _alone = alone();
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let is_over = |patience: Duration| {
+        tenant.set_high(Limit::bytes(100_000)).unwrap();
+        let _above = tenant.charge_forced(200_000);
+        let mut throttled = pin!(tenant.throttled());
+        let (start, mut context) = (Instant::now(), Context::from_waker(Waker::noop()));
+        while start.elapsed() < patience {
+            if throttled.as_mut().poll(&mut context).is_ready() {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        false
+    };
+    assert!(is_over(Duration::from_secs(10)));
+    assert!(in_forked_child(|| {
+        let _above = tenant.charge_forced(200_000);
+        let slept = tenant.throttle();
+        !slept.is_zero() && !is_over(Duration::from_secs(4))
+    }));
+}
