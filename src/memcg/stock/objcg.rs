@@ -121,10 +121,9 @@ impl<P: Payer> ObjCgroup<P> {
 
     /// A token without payer, with one reference.
     pub(crate) fn new() -> &'static Self {
-        let objcg = loop {
-            if let Some(objcg) = P::pool().0.lock().pop() {
-                break objcg;
-            }
+        // The lock is released at the end of the statement.
+        let free = P::pool().0.lock().pop();
+        let objcg = free.unwrap_or_else(|| {
             let unused = || ObjCgroup {
                 words: RevocableWords::new(),
                 payer: ArcSwapOption::empty(),
@@ -133,8 +132,10 @@ impl<P: Payer> ObjCgroup<P> {
                 account: P::Account::default(),
             };
             let block: Vec<ObjCgroup<P>> = std::iter::repeat_with(unused).take(BLOCK).collect();
-            P::pool().0.lock().extend(&*block.leak());
-        };
+            let [first, others @ ..] = &*block.leak() else { unreachable!("a block is not empty") };
+            P::pool().0.lock().extend(others);
+            first
+        });
         // Relaxed: no other thread knows it yet.
         objcg.refs.store(ONE | COMPLETE, Ordering::Relaxed);
         objcg

@@ -2,13 +2,13 @@
 //!
 //! A restartable sequence is what happens between two of the scheduler's decisions: all of it on
 //! one CPU, or nothing. So a CPU is a lock, a sequence takes it, looks at the gate and commits, and
-//! a fence takes the locks of all CPUs one after the other: a
-//! sequence that was inside is over, and one that comes later sees the gate as it is. Threads are on the CPU that [`run_on`] says.
+//! a fence takes the locks of all CPUs one after the other: a sequence that was inside is over, and one
+//! that comes later sees the gate as it is. Threads are on the CPU that [`run_on`] says.
 
 #[cfg(percpu_loom)]
-use loom as checker;
+pub(crate) use loom as checker;
 #[cfg(percpu_shuttle)]
-use shuttle as checker;
+pub(crate) use shuttle as checker;
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -25,7 +25,7 @@ pub(crate) use crate::sys::forks;
 /// As that of the standard library, in its `const` form, which the checkers do not know.
 macro_rules! model_thread_local {
     ($($(#[$attribute:meta])* static $name:ident: $type:ty = const { $value:expr };)*) => {
-        checker::thread_local! { $($(#[$attribute])* static $name: $type = $value;)* }
+        $crate::memcg::sync::checker::thread_local! { $($(#[$attribute])* static $name: $type = $value;)* }
     };
 }
 pub(crate) use model_thread_local as thread_local;
