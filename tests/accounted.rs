@@ -202,3 +202,40 @@ proptest! {
         }
     }
 }
+
+/// Removed elements leave a hash table as large as it was, and its capacity does not tell.
+#[test]
+fn a_table_stays_charged_until_it_is_shrunk_or_replaced() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    for keep_every in [1000, 7, 2] {
+        let mut map = tenant.account(HashMap::<u64, u64>::new());
+        map.reserve(100_000).unwrap();
+        let capacity = map.capacity() as u64;
+        map.edit().extend((0..capacity).map(|key| (key, key)));
+        let full = map.charge().bytes();
+        map.edit().retain(|key, _| key % keep_every == 0);
+        assert_eq!(map.charge().bytes(), full);
+        for key in (0..capacity).step_by(keep_every as usize) {
+            map.edit().remove(&key);
+            assert_eq!(map.charge().bytes(), full);
+        }
+        // Cleared away in place, or grown: charged before.
+        tenant.set_max(Limit::bytes(tenant.current() + 1000)).unwrap();
+        for more in [capacity as usize / 2, capacity as usize + 1] {
+            match map.reserve(more) {
+                Ok(()) => assert_eq!(map.charge().bytes(), full),
+                Err(error) => assert!(error.is_limit() && more > capacity as usize / 2),
+            }
+            assert!(tenant.current() <= tenant.max().get().unwrap());
+        }
+        tenant.set_max(Limit::MAX).unwrap();
+        map.edit().insert(1, 1);
+        map.shrink_to_fit();
+        assert!(map.charge().bytes() < 200, "{}", map.charge().bytes());
+        map.reserve(1000).unwrap();
+        *map.edit() = HashMap::new();
+        assert_eq!(map.charge().bytes(), 0);
+    }
+    assert_eq!(tenant.current(), 0);
+}

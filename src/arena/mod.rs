@@ -216,6 +216,11 @@ impl<O: Owner> Arena<O> {
         first.as_ptr().wrapping_add(cpu.index() * self.geometry.stride(window))
     }
 
+    /// Whether reserved requests are served from a region of their own.
+    pub(crate) fn has_reserved_region(&self) -> bool {
+        self.state.lock().placement.reserved_chunk().is_some()
+    }
+
     /// The start of the static region, in the copy of CPU 0. It is never handed out.
     pub(crate) fn static_region(&self) -> NonNull<u8> {
         self.state.lock().first_memory().copy(Window::Coloured, CpuId::new(0), 0)

@@ -168,3 +168,71 @@ fn a_limit_still_says_that_it_is_the_limit() {
     }
     assert_eq!(tenant.peak(), 0);
 }
+
+/// A cache of `name`, which its hook gives up wholly.
+fn cache(parent: &Memcg, name: &str, bytes: u64) -> (Memcg, std::sync::Arc<AtomicBool>) {
+    let memcg = parent.create(name).unwrap();
+    let held = std::sync::Mutex::new(Some(memcg.charge(bytes).unwrap()));
+    let was_asked = std::sync::Arc::new(AtomicBool::new(false));
+    let asked = std::sync::Arc::clone(&was_asked);
+    memcg
+        .on_reclaim(0, move |_| {
+            asked.store(true, Ordering::SeqCst);
+            held.lock().unwrap().take().map_or(0, |charge| charge.bytes())
+        })
+        .detach();
+    (memcg, was_asked)
+}
+
+#[test]
+fn what_exceeds_a_limit_by_itself_takes_no_memory_of_others() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let org = pcpu.root().create("org").unwrap();
+    org.set_max(Limit::bytes(1 << 20)).unwrap();
+    let a = org.create("a").unwrap();
+    let (b, was_asked) = cache(&org, "b", 100_000);
+    for bytes in [(1 << 20) + 1, 1 << 30, 1 << 56, (1 << 60) + 7, u64::MAX] {
+        assert!(a.charge(bytes).is_err());
+        assert!(a.try_charge(bytes).is_err());
+        assert!(a.charge(0).unwrap().grow(bytes).is_err());
+    }
+    let mut held = a.charge(10).unwrap();
+    assert!(held.grow((1 << 20) - 9 + 100_000).is_err());
+    assert!(!was_asked.load(Ordering::SeqCst));
+    assert_eq!((b.current(), a.current()), (100_000, 10));
+    // What fits does.
+    let _large = a.charge((1 << 20) - 1000).unwrap();
+    assert!(was_asked.load(Ordering::SeqCst));
+}
+
+#[test]
+fn no_single_amount_fills_the_counters_of_all() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let [a, b] = ["a", "b"].map(|name| pcpu.root().create(name).unwrap());
+    for bytes in [(1 << 56) + 1, 1 << 63, u64::MAX - (1 << 20), u64::MAX] {
+        assert!(a.charge(bytes).is_err());
+        assert!(a.charge_with(bytes, Gfp::NOFAIL).is_err());
+        assert!(panics(|| drop(a.charge_forced(bytes))));
+        assert!(a.charge(1).unwrap().grow(bytes).is_err());
+    }
+    let _most = a.charge(1 << 56).unwrap();
+    let _others = (b.charge(2 << 20).unwrap(), b.charge_forced(2 << 20));
+}
+
+#[test]
+fn areas_of_the_reserved_region_ask_nobody_for_memory() {
+    use percpu_memcg::placement::Regions;
+    let regions = Regions { static_size: 0, reserved_size: 8192, dyn_size: 28 << 10 };
+    let pcpu = PerCpuAllocator::builder().regions(regions).build().unwrap();
+    let org = pcpu.root().create("org").unwrap();
+    org.set_max(Limit::bytes(100_000)).unwrap();
+    let a = org.create("a").unwrap();
+    let (b, was_asked) = cache(&org, "b", 90_000);
+    let _in = a.enter();
+    let layout = std::alloc::Layout::from_size_align(4000, 8).unwrap();
+    let allocated: Vec<_> =
+        (0..3).map(|_| pcpu.alloc_reserved(layout, Gfp::KERNEL_ACCOUNT).is_ok()).collect();
+    assert_eq!(allocated, [true, true, false]);
+    assert_eq!((b.current(), a.current(), org.events().max), (90_000, 0, 0));
+    assert!(!was_asked.load(Ordering::SeqCst));
+}

@@ -118,11 +118,45 @@ fn a_new_high_is_asked_for_at_once() {
     assert_eq!(cache.calls(), 0);
     memcg.set_high(Limit::bytes(MIB / 2)).unwrap();
     assert!(cache.calls() > 0);
-    memcg.set_high(Limit::bytes(MIB)).unwrap();
+    // A `high` that is above usage asks nobody. The charge that passes it is not part of the last batch.
+    memcg.set_high(Limit::bytes(MIB + 2 * PIECE)).unwrap();
     cache.calls();
+    let _passes = memcg.charge(PIECE).unwrap();
+    assert_eq!(cache.calls(), 1);
     drop(small);
-    let _small = memcg.charge(PIECE).unwrap();
-    assert!(cache.calls() <= 1);
+}
+
+/// Also where a batch is more than `high`.
+#[test]
+fn hooks_that_give_what_they_are_asked_for_are_asked_once_for_a_batch() {
+    for high in [0, 1, 100, 300, 1000, 3200, 5000, 10_000, 100_000] {
+        let (_pcpu, memcg) = memcg(high);
+        let cache = Cache::new(&memcg, |wanted, _| wanted);
+        cache.fill(&memcg, high / PIECE);
+        cache.calls();
+        cache.fill(&memcg, 2000);
+        let most = 2000 * PIECE / 4096 + 2;
+        let calls = cache.calls();
+        assert!(calls > 0 && calls <= most, "{high}: {calls} calls, not {most}");
+        assert!(memcg.current() <= high + 4096 + PIECE, "{high}: {}", memcg.current());
+    }
+}
+
+/// What a hook charges itself raises no `high` event, and calls no callback.
+#[test]
+fn charges_of_a_hook_are_no_news() {
+    let (_pcpu, memcg) = memcg(MIB);
+    let called = Arc::new(AtomicU64::new(0));
+    let (count, charges) = (Arc::clone(&called), memcg.clone());
+    let _high = memcg.on_high(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let _hook = memcg.on_reclaim(0, move |_| {
+        drop([(); 10].map(|()| charges.charge(PIECE).unwrap()));
+        0
+    });
+    let _above = memcg.charge(MIB + 1).unwrap();
+    assert_eq!((memcg.events().high, called.load(Ordering::Relaxed)), (1, 1));
 }
 
 /// A large charge is a batch by itself, and a caller that must not block asks nobody.

@@ -224,3 +224,68 @@ fn the_tenant_itself_is_refused_in_the_end() {
     assert!(hanging.join().unwrap());
     drop((hook, all));
 }
+
+/// A hook that hangs in a thread of the tenant, which the tenant's other threads wait for.
+fn hangs(tenant: &Memcg, door: &Arc<Door>) -> percpu_memcg::Registration {
+    let hook = {
+        let door = Arc::clone(door);
+        tenant.on_reclaim(0, move |_| {
+            door.pass();
+            0
+        })
+    };
+    let memcg = tenant.clone();
+    thread::spawn(move || memcg.reclaim(1).is_ok());
+    door.wait_until_reached();
+    hook
+}
+
+fn took<R>(work: impl FnOnce() -> R) -> Duration {
+    let begin = Instant::now();
+    work();
+    begin.elapsed()
+}
+
+/// All waits of a call together are bounded, not each of them.
+#[test]
+fn a_call_waits_for_other_threads_no_longer_than_once() {
+    let (_pcpu, [tenant]) = tenants(["tenant"]);
+    let door = Arc::new(Door::default());
+    let _open = OpenAtEnd(&door);
+    let _all = tenant.charge(MIB).unwrap();
+    let _hook = hangs(&tenant, &door);
+    let _oom = tenant.on_oom(|_| false);
+    let charge = took(|| assert!(tenant.charge(2000).is_err()));
+    assert!(charge < PATIENCE + SLACK, "{charge:?}");
+    let limit = took(|| tenant.set_max(Limit::bytes(MIB / 2)));
+    assert!(limit < PATIENCE + SLACK, "{limit:?}");
+}
+
+/// A charge that no limit refuses waits for nobody.
+#[test]
+fn a_charge_above_high_does_not_wait_for_other_threads_hooks() {
+    let (_pcpu, [tenant]) = tenants(["tenant"]);
+    let door = Arc::new(Door::default());
+    let _open = OpenAtEnd(&door);
+    tenant.set_high(Limit::bytes(1000)).unwrap();
+    let _used = tenant.charge(1000).unwrap();
+    let _hook = hangs(&tenant, &door);
+    let charges = took(|| drop([(); 20].map(|()| tenant.charge(5000).unwrap())));
+    assert!(charges < Duration::from_secs(1), "{charges:?}");
+}
+
+/// A hook in which another thread is stuck is left out, also by a relative that needs memory above it.
+#[test]
+fn a_hook_in_which_a_thread_is_stuck_is_left_out() {
+    let (pcpu, [org]) = tenants(["org"]);
+    let [a, b] = ["a", "b"].map(|name| org.create(name).unwrap());
+    let door = Arc::new(Door::default());
+    let _open = OpenAtEnd(&door);
+    let _used = a.charge(100 * KIB).unwrap();
+    let _hook = hangs(&a, &door);
+    thread::sleep(PATIENCE + Duration::from_millis(100));
+    let other = b.charge(900 * KIB).unwrap();
+    let bounded = within(SLACK, move || took(|| assert!(b.charge(500 * KIB).is_err())));
+    assert!(bounded < SLACK, "{bounded:?}");
+    drop((other, pcpu));
+}

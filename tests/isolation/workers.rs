@@ -239,3 +239,57 @@ fn a_charge_waits_for_a_worker_that_needs_time() {
     assert!((200..3000).contains(&waited), "{waited} ms");
     assert_eq!((tenant.events().max, tenant.events().oom), (1, 1));
 }
+
+/// A worker of a `high` callback charges as the callback does.
+#[test]
+fn a_worker_of_a_high_callback_calls_no_callback() {
+    let (_pcpu, [tenant]) = tenants(["tenant"]);
+    tenant.set_high(percpu_memcg::Limit::bytes(KIB)).unwrap();
+    let (jobs, calls) = (Mutex::new(worker()), Arc::new(AtomicU32::new(0)));
+    let _callback = tenant.on_high({
+        let calls = Arc::clone(&calls);
+        move |event| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            let event = event.clone();
+            on(&jobs.lock(), move || {
+                let _scope = event.enter();
+                drop(event.memcg.charge(10).unwrap());
+                // It is no hook: limits hold.
+                assert!(event.memcg.charge_with(2 * MIB, percpu_memcg::Gfp::NOWAIT).is_err());
+            });
+        }
+    });
+    let charged = within(PATIENCE, {
+        let tenant = tenant.clone();
+        move || tenant.charge(2 * KIB)
+    });
+    assert_eq!((charged.unwrap().bytes(), calls.load(Ordering::Relaxed)), (2 * KIB, 1));
+}
+
+/// A worker that keeps its scopes, or forgets them.
+#[test]
+fn scopes_that_are_over_take_no_place() {
+    let (_pcpu, [tenant]) = tenants(["tenant"]);
+    let _all = tenant.charge(MIB).unwrap();
+    let asked = Arc::new(AtomicU32::new(0));
+    let _hook = tenant.on_reclaim(0, {
+        let (asked, memcg) = (Arc::clone(&asked), tenant.clone());
+        let jobs = Mutex::new(worker());
+        move |request| {
+            let (request, memcg) = (request.clone(), memcg.clone());
+            let charges = on(&jobs.lock(), move || {
+                std::mem::forget(request.enter());
+                let again = request.enter();
+                let charges = has_room_beyond_the_limit(&memcg);
+                drop(again);
+                charges && has_room_beyond_the_limit(&memcg)
+            });
+            asked.fetch_add(u32::from(charges), Ordering::Relaxed);
+            0
+        }
+    });
+    for _ in 0..10 {
+        assert!(tenant.charge(KIB).is_err());
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 10);
+}

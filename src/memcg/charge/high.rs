@@ -25,9 +25,10 @@ use crate::memcg::counter::Bound;
 use crate::memcg::counter::delay::HighDelay;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::Node;
+use crate::memcg::node::turn::Patience;
 use crate::memcg::notify::callbacks::{HighAsk, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
-use crate::memcg::notify::inside::{Inside, What};
+use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
 
 /// The usage, if it is above `high`. The stocks below are empty in that case, so all of it is in
 /// use.
@@ -60,14 +61,18 @@ pub(crate) fn after_charge(node: &Arc<Node>, levels: usize, bytes: u64, gfp: Gfp
 fn tell(node: &Arc<Node>, usage: u64, bytes: u64, gfp: Gfp) {
     node.raise(EventKind::High);
     if gfp.may_block() && node.counter().is_asking(usage) {
-        reclaim_above_high(node, usage);
+        // A charge that no limit refuses waits for nobody's hooks.
+        reclaim_above_high(node, usage, &mut { Patience::NONE });
     }
-    let Some(_inside) = Inside::begin(node.shared.key(), What::High) else { return };
+    let tree = node.shared.key();
+    let Some(_inside) = Inside::begin(tree, What::High) else { return };
+    let lease = Lease::new(tree, What::High);
+    let _end = EndOfLease(&lease);
     for callback in node.callbacks.high.live() {
         let Some(usage) = above_high(node) else { return };
         let high = node.counter().get(Bound::High);
         let delay = HighDelay::of(usage, high).delay(bytes);
-        callback(&HighAsk { node, usage, high, delay });
+        callback(&HighAsk { node, usage, high, delay, lease: &lease });
     }
 }
 
@@ -75,14 +80,15 @@ fn tell(node: &Arc<Node>, usage: u64, bytes: u64, gfp: Gfp) {
 const BATCH: RangeInclusive<u64> = 4096..=32 * 4096;
 
 /// Asks hooks, and notes when charges are to ask them again. Returns how much they report as freed.
-fn reclaim_above_high(node: &Arc<Node>, usage: u64) -> u64 {
+fn reclaim_above_high(node: &Arc<Node>, usage: u64, patience: &mut Patience) -> u64 {
     let counter = node.counter();
     let high = counter.get(Bound::High).number();
     let above = usage.saturating_sub(high);
-    let freed = reclaim::run(node, above, ReclaimReason::High, || above_high(node).is_none());
+    let is_enough = || above_high(node).is_none();
+    let freed = reclaim::run(node, above, ReclaimReason::High, patience, is_enough);
     let usage = node.current();
-    let is_well_below = usage.saturating_add((high / 32).min(*BATCH.end() / 2)) <= high;
     let batch = (high / 32).clamp(*BATCH.start(), *BATCH.end());
+    let is_well_below = usage.saturating_add(batch) <= high;
     counter.ask_from(if is_well_below { 0 } else { usage.max(high).saturating_add(batch) });
     freed
 }
@@ -136,6 +142,7 @@ impl Drop for Penalty {
 }
 
 fn delay_after_reclaim(node: &Arc<Node>, bytes: u64) -> Duration {
+    let mut patience = Patience::default();
     for attempt in 1..=RETRIES {
         let (mut excess, mut freed) = (HighDelay::default(), 0u64);
         for level in node.ancestors() {
@@ -143,7 +150,7 @@ fn delay_after_reclaim(node: &Arc<Node>, bytes: u64) -> Duration {
                 if attempt == 1 {
                     level.raise(EventKind::High);
                 }
-                freed = freed.saturating_add(reclaim_above_high(level, usage));
+                freed = freed.saturating_add(reclaim_above_high(level, usage, &mut patience));
                 excess =
                     excess.max(HighDelay::of(level.current(), level.counter().get(Bound::High)));
             }

@@ -28,7 +28,7 @@ use crate::memcg::charge::attempts::Attempts;
 use crate::memcg::counter::Bound;
 use crate::memcg::counter::protection::{Protection, claim, is_within};
 use crate::memcg::node::Node;
-use crate::memcg::node::turn::HookId;
+use crate::memcg::node::turn::{HookId, Patience};
 use crate::memcg::notify::callbacks::{ReclaimAsk, ReclaimHook, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
@@ -80,6 +80,7 @@ pub(crate) fn run(
     target: &Arc<Node>,
     bytes: u64,
     reason: ReclaimReason,
+    patience: &mut Patience,
     is_enough: impl Fn() -> bool,
 ) -> u64 {
     let mut hooks = hooks_below(target);
@@ -90,11 +91,11 @@ pub(crate) fn run(
     let (mut called, mut overridden) = (Vec::new(), Overridden::default());
     let tree = target.shared.key();
     let Some(_inside) = Inside::begin(tree, What::Reclaim) else { return 0 };
-    let Some(mut last) = target.turn.wait() else { return 0 };
+    let Some(mut last) = target.turn.wait(patience) else { return 0 };
     if is_enough() {
         return 1;
     }
-    let lease = Lease::new(tree);
+    let lease = Lease::new(tree, What::Reclaim);
     let _end = EndOfLease(&lease);
     for peers in hooks.chunk_by_mut(|one, next| one.order == next.order) {
         let had_its_turn = peers.iter().position(|turn| Some(turn.id()) == *last);
@@ -144,8 +145,10 @@ pub(crate) fn run(
 pub(crate) fn proactively(target: &Arc<Node>, bytes: u64) -> u64 {
     let mut reclaimed = 0u64;
     let mut attempts = Attempts::new(target.current());
+    let mut patience = Patience::default();
     while reclaimed < bytes {
-        let freed = run(target, bytes - reclaimed, ReclaimReason::Proactive, || false);
+        let wanted = bytes - reclaimed;
+        let freed = run(target, wanted, ReclaimReason::Proactive, &mut patience, || false);
         reclaimed = reclaimed.saturating_add(freed);
         let is_over = freed == 0 || reclaimed >= bytes;
         if is_over || !attempts.may_go_on(|| target.current()) {

@@ -38,6 +38,7 @@ use crate::memcg::counter::amount::Limit;
 use crate::memcg::counter::{Bound, Counter, Full};
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
+use crate::memcg::node::turn::Patience;
 use crate::memcg::node::walk::{self, Refused};
 use crate::memcg::node::{Node, Token};
 use crate::memcg::notify::callbacks::ReclaimReason;
@@ -46,6 +47,9 @@ use crate::memcg::notify::inside::{Inside, What};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::{gate, locks};
+
+/// The largest amount that is charged at once: no machine has a larger address space.
+pub(crate) const MOST: u64 = 1 << 56;
 
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
 const COSTLY: u64 = 8 * 4096;
@@ -193,6 +197,10 @@ fn charge_token(
         count_reference();
         return Ok((Paid::Stock, None));
     }
+    if bytes > MOST {
+        let counter = payer.counter();
+        return Err(refusal(payer, payer, bytes, (counter.usage(), counter.get(Bound::Max))));
+    }
     let account = token.account();
     // An open account is the payer's own (M8).
     let is_open = !account.is_closed();
@@ -304,6 +312,7 @@ fn charge_hard(
     let (mut retries, mut had_oom, mut has_raised) = (RETRIES, false, false);
     let mut payer = Arc::clone(payer);
     let is_inside = Inside::is(payer.shared.key(), What::Reclaim);
+    let mut patience = Patience::default();
     let error = loop {
         let Err((level, full)) = try_without_stocks(&payer, usize::MAX, bytes) else {
             return Ok(payer);
@@ -313,10 +322,12 @@ fn charge_hard(
             has_raised = true;
         }
         let may_try = gfp.may_block() && !is_inside && !level.is_root();
+        // Nothing that hooks give back makes room for more than the limit.
+        let may_reclaim = may_try && bytes <= full.1.number();
         let mut is_worth_another_try = false;
-        if may_try && retries > 0 {
+        if may_reclaim && retries > 0 {
             let has_room = || level.counter().check(bytes).is_ok();
-            let freed = reclaim::run(&level, bytes, ReclaimReason::Max, has_room);
+            let freed = reclaim::run(&level, bytes, ReclaimReason::Max, &mut patience, has_room);
             // When nothing is to be had, a second look would find the same.
             let is_over = gfp.contains(Gfp::NORETRY) || freed == 0;
             retries = if is_over { 0 } else { retries - 1 };
@@ -326,7 +337,7 @@ fn charge_hard(
             if may_try && !avoids_oom && bytes <= COSTLY && !had_oom {
                 had_oom = true;
                 level.raise(EventKind::Oom);
-                is_worth_another_try = oom::makes_room(&level, bytes);
+                is_worth_another_try = oom::makes_room(&level, bytes, &mut patience);
                 retries = RETRIES;
             }
         }

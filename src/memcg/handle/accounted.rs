@@ -5,14 +5,12 @@ use std::hash::{BuildHasher, Hash};
 use std::hint::black_box;
 use std::ops::{Deref, DerefMut};
 
+use crate::memcg::charge::try_charge::MOST;
 use crate::memcg::charge::unwinding::contained_while_unwinding;
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::charge::Charge;
 use crate::memcg::handle::memcg::Memcg;
-
-/// The largest footprint that is believed: no machine has a larger address space.
-const MOST: u64 = 1 << 56;
 
 /// A reservation of so many bytes is tried before it is charged. Smaller ones are hardly refused.
 const TRIED: u64 = 1 << 20;
@@ -62,6 +60,23 @@ pub trait Footprint {
     /// An estimate of [`footprint`](Footprint::footprint) after room for `additional` more elements
     /// was reserved. It should not be too low.
     fn footprint_with(&self, additional: usize) -> u64;
+
+    /// The [`footprint`](Footprint::footprint) of a collection that held `before` bytes when it was last
+    /// taken.
+    ///
+    /// It is asked in place of `footprint` after changes, and with 0 after
+    /// [`shrink_to_fit`](Footprint::shrink_to_fit). For collections whose capacity does not tell what they
+    /// hold: a hash table has less capacity after elements were removed, and as much memory.
+    fn footprint_since(&self, before: u64) -> u64 {
+        let _ = before;
+        self.footprint()
+    }
+
+    /// As [`footprint_with`](Footprint::footprint_with), of a collection that holds `now` bytes.
+    fn footprint_with_since(&self, additional: usize, now: u64) -> u64 {
+        let _ = now;
+        self.footprint_with(additional)
+    }
 
     /// Reserves room for `additional` more elements.
     ///
@@ -152,7 +167,7 @@ impl Memcg {
     /// If the [footprint](Footprint::footprint) is above 2⁵⁶ bytes, or as for
     /// [`charge_forced`](Memcg::charge_forced). Nothing is charged.
     pub fn account<C: Footprint>(&self, value: C) -> Accounted<C> {
-        let charge = self.charge_forced(footprint_of(&value));
+        let charge = self.charge_forced(believed(value.footprint()));
         Accounted { value, charge }
     }
 }
@@ -176,7 +191,8 @@ impl<C: Footprint> Accounted<C> {
     /// If the collection panics, or an [`on_high`](Memcg::on_high) callback. The charge is what the
     /// collection holds by then.
     pub fn reserve(&mut self, additional: usize) -> Result<(), ReserveError> {
-        let more = self.value.footprint_with(additional).saturating_sub(self.charge.bytes());
+        let charged = self.charge.bytes();
+        let more = self.value.footprint_with_since(additional, charged).saturating_sub(charged);
         if let Err(refused) = try_heap(more) {
             // The limits answer first, as they do for memory that there is.
             self.charge.check_limits(more)?;
@@ -196,12 +212,18 @@ impl<C: Footprint> Accounted<C> {
     /// counter has no room for it. In a thread that unwinds from another panic it does not panic. A
     /// collection whose footprint cannot be told or counted stays charged as before.
     pub fn edit(&mut self) -> AccountedMut<'_, C> {
-        AccountedMut { accounted: self }
+        AccountedMut { accounted: self, is_shrunk: false }
     }
 
     /// Returns as much memory as possible to the heap, and uncharges it.
+    ///
+    /// A hash table is uncharged here, and when it is replaced by one without capacity. While it is
+    /// changed in other ways, its charge only grows, because its capacity does not tell whether memory
+    /// was returned.
     pub fn shrink_to_fit(&mut self) {
-        self.edit().shrink_to_fit();
+        let mut edit = self.edit();
+        edit.is_shrunk = true;
+        edit.shrink_to_fit();
     }
 
     /// Moves the charge to another cgroup, of the same tree or another one.
@@ -228,8 +250,9 @@ impl<C: Footprint> Accounted<C> {
     }
 
     /// Makes the charge equal to the footprint.
-    fn recharge(&mut self) {
-        let (footprint, charged) = (footprint_of(&self.value), self.charge.bytes());
+    fn recharge(&mut self, is_shrunk: bool) {
+        let charged = self.charge.bytes();
+        let footprint = believed(self.value.footprint_since(if is_shrunk { 0 } else { charged }));
         match footprint.checked_sub(charged) {
             Some(0) => {}
             Some(more) => self.charge.grow_forced(more),
@@ -269,6 +292,8 @@ impl<C: Footprint> Deref for Accounted<C> {
 #[must_use = "the charge is adjusted when this value is dropped"]
 pub struct AccountedMut<'a, C: Footprint> {
     accounted: &'a mut Accounted<C>,
+    /// As much memory as possible was returned to the heap.
+    is_shrunk: bool,
 }
 
 impl<C: Footprint> Deref for AccountedMut<'_, C> {
@@ -287,13 +312,12 @@ impl<C: Footprint> DerefMut for AccountedMut<'_, C> {
 
 impl<C: Footprint> Drop for AccountedMut<'_, C> {
     fn drop(&mut self) {
-        contained_while_unwinding(|| self.accounted.recharge());
+        contained_while_unwinding(|| self.accounted.recharge(self.is_shrunk));
     }
 }
 
-/// The footprint, which is checked before a counter is touched.
-fn footprint_of(value: &impl Footprint) -> u64 {
-    let footprint = value.footprint();
+/// A footprint, which is checked before a counter is touched.
+fn believed(footprint: u64) -> u64 {
     assert!(footprint <= MOST, "no collection holds {footprint} bytes");
     footprint
 }
@@ -332,6 +356,23 @@ fn buckets(capacity: usize) -> usize {
         1..=7 => (capacity + 1).next_power_of_two().max(4),
         _ => (capacity / 7).saturating_mul(8).checked_next_power_of_two().unwrap_or(usize::MAX),
     }
+}
+
+/// The elements that a table of so many buckets has room for, where none was removed.
+fn full(buckets: usize) -> usize {
+    if buckets < 8 { buckets.saturating_sub(1) } else { buckets / 8 * 7 }
+}
+
+/// The buckets of a table that has room for so many elements: at most 7 of 8 are used, and it is rounded
+/// up to a multiple of 7.
+fn buckets_for(elements: usize) -> usize {
+    buckets(elements.saturating_add(if elements < 8 { 0 } else { 6 }))
+}
+
+/// The buckets of the largest table that has at most so many bytes.
+fn buckets_of(bytes: u64, size: usize) -> usize {
+    let sizes = std::iter::successors(Some(4usize), |buckets| buckets.checked_mul(2));
+    sizes.take_while(|buckets| table(*buckets, size) <= bytes).last().unwrap_or(0)
 }
 
 /// The bytes of a hash table: the elements, a control byte for each, and one more group of these.
@@ -376,6 +417,26 @@ macro_rules! footprint {
                     false => buckets(needed.max(capacity.saturating_add(1)).saturating_add(6)),
                 };
                 table(buckets, size_of::<$element>())
+            }
+
+            fn footprint_since(&self, before: u64) -> u64 {
+                match self.capacity() {
+                    0 => 0,
+                    _ => {
+                        let needed = table(buckets_for(self.len()), size_of::<$element>());
+                        self.footprint().max(needed).max(before)
+                    }
+                }
+            }
+
+            fn footprint_with_since(&self, additional: usize, now: u64) -> u64 {
+                let (needed, size) = (self.len().saturating_add(additional), size_of::<$element>());
+                let full = full(buckets_of(now, size));
+                // Up to half of what there is room for, a table clears removed elements away in place.
+                if needed <= self.capacity() || needed <= full / 2 {
+                    return now.max(self.footprint());
+                }
+                table(buckets_for(needed.max(full.saturating_add(1))), size)
             }
 
             footprint!(of_all: $table);

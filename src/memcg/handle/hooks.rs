@@ -21,6 +21,7 @@ use crate::memcg::notify::callbacks::{
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside::{HookScope, Lease};
 use crate::memcg::notify::registration::Registration;
+use crate::memcg::notify::running::Running;
 
 /// Tells a [reclaim hook](Memcg::on_reclaim) where memory is needed, how much, and why.
 ///
@@ -162,6 +163,16 @@ pub struct HighEvent {
     pub high: Limit,
     /// How long the calling thread should wait for this charge in this cgroup.
     pub delay: Duration,
+    lease: Arc<Lease>,
+}
+
+impl HighEvent {
+    /// Makes the charges of the calling thread count as the callback's own, until the scope is dropped or
+    /// the callback returns: they call no `high` callback. For callbacks that wait for a worker thread
+    /// which charges; see [`ReclaimRequest::enter`].
+    pub fn enter(&self) -> HookScope {
+        HookScope::enter(&self.lease)
+    }
 }
 
 /// Tells an [OOM callback](Memcg::on_oom) which limit was reached, and records victims.
@@ -242,7 +253,8 @@ impl Memcg {
     /// The hook runs on the thread that needs the memory, and no lock of the library is held. Other
     /// threads wait for it only if they need memory of the same cgroup, and then for 5 seconds at
     /// most. Threads that need memory of different cgroups, one of which may be below the other, may
-    /// call the hook at the same time.
+    /// call the hook at the same time. A hook that another thread has been running for 5 seconds is left
+    /// out, so that one that never returns keeps only the threads that called it before.
     ///
     /// The hook may charge and uncharge. Its charges are never refused and start no reclaim. A thread
     /// that works for the hook gets the same by [`ReclaimRequest::enter`].
@@ -287,8 +299,9 @@ impl Memcg {
         hook: impl Fn(&ReclaimRequest) -> u64 + Send + Sync + 'static,
     ) -> Registration {
         let tree = Arc::downgrade(self.tree());
+        let running = Running::default();
         let hook = move |ask: &ReclaimAsk<'_, Node>| {
-            let Some(tree) = tree.upgrade() else { return 0 };
+            let (Some(tree), Some(_run)) = (tree.upgrade(), running.begin()) else { return 0 };
             let [memcg, target] = [ask.node, ask.target].map(|node| Memcg::of(node, &tree));
             let ReclaimAsk { bytes, reason, lease, .. } = *ask;
             hook(&ReclaimRequest { memcg, target, bytes, reason, lease: Arc::clone(lease) })
@@ -350,10 +363,12 @@ impl Memcg {
     /// transferred charge stays transferred.
     pub fn on_high(&self, callback: impl Fn(&HighEvent) + Send + Sync + 'static) -> Registration {
         let tree = Arc::downgrade(self.tree());
+        let running = Running::default();
         let callback = move |ask: &HighAsk<'_, Node>| {
-            let Some(tree) = tree.upgrade() else { return };
-            let HighAsk { node, usage, high, delay } = *ask;
-            callback(&HighEvent { memcg: Memcg::of(node, &tree), usage, high, delay });
+            let (Some(tree), Some(_run)) = (tree.upgrade(), running.begin()) else { return };
+            let HighAsk { node, usage, high, delay, lease } = *ask;
+            let (memcg, lease) = (Memcg::of(node, &tree), Arc::clone(lease));
+            callback(&HighEvent { memcg, usage, high, delay, lease });
         };
         let callback: Arc<HighCallback<Node>> = Arc::new(callback);
         self.node().register(|callbacks| &callbacks.high, 0, callback)
@@ -383,8 +398,11 @@ impl Memcg {
         callback: impl Fn(&OomEvent) -> A + Send + Sync + 'static,
     ) -> Registration {
         let tree = Arc::downgrade(self.tree());
+        let running = Running::default();
         let callback = move |ask: &OomAsk<'_, Node>| {
-            let Some(tree) = tree.upgrade() else { return OomAnswer::Refuse };
+            let (Some(tree), Some(_run)) = (tree.upgrade(), running.begin()) else {
+                return OomAnswer::Refuse;
+            };
             let OomAsk { node, bytes: requested, lease } = *ask;
             let lease = Arc::clone(lease);
             callback(&OomEvent { memcg: Memcg::of(node, &tree), requested, lease }).into()

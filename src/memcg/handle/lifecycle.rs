@@ -3,6 +3,8 @@
 //! The kernel kills or stops processes. A library must do neither to threads. So it calls back those
 //! that own the work: they end it, pause it, or let it go on.
 
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -12,15 +14,14 @@ use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{Callbacks, LifeCallback};
 use crate::memcg::notify::registration::{Registration, Registry};
-use crate::sys::forks::ThreadMark;
-use crate::sys::locks::{LeafMutex, lock_with_room};
 
 impl Memcg {
     /// Registers a callback that ends the work of this cgroup when [`kill`](Memcg::kill) asks for it.
     ///
     /// The callback gets this cgroup. It runs on the thread that calls `kill`, under no lock. It
-    /// should not wait for the work to end, because the others wait for their turn. While it runs,
-    /// it is not called again by what it does itself, such as killing its own cgroup once more.
+    /// should not wait for the work to end, because the others wait for their turn. What it
+    /// kills, freezes or thaws itself is told when all callbacks of this call have run, and a callback is
+    /// called once.
     ///
     /// # Examples
     ///
@@ -46,7 +47,7 @@ impl Memcg {
     }
 
     /// Calls the [`on_kill`](Memcg::on_kill) callbacks of this cgroup and of its descendants, from
-    /// the top of the tree down. Returns how many were called. The kernel's `cgroup.kill`.
+    /// the top of the tree down. Returns how many there are. The kernel's `cgroup.kill`.
     ///
     /// Callbacks of ancestors are not called: the ancestors go on. Cgroups and callbacks that are
     /// created during the call may be left out.
@@ -61,7 +62,7 @@ impl Memcg {
     pub fn kill(&self) -> Result<usize, TreeError> {
         self.check_can_be_set()?;
         let nodes = self.tree().with_subtree(self.node(), <[_]>::to_vec);
-        Ok(self.call(&nodes, |callbacks| &callbacks.kill))
+        Ok(self.call(nodes, |callbacks| &callbacks.kill, KILL_CALLS))
     }
 
     /// Registers a callback that pauses the work of this cgroup, or lets it go on.
@@ -70,8 +71,8 @@ impl Memcg {
     /// runs on the thread that calls [`freeze`](Memcg::freeze) or [`thaw`](Memcg::thaw), under no
     /// lock. When two threads freeze and thaw at the same time, their callbacks may run at the same
     /// time, in any order. So ask `is_frozen` within the callback, under the lock that guards what you
-    /// pause. While it runs, it is not called again by what it does itself, such as thawing its own
-    /// cgroup.
+    /// pause. What it kills, freezes or thaws itself is told when all callbacks of this call have run,
+    /// and a callback is called 4 times at most in all.
     ///
     /// The callback is not called for the state at its registration.
     ///
@@ -137,7 +138,7 @@ impl Memcg {
     fn set_freeze(&self, freeze: bool) -> Result<(), TreeError> {
         self.check_can_be_set()?;
         let changed = self.tree().set_freeze(self.node(), freeze)?;
-        self.call(&changed, |callbacks| &callbacks.freeze);
+        self.call(changed, |callbacks| &callbacks.freeze, FREEZE_CALLS);
         Ok(())
     }
 
@@ -152,73 +153,114 @@ impl Memcg {
         self.node().is_frozen()
     }
 
-    fn on_life(
-        &self,
-        of: fn(&Callbacks<Node>) -> &Registry<LifeCallback<Node>>,
-        callback: impl Fn(&Memcg) + Send + Sync + 'static,
-    ) -> Registration {
+    fn on_life(&self, of: Kind, callback: impl Fn(&Memcg) + Send + Sync + 'static) -> Registration {
         let tree = Arc::downgrade(self.tree());
-        let running = OncePerThread::default();
         let callback = move |node: &Arc<Node>| {
-            let (Some(tree), Some(_running)) = (tree.upgrade(), running.begin()) else {
-                return false;
-            };
-            callback(&Memcg::of(node, &tree));
-            true
+            if let Some(tree) = tree.upgrade() {
+                callback(&Memcg::of(node, &tree));
+            }
         };
         self.node().register(of, 0, Arc::new(callback))
     }
 
     /// Calls the callbacks of all these cgroups, and then passes on the first panic. Returns how many
-    /// were called.
-    fn call(
-        &self,
-        nodes: &[Arc<Node>],
-        of: fn(&Callbacks<Node>) -> &Registry<LifeCallback<Node>>,
-    ) -> usize {
-        let (mut called, mut panic) = (0, None);
-        for node in nodes {
-            for callback in of(&node.callbacks).live() {
-                // Unwind safe: nothing of ours is half-changed, and the panic is passed on.
-                let result = catch_unwind(AssertUnwindSafe(|| callback(node)));
-                called += usize::from(*result.as_ref().unwrap_or(&true));
-                match result {
-                    Ok(_) => {}
-                    Err(payload) if panic.is_none() => panic = Some(payload),
-                    // Leaked, because its destructor is code of a user and may panic in turn.
-                    Err(payload) => mem::forget(payload),
-                }
+    /// there were.
+    ///
+    /// What callbacks kill, freeze or thaw is done when the callbacks of the first call are done, so that
+    /// nothing recurses. Each callback is called `most` times at most.
+    fn call(&self, nodes: Vec<Arc<Node>>, of: Kind, most: usize) -> usize {
+        let callbacks = callbacks_of(&nodes, of, most);
+        let count = callbacks.len();
+        let mut own = Some(callbacks);
+        // A thread that ends has no such variable any more, and calls what it was given.
+        if UNDER_WAY.try_with(|under_way| under_way.begin_or_add(&mut own)) == Ok(false) {
+            return count;
+        }
+        let mut next = || match &mut own {
+            Some(own) => own.pop_front(),
+            None => UNDER_WAY.try_with(UnderWay::next).ok().flatten(),
+        };
+        let mut panic = None;
+        let mut calls: Vec<(Arc<LifeCallback<Node>>, usize)> = Vec::new();
+        while let Some(Callback { node, callback, most }) = next() {
+            let index = calls.iter().position(|(other, _)| Arc::ptr_eq(other, &callback));
+            let index = index.unwrap_or_else(|| {
+                calls.push((Arc::clone(&callback), 0));
+                calls.len() - 1
+            });
+            if calls[index].1 == most {
+                continue;
+            }
+            calls[index].1 += 1;
+            // Unwind safe: nothing of ours is half-changed, and the panic is passed on.
+            match catch_unwind(AssertUnwindSafe(|| callback(&node))) {
+                Ok(()) => {}
+                Err(payload) if panic.is_none() => panic = Some(payload),
+                // Leaked, because its destructor is code of a user and may panic in turn.
+                Err(payload) => mem::forget(payload),
             }
         }
         match panic {
             Some(payload) => resume_unwind(payload),
-            None => called,
+            None => count,
         }
     }
 }
 
-/// Which threads run a callback. A callback that kills its own cgroup would otherwise be called until the
-/// thread has no stack left.
-#[derive(Default)]
-struct OncePerThread(LeafMutex<Vec<ThreadMark>>);
+/// Which callbacks.
+type Kind = fn(&Callbacks<Node>) -> &Registry<LifeCallback<Node>>;
 
-struct Running<'a>(&'a OncePerThread);
-
-impl OncePerThread {
-    /// `None` when this thread runs it.
-    fn begin(&self) -> Option<Running<'_>> {
-        let this = ThreadMark::of_this_thread();
-        let mut threads = lock_with_room(|| self.0.lock());
-        if threads.iter().any(ThreadMark::is_of_this_thread) {
-            return None;
-        }
-        threads.push(this);
-        Some(Running(self))
-    }
+/// A callback that is to be called.
+struct Callback {
+    node: Arc<Node>,
+    callback: Arc<LifeCallback<Node>>,
+    /// How often the call of a user calls it at most, whatever callbacks do.
+    most: usize,
 }
 
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.0.lock().retain(|thread| !thread.is_of_this_thread());
+const KILL_CALLS: usize = 1;
+
+/// More than one, because the state may have changed since a callback looked at it.
+const FREEZE_CALLS: usize = 4;
+
+/// The present callbacks of these cgroups, in order.
+fn callbacks_of(nodes: &[Arc<Node>], of: Kind, most: usize) -> VecDeque<Callback> {
+    let of_node = |node: &Arc<Node>| {
+        let node = Arc::clone(node);
+        let callbacks = of(&node.callbacks).live();
+        callbacks.map(move |callback| Callback { node: Arc::clone(&node), callback, most })
+    };
+    nodes.iter().flat_map(of_node).collect()
+}
+
+/// What this thread has to call. `None` while it is in no call.
+// In a box: the library has little thread-local storage.
+#[allow(clippy::box_collection)]
+struct UnderWay(Cell<Option<Box<VecDeque<Callback>>>>);
+
+thread_local! {
+    static UNDER_WAY: UnderWay = const { UnderWay(Cell::new(None)) };
+}
+
+impl UnderWay {
+    /// Takes the callbacks. True when this begins a call. Otherwise they are left to the call that is
+    /// under way.
+    fn begin_or_add(&self, callbacks: &mut Option<VecDeque<Callback>>) -> bool {
+        let under_way = self.0.take();
+        let begins = under_way.is_none();
+        let mut all = under_way.unwrap_or_default();
+        all.extend(callbacks.take().into_iter().flatten());
+        self.0.set(Some(all));
+        begins
+    }
+
+    /// The next one. The call ends with the last.
+    fn next(&self) -> Option<Callback> {
+        let mut all = self.0.take()?;
+        let next = all.pop_front();
+        if next.is_some() {
+            self.0.set(Some(all));
+        }
+        next
     }
 }

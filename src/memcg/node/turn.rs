@@ -7,13 +7,13 @@
 //! It is no lock of data: user code runs in it. So a wait for it is bounded, the locks of the library
 //! are not held during the wait, and a thread that has it does not count as one that holds a lock.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::sys::locks;
 
-/// The longest wait of one call for another thread's hooks, or for a callback that asked for time.
+/// The longest wait of one call for other threads' hooks, or for callbacks that asked for time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Tells hooks apart as long as they are registered: where the hook is.
@@ -27,8 +27,39 @@ pub(crate) struct HookId(pub(crate) usize);
 pub(crate) struct Turn(Mutex<Option<HookId>>);
 
 impl Turn {
-    /// Waits for the turn. `None` when another thread keeps it for longer than [`PATIENCE`].
-    pub(crate) fn wait(&self) -> Option<MutexGuard<'_, Option<HookId>>> {
-        locks::while_waiting(|| self.0.try_lock_for(PATIENCE))
+    /// Waits for the turn. `None` when another thread keeps it for longer than there is patience.
+    pub(crate) fn wait(&self, patience: &mut Patience) -> Option<MutexGuard<'_, Option<HookId>>> {
+        if let Some(turn) = self.0.try_lock() {
+            return Some(turn);
+        }
+        let left = patience.0;
+        patience.spend(|| locks::while_waiting(|| self.0.try_lock_for(left)))
+    }
+}
+
+/// How long a call may still wait for other threads' hooks, all waits together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience(Duration);
+
+impl Patience {
+    /// That of a call which waits for nobody.
+    pub(crate) const NONE: Self = Patience(Duration::ZERO);
+
+    pub(crate) fn left(&self) -> Duration {
+        self.0
+    }
+
+    /// Takes the time of a wait from it.
+    pub(crate) fn spend<R>(&mut self, wait: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let result = wait();
+        self.0 = self.0.saturating_sub(start.elapsed());
+        result
+    }
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience(PATIENCE)
     }
 }

@@ -56,6 +56,7 @@ pub(crate) struct HighAsk<'a, N> {
     pub(crate) usage: u64,
     pub(crate) high: Limit,
     pub(crate) delay: Duration,
+    pub(crate) lease: &'a Arc<Lease>,
 }
 
 /// The arguments of an OOM callback: a charge does not fit, and nothing can be reclaimed.
@@ -122,9 +123,8 @@ pub(crate) type ReclaimHook<N> = dyn Fn(&ReclaimAsk<'_, N>) -> u64 + Send + Sync
 pub(crate) type HighCallback<N> = dyn Fn(&HighAsk<'_, N>) + Send + Sync;
 pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> OomAnswer + Send + Sync;
 
-/// Called to end the work of a cgroup, or after it was frozen or thawed. Returns false when it was left
-/// out.
-pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>) -> bool + Send + Sync;
+/// Called to end the work of a cgroup, or after it was frozen or thawed.
+pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>) + Send + Sync;
 
 /// The callbacks of one cgroup. Each list is one pointer until its first callback is registered.
 pub(crate) struct Callbacks<N: 'static> {

@@ -83,14 +83,14 @@ impl Inside {
         let marks = OWN.with(Cell::get);
         let is_lent = |lent: &Cell<Leases>| {
             let leases = lent.take();
-            let is_lent = leases.iter().flatten().any(|lease| lease.is_of(tree));
+            let is_lent = leases.iter().flatten().any(|lease| lease.is_of(tree, what));
             lent.set(leases);
             is_lent
         };
         marks.contains(&tree.mark(what))
             || !marks.contains(&0)
             // A thread whose thread-local values were dropped has none.
-            || what == What::Reclaim && LENT.try_with(is_lent).unwrap_or(false)
+            || LENT.try_with(is_lent).unwrap_or(false)
     }
 
     fn is_any() -> bool {
@@ -135,17 +135,22 @@ pub(crate) fn drop_outside<T: 'static>(value: T) {
 #[derive(Debug)]
 pub(crate) struct Lease {
     tree: TreeKey,
+    what: What,
     is_over: AtomicBool,
 }
 
 impl Lease {
-    pub(crate) fn new(tree: TreeKey) -> Arc<Self> {
-        Arc::new(Lease { tree, is_over: AtomicBool::new(false) })
+    pub(crate) fn new(tree: TreeKey, what: What) -> Arc<Self> {
+        Arc::new(Lease { tree, what, is_over: AtomicBool::new(false) })
     }
 
-    fn is_of(&self, tree: TreeKey) -> bool {
+    fn is_of(&self, tree: TreeKey, what: What) -> bool {
+        self.tree == tree && self.what == what && !self.is_over()
+    }
+
+    fn is_over(&self) -> bool {
         // Relaxed: a charge that comes at the same moment as the end may be on either side of it.
-        self.tree == tree && !self.is_over.load(Ordering::Relaxed)
+        self.is_over.load(Ordering::Relaxed)
     }
 }
 
@@ -155,7 +160,7 @@ pub(crate) struct EndOfLease<'a>(pub(crate) &'a Lease);
 
 impl Drop for EndOfLease<'_> {
     fn drop(&mut self) {
-        // Relaxed: see `is_of`.
+        // Relaxed: see `is_over`.
         self.0.is_over.store(true, Ordering::Relaxed);
     }
 }
@@ -186,33 +191,40 @@ impl Drop for EndOfLease<'_> {
 #[derive(Debug)]
 #[must_use = "the scope ends when this value is dropped"]
 pub struct HookScope {
-    index: Option<usize>,
+    /// Where this thread has the lease.
+    place: Option<(usize, Arc<Lease>)>,
     not_send: PhantomData<*const ()>,
 }
 
 impl HookScope {
     pub(crate) fn enter(lease: &Arc<Lease>) -> Self {
-        let mut lease = Some(Arc::clone(lease));
+        let mut replaced = None;
         let put = |lent: &Cell<Leases>| {
             let mut leases = lent.take();
-            let index = leases.iter().position(Option::is_none);
+            // A lease that is over lends nothing any more, whether or not its scope is still there.
+            let is_free =
+                |slot: &Option<Arc<Lease>>| slot.as_ref().is_none_or(|lease| lease.is_over());
+            let index = leases.iter().position(is_free);
             if let Some(index) = index {
-                leases[index] = lease.take();
+                replaced = leases[index].replace(Arc::clone(lease));
             }
             lent.set(leases);
             index
         };
         let index = LENT.try_with(put).ok().flatten();
-        HookScope { index, not_send: PhantomData }
+        // Only now that the cell has its value again.
+        drop(replaced);
+        let place = index.map(|index| (index, Arc::clone(lease)));
+        HookScope { place, not_send: PhantomData }
     }
 }
 
 impl Drop for HookScope {
     fn drop(&mut self) {
-        if let Some(index) = self.index {
+        if let Some((index, own)) = self.place.take() {
             let take = |lent: &Cell<Leases>| {
                 let mut leases = lent.take();
-                let lease = leases[index].take();
+                let lease = leases[index].take_if(|lease| Arc::ptr_eq(lease, &own));
                 lent.set(leases);
                 lease
             };
@@ -258,7 +270,7 @@ mod tests {
     #[test]
     fn a_lease_ends_with_the_hook_and_is_of_one_thread() {
         let [tree, other] = TREES;
-        let lease = Lease::new(tree);
+        let lease = Lease::new(tree, What::Reclaim);
         let end = EndOfLease(&lease);
         let scopes = [HookScope::enter(&lease), HookScope::enter(&lease)];
         assert!(Inside::is(tree, What::Reclaim) && !Inside::is(other, What::Reclaim));

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `inside` | whether the thread runs a callback, and what must not happen then |
 //! | `registration` | [`Registration`](registration::Registration): registering callbacks and taking them back |
+//! | `running` | which threads run a callback, and since when |
 //! | `callbacks` | the callbacks of a cgroup |
 //! | `counts` | [`MemcgEvents`] |
 //! | `watch` | [`EventWatch`]: waiting for the counts to change |
@@ -28,6 +29,7 @@ pub(crate) mod callbacks;
 pub(crate) mod counts;
 pub(crate) mod inside;
 pub(crate) mod registration;
+pub(crate) mod running;
 pub(crate) mod watch;
 
 #[cfg(test)]

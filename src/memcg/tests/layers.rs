@@ -22,7 +22,7 @@ const ORDER: &[&[&str]] = &[
 const FILES: &[(&str, &[&str])] = &[
     ("counter", &["amount", "cost", "protection", "peak", "delay", "mod"]),
     ("stock", &["word", "cpu_set", "objcg", "grants", "mod"]),
-    ("notify", &["inside", "registration", "callbacks", "counts", "watch", "mod"]),
+    ("notify", &["inside", "registration", "running", "callbacks", "counts", "watch", "mod"]),
     ("node", &["account", "listed", "shared", "turn", "mod", "walk", "stocks", "reparent"]),
     (
         "charge",

@@ -29,7 +29,10 @@ impl Tree {
     ) -> Result<NonNull<u8>, AllocError> {
         let flags = RequestFlags { atomic: !gfp.may_block(), account: false, reserved };
         let request = Request::new(size, align, flags)?;
-        let charged = match gfp.contains(Gfp::ACCOUNT) {
+        // Areas of the reserved region are charged to nobody, so that nobody is asked for memory.
+        let is_charged =
+            gfp.contains(Gfp::ACCOUNT) && !(reserved && self.arena.has_reserved_region());
+        let charged = match is_charged {
             true => self.charge_current(request.size(), gfp)?,
             false => None,
         };
