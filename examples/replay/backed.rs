@@ -54,6 +54,7 @@ impl Backed {
         let (touched, untouched) =
             (touched.to_vec(), others.iter().copied().step_by(step).collect());
         let allocator = PerCpuAllocator::builder()
+            .cache_size(0)
             .machine(machine)
             .profile(profile)
             .unit_size(header.unit_size)

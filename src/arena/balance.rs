@@ -51,9 +51,11 @@ impl<O: Owner> Arena<O> {
         self.state.lock().placement.is_balance_pending()
     }
 
-    /// Runs balance work, asked for or not. Blocks.
+    /// Empties the caches and runs balance work, asked for or not. Blocks.
     pub(crate) fn balance(&self) {
         let _populating = self.populate_lock.lock();
+        // Cached areas keep pages and chunks.
+        self.drain();
         let mut balance = Balance::start(&mut self.state.lock().placement);
         loop {
             let step = balance.next(&mut self.state.lock().placement);
@@ -74,7 +76,9 @@ impl<O: Owner> Arena<O> {
                 _ => None,
             };
             balance.complete(&mut state.placement, &step, success);
+            let chunks = (dead.is_some() && self.cache.is_on()).then(|| state.chunks());
             drop(state);
+            chunks.iter().for_each(|chunks| self.cache.publish(chunks));
             // Unmapped here, with no lock but the populate lock held.
             drop(dead);
         }
@@ -82,7 +86,7 @@ impl<O: Owner> Arena<O> {
 
     /// Adds a chunk of the type. The populate lock is held.
     pub(super) fn create_chunk(&self, chunk_type: ChunkType) -> Result<(), MapError> {
-        let memory = ChunkMemory::new(&self.machine, self.geometry)?;
+        let memory = ChunkMemory::new(&self.machine, self.geometry, self.cache.is_on())?;
         let whole = self.populate == Populate::Whole;
         if whole {
             let unit = 0..self.geometry.unit_size();
@@ -90,10 +94,13 @@ impl<O: Owner> Arena<O> {
         }
         let mut state = self.state.lock();
         let id = state.add_chunk(chunk_type, memory);
+        let chunks = self.cache.is_on().then(|| state.chunks());
         if whole {
             let pages = 0..state.placement.pages_per_unit();
             state.placement.populated(id, pages);
         }
+        drop(state);
+        chunks.iter().for_each(|chunks| self.cache.publish(chunks));
         Ok(())
     }
 

@@ -6,14 +6,17 @@
 //! * R2: between placing and freeing, the bytes of an area belong to the caller that placed it, in all
 //!   copies of the window it lives in; nobody else reads or writes them.
 //! * R3: an owner slot is zero or came from `Owner::into_static`, and stands at the first granule of
-//!   a live area. Slots are touched only under the arena's area lock.
+//!   a live area. Slots are changed by the thread that has the area, before it hands it out or after it
+//!   has freed it, and looked at under the arena's area lock.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
-use super::Owner;
+use super::cache::Marks;
 use super::geometry::{Geometry, Window};
+use super::{Content, Owner};
 use crate::sys::{CpuId, Machine, MapError, Reservation, detached_is_used};
 
 /// The memory of one chunk (the first one serves the first and the reserved chunk).
@@ -21,14 +24,20 @@ use crate::sys::{CpuId, Machine, MapError, Reservation, detached_is_used};
 pub(crate) struct ChunkMemory<O: Owner> {
     reservation: Reservation,
     geometry: Geometry,
+    marks: Marks,
     owners: PhantomData<O>,
 }
 
 impl<O: Owner> ChunkMemory<O> {
     /// Reserves the address space and binds each CPU's copies to its node.
-    pub(crate) fn new(machine: &Machine, geometry: Geometry) -> Result<Self, MapError> {
+    pub(crate) fn new(
+        machine: &Machine,
+        geometry: Geometry,
+        is_cached: bool,
+    ) -> Result<Self, MapError> {
         let reservation = Reservation::new(machine, geometry.len(), geometry.span())?;
-        let memory = ChunkMemory { reservation, geometry, owners: PhantomData };
+        let marks = Marks::new(if is_cached { geometry.unit_size() } else { 0 });
+        let memory = ChunkMemory { reservation, geometry, marks, owners: PhantomData };
         if machine.nr_nodes() > 1 {
             memory.bind_copies(machine)?;
         }
@@ -39,6 +48,11 @@ impl<O: Owner> ChunkMemory<O> {
         self.geometry
             .bindings(machine)
             .try_for_each(|(bytes, node)| self.reservation.bind(bytes, node))
+    }
+
+    /// Which of its areas are cached.
+    pub(crate) fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     /// The span that its addresses lie in.
@@ -105,6 +119,30 @@ impl<O: Owner> ChunkMemory<O> {
         complete
     }
 
+    /// Makes the unit bytes `unit` hold `content`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`zero`](Self::zero).
+    #[inline]
+    pub(crate) unsafe fn clean(
+        &self,
+        machine: &Machine,
+        window: Window,
+        unit: &Range<usize>,
+        content: Content,
+    ) {
+        match content {
+            // SAFETY: the caller's promise.
+            Content::Zero => unsafe { self.zero(machine, window, unit) },
+            Content::Any if window == Window::Coloured && detached_is_used() => {
+                // SAFETY: as in `zero`.
+                unsafe { self.detached(unit.start).write_bytes(0, unit.len()) };
+            }
+            Content::Any => {}
+        }
+    }
+
     /// Makes the unit bytes `unit` read as zero on every possible CPU, and in the detached copy.
     ///
     /// A copy is written only where it is not zero, so that a copy which its CPU never touched
@@ -115,9 +153,19 @@ impl<O: Owner> ChunkMemory<O> {
     /// `unit` lies inside an area of `window` that the caller placed and has not handed out. Every
     /// byte of it has a value in every copy.
     #[inline]
-    pub(crate) unsafe fn zero(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
+    unsafe fn zero(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
         debug_assert!(unit.start.is_multiple_of(4) && unit.len().is_multiple_of(4));
-        self.copies(machine, window, unit).for_each(|start| {
+        if unit.len() == 8 && unit.start.is_multiple_of(8) {
+            self.for_each_copy(machine, window, unit, |start| {
+                // SAFETY: as below; strides are multiples of 128, so that the copy is aligned.
+                let word = unsafe { start.cast::<u64>().as_mut() };
+                if *word != 0 {
+                    *word = 0;
+                }
+            });
+            return;
+        }
+        self.for_each_copy(machine, window, unit, |start| {
             let words = ptr::slice_from_raw_parts_mut(start.cast::<u32>().as_ptr(), unit.len() / 4);
             // SAFETY: mapped memory (R1) that only this thread uses (R2). A copy is aligned to a
             // granule. Four bytes that have a value are a `u32`.
@@ -136,63 +184,74 @@ impl<O: Owner> ChunkMemory<O> {
     ///
     /// `unit` lies inside an area of `window` that the caller placed and has not handed out.
     pub(crate) unsafe fn overwrite(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
-        for start in self.copies(machine, window, unit) {
+        self.for_each_copy(machine, window, unit, |start| {
             // SAFETY: mapped memory (R1) that only this thread uses (R2).
             unsafe { start.write_bytes(0, unit.len()) };
-        }
+        });
     }
 
-    /// The starts of the copies of `unit` that may hold anything: those of all possible CPUs, and the
-    /// detached one. None for an empty range.
-    #[inline]
-    fn copies(
+    /// Calls `act` with the starts of the copies of `unit` that may hold anything: those of all possible
+    /// CPUs, and the detached one. With none for an empty range.
+    #[inline(always)]
+    fn for_each_copy(
         &self,
         machine: &Machine,
         window: Window,
         unit: &Range<usize>,
-    ) -> impl Iterator<Item = NonNull<u8>> {
-        let cpus = if unit.is_empty() { &[] } else { machine.possible() };
-        let has_detached = window == Window::Coloured && detached_is_used() && !unit.is_empty();
-        let start = unit.start;
-        let detached = has_detached.then(|| self.detached(start));
-        cpus.iter().map(move |&cpu| self.copy(window, cpu, start)).chain(detached)
+        mut act: impl FnMut(NonNull<u8>),
+    ) {
+        let Some(last) = machine.possible().last().filter(|_| !unit.is_empty()) else { return };
+        let stride = self.geometry.stride(window);
+        let [first, _] = [CpuId::new(0), *last].map(|cpu| self.copy(window, cpu, unit.start));
+        for cpu in machine.possible() {
+            // SAFETY: between the copies of CPU 0 and of the last one, both of which are in the
+            // mapping (R1).
+            act(unsafe { first.add(cpu.index() * stride) });
+        }
+        if window == Window::Coloured && detached_is_used() {
+            act(self.detached(unit.start));
+        }
     }
 
-    fn owner_slot(&self, unit_offset: usize) -> NonNull<*const O::Target> {
-        self.at(self.geometry.owner_offset(unit_offset)).cast()
+    /// The slot of the area at `unit_offset`.
+    fn owner_slot(&self, unit_offset: usize) -> &AtomicPtr<O::Target> {
+        let slot = self.at(self.geometry.owner_offset(unit_offset)).cast();
+        // SAFETY: mapped (R1), aligned, as the slots start at a page, and inside the vector, as
+        // `unit_offset` is inside a unit. All accesses are atomic, and memory reads as zero, a null
+        // pointer, at first.
+        unsafe { slot.as_ref() }
     }
 
     /// Stores the owner of the area at `unit_offset`.
     ///
     /// # Safety
     ///
-    /// The caller holds the area lock, and a live area without owner starts there.
+    /// The caller has the area, which has no owner, in a chunk with a vector of owners.
     pub(crate) unsafe fn set_owner(&self, unit_offset: usize, owner: O) {
-        // SAFETY: the slot is mapped (R1), aligned, as the slots start at a page, and inside the vector,
-        // as the area is inside a unit. The area lock excludes other accesses (R3).
-        unsafe { self.owner_slot(unit_offset).write(owner.into_static()) };
+        let owner = ptr::from_ref(owner.into_static()).cast_mut();
+        // Release: for a thread that looks at the owner.
+        self.owner_slot(unit_offset).store(owner, Ordering::Release);
     }
 
     /// Takes the owner of the area at `unit_offset` out, if it has one.
     ///
     /// # Safety
     ///
-    /// The caller holds the area lock.
+    /// The caller has freed the area.
     pub(crate) unsafe fn take_owner(&self, unit_offset: usize) -> Option<O> {
-        // SAFETY: as in `set_owner`; mapped memory reads as zero, a null pointer, at first.
-        let owner = unsafe { self.owner_slot(unit_offset).replace(ptr::null()) };
+        let slot = self.owner_slot(unit_offset);
+        // Relaxed: a thread that frees an area has got it from the one that has set the owner. Two
+        // accesses, as no other thread changes it.
+        let owner = slot.load(Ordering::Relaxed);
+        slot.store(ptr::null_mut(), Ordering::Relaxed);
         // SAFETY: by R3 a pointer that is not null was a reference for good.
         unsafe { owner.as_ref() }.map(O::from_static)
     }
 
-    /// The owner of the area at `unit_offset`, if it has one.
-    ///
-    /// # Safety
-    ///
-    /// The caller holds the area lock.
-    pub(crate) unsafe fn owner(&self, unit_offset: usize) -> Option<&'static O::Target> {
-        // SAFETY: as in `take_owner`.
-        let owner = unsafe { self.owner_slot(unit_offset).read() };
+    /// The owner of the area at `unit_offset`, if it has one; a snapshot.
+    pub(crate) fn owner(&self, unit_offset: usize) -> Option<&'static O::Target> {
+        // Acquire: as in `set_owner`.
+        let owner = self.owner_slot(unit_offset).load(Ordering::Acquire);
         // SAFETY: as in `take_owner`; it stays there.
         unsafe { owner.as_ref() }
     }

@@ -12,8 +12,7 @@
 //! populated. The area lock guards the placement, the table of the chunks' memory and the owners;
 //! it is short and never held across a system call. Callers that must not block take only the area
 //! lock.
-//! A cache of freed areas per CPU would sit in front of both, in `Arena::alloc` and
-//! `Arena::free`.
+//! The caches of freed areas are in front of both: see [`cache`].
 //!
 //! # Invariants
 //!
@@ -28,6 +27,7 @@
 //! * A4: owner slots are set only for live areas of accounted chunks.
 
 mod balance;
+mod cache;
 mod chunk_memory;
 mod geometry;
 mod revocable;
@@ -51,6 +51,8 @@ pub(crate) use revocable::{RevocableWords, TakenOut, WordPair};
 pub(crate) use words::Words;
 
 use balance::Worker;
+pub(crate) use cache::CacheStats;
+use cache::{Cache, Name, Put};
 use chunk_memory::ChunkMemory;
 use geometry::Geometry;
 use state::State;
@@ -80,6 +82,8 @@ pub(crate) struct Config {
     pub(crate) regions: Regions,
     pub(crate) populate: Populate,
     pub(crate) balance: BalanceMode,
+    /// Bytes of a unit that a CPU may cache; 0 for no caches.
+    pub(crate) cached_bytes: usize,
 }
 
 /// What an accounted area belongs to: a counted reference to something that stays where it is for
@@ -101,9 +105,12 @@ pub(crate) struct Arena<O: Owner> {
     machine: Machine,
     geometry: Geometry,
     locator: CopyLocator,
+    cache: Cache<O>,
     populate: Populate,
     populate_lock: Mutex<()>,
     state: Mutex<State<O>>,
+    /// Whether areas with an owner have chunks of their own.
+    splits_types: bool,
     balance_mode: BalanceMode,
     /// Set in `BalanceMode::Background`.
     worker: OnceLock<Worker>,
@@ -117,6 +124,15 @@ pub(crate) struct Allocated {
     /// It has the reference to the owner that was given. False without an owner, and where the
     /// chunk keeps none.
     pub(crate) is_owned: bool,
+}
+
+/// What the copies of a new area hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Zero,
+    /// Anything that has a value: the caller writes the copies of all possible CPUs. The detached copy
+    /// is zero.
+    Any,
 }
 
 /// What a freed area leaves in its copies.
@@ -167,23 +183,28 @@ pub(crate) enum NotLive {
 
 impl<O: Owner> Arena<O> {
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, NoArena> {
-        let Config { machine, profile, unit_size, regions, populate, balance } = config;
+        let Config { machine, profile, unit_size, regions, populate, balance, cached_bytes } =
+            config;
         let profile =
             if populate == Populate::Whole { profile.without_depopulation() } else { profile };
         let placement = Placement::new(unit_size, regions, profile).map_err(NoArena::Layout)?;
         let geometry = Geometry::new(unit_size, machine.cpu_id_limit()).ok_or(NoArena::TooLarge)?;
-        let first = ChunkMemory::new(&machine, geometry).map_err(NoArena::Memory)?;
+        let is_cached = cached_bytes > 0;
+        let first = ChunkMemory::new(&machine, geometry, is_cached).map_err(NoArena::Memory)?;
         if populate != Populate::Lazy {
             let end = regions.static_size + regions.reserved_size + regions.dyn_size;
             first.prefault(&machine, Window::Coloured, &(0..end)).map_err(NoArena::Memory)?;
         }
+        let state = State::new(placement, &regions, first);
         let arena = Arc::new(Arena {
             locator: CopyLocator::of(&machine),
+            cache: Cache::new(&machine, cached_bytes, &state.chunks()),
             machine,
             geometry,
             populate,
             populate_lock: Mutex::new(()),
-            state: Mutex::new(State::new(placement, &regions, first)),
+            splits_types: state.placement.splits_types(),
+            state: Mutex::new(state),
             balance_mode: balance,
             worker: OnceLock::new(),
         });
@@ -234,7 +255,7 @@ impl<O: Owner> Arena<O> {
         cpus.chain(detached).map(move |index| first.wrapping_byte_add(index * UNIT_STRIDE))
     }
 
-    /// Places an area that reads as zero on every possible CPU, and returns its copy of CPU 0, be
+    /// Places an area that holds `content` on every possible CPU, and returns its copy of CPU 0, be
     /// that CPU possible or not.
     ///
     /// Blocks, unless the request is atomic. The reference to `owner` becomes the area's where
@@ -243,6 +264,26 @@ impl<O: Owner> Arena<O> {
         &self,
         request: &Request,
         owner: Option<&'static O::Target>,
+        content: Content,
+    ) -> Result<Allocated, NoArea> {
+        let keeps_owners = request.flags.account || !self.splits_types;
+        let kept =
+            self.cache.take(&self.machine, &self.geometry, request, keeps_owners, owner, content);
+        if let Some(allocated) = kept {
+            return Ok(allocated);
+        }
+        match self.alloc_past_cache(request, owner, content) {
+            // Areas of other sizes, and of other CPUs.
+            Err(_) if self.drain() > 0 => self.alloc_past_cache(request, owner, content),
+            result => result,
+        }
+    }
+
+    fn alloc_past_cache(
+        &self,
+        request: &Request,
+        owner: Option<&'static O::Target>,
+        content: Content,
     ) -> Result<Allocated, NoArea> {
         let atomic = request.flags.atomic;
         let populating = (!atomic).then(|| self.populate_lock.lock());
@@ -256,7 +297,7 @@ impl<O: Owner> Arena<O> {
         let pending = state.placement.is_balance_pending();
         drop(state);
         drop(populating);
-        let result = result.map(|handed_out| handed_out.zeroed(&self.machine));
+        let result = result.map(|handed_out| handed_out.cleaned(&self.machine, content));
         // An atomic request leaves the work to the next caller that may block.
         if pending && (!atomic || self.balance_mode == BalanceMode::Background) {
             self.balance_as_configured();
@@ -326,7 +367,7 @@ impl<O: Owner> Arena<O> {
     ) -> HandedOut<O> {
         state.placement.finish_alloc(area);
         let window = request.window();
-        let is_owned = state.register(area, window, owner);
+        let is_owned = state.register(area, request, owner);
         let dirty = state.dirty_part(area);
         let undefined = state.undefined_part(area);
         let (memory, unit) = state.unit_range_of(area);
@@ -337,7 +378,50 @@ impl<O: Owner> Arena<O> {
     ///
     /// A wrong address is an error. A right one must not be in use any more, and `remains` must be
     /// true of it: the layer above sees to it.
+    ///
+    /// Of two threads that free the same address at the same time, one gets an error, unless a third
+    /// thread has got the area in between.
     pub(crate) fn free(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
+        match self.cache.put(&self.machine, &self.geometry, address, remains)? {
+            Put::Done(freed) => Ok(freed),
+            Put::Full(freed, cpu) => {
+                let mut pending = false;
+                while let Some(names) = self.cache.shed(cpu) {
+                    pending |= self.flush(&names);
+                }
+                if pending {
+                    self.balance_as_configured();
+                }
+                Ok(freed)
+            }
+            Put::Past => self.free_past_cache(address, remains),
+        }
+    }
+
+    /// Gives cached areas back to the placement. Returns whether balance work is pending.
+    fn flush(&self, names: &[Name]) -> bool {
+        let mut state = self.state.lock();
+        for name in names {
+            state.flush(&self.geometry, name.address(), name.remains());
+        }
+        state.placement.is_balance_pending()
+    }
+
+    /// Empties the caches. Returns how many areas were in them.
+    fn drain(&self) -> usize {
+        let names = self.cache.drain();
+        for names in names.chunks(FLUSHED) {
+            self.flush(names);
+        }
+        names.len()
+    }
+
+    /// What is cached.
+    pub(crate) fn cache_stats(&self) -> CacheStats {
+        self.cache.stats()
+    }
+
+    fn free_past_cache(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
         let mut state = self.state.lock();
         let freed = state.free(&self.geometry, address, remains)?;
         let pending = state.placement.is_balance_pending();
@@ -351,7 +435,7 @@ impl<O: Owner> Arena<O> {
     /// The chunk, offset and size of the live area at `address`, given as for `free`.
     pub(crate) fn place_of(&self, address: usize) -> Result<Place, NotLive> {
         let state = self.state.lock();
-        let area = state.live_area(&self.geometry, address)?;
+        let area = state.area_in_use(&self.geometry, address)?;
         let chunk = state.placement.name(area.chunk);
         Ok(Place { chunk, offset: area.offset, size: area.size })
     }
@@ -384,6 +468,9 @@ impl<O: Owner> Drop for Arena<O> {
     }
 }
 
+/// So many cached areas are given back under one hold of the area lock.
+const FLUSHED: usize = 64;
+
 type Guard<'a, O> = MutexGuard<'a, State<O>>;
 
 /// A placed area whose old content may still be there.
@@ -398,7 +485,7 @@ struct HandedOut<O: Owner> {
 }
 
 impl<O: Owner> HandedOut<O> {
-    fn zeroed(self, machine: &Machine) -> Allocated {
+    fn cleaned(self, machine: &Machine, content: Content) -> Allocated {
         if let Some(dirty) = self.dirty {
             let undefined = self.undefined.unwrap_or(dirty.end..dirty.end);
             for defined in [dirty.start..undefined.start, undefined.end..dirty.end] {
@@ -407,7 +494,7 @@ impl<O: Owner> HandedOut<O> {
                 }
                 // SAFETY: this thread placed the area, and no other thread knows it yet. These bytes
                 // are a part of it, and have a value (A5).
-                unsafe { self.memory.zero(machine, self.window, &defined) };
+                unsafe { self.memory.clean(machine, self.window, &defined, content) };
             }
             // SAFETY: as above; they need no value.
             unsafe { self.memory.overwrite(machine, self.window, &undefined) };

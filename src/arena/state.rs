@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::cache::{Chunks, IsCached, is_cacheable};
 use super::chunk_memory::ChunkMemory;
 use super::geometry::{Geometry, Window};
 use super::{Freed, NotLive, Owner, Remains};
 use crate::placement::{
-    Area, Bitmap, ChunkId, ChunkType, GRANULE_SIZE, PAGE_SIZE, Placement, Regions,
+    Area, Bitmap, ChunkId, ChunkType, GRANULE_SIZE, PAGE_SIZE, Placement, Regions, Request,
 };
 
 /// The memory behind one chunk of the placement.
@@ -34,7 +35,11 @@ impl<O: Owner> Backing<O> {
     fn unit_range_of_set(&self, granules: &Bitmap, area: &Area) -> Option<Range<usize>> {
         let end = (area.offset + area.size) / GRANULE_SIZE;
         let first = granules.next_set(area.offset / GRANULE_SIZE, end);
-        let last = granules.last_set(end).filter(|_| first < end)?;
+        if first >= end {
+            return None;
+        }
+        // It is in the area, so that the search ends there.
+        let last = granules.last_set(end)?;
         let unit = |granule: usize| self.base + granule * GRANULE_SIZE;
         Some(unit(first)..unit(last + 1))
     }
@@ -96,6 +101,15 @@ impl<O: Owner> State<O> {
             Some(Backing { memory, base, managed, keeps_owners, dirty, undefined, paged });
     }
 
+    /// All chunks, for those who look for them without the area lock.
+    pub(super) fn chunks(&self) -> Arc<Chunks<O>> {
+        let of_id = |id: &ChunkId| {
+            let backing = self.backing(*id);
+            (Arc::clone(&backing.memory), backing.keeps_owners)
+        };
+        Chunks::new(self.by_span.values().map(of_id))
+    }
+
     /// Forgets the memory of a chunk that is about to leave the placement.
     pub(super) fn remove_memory(&mut self, id: ChunkId) -> Option<Arc<ChunkMemory<O>>> {
         let backing = self.backings[id.index()].take()?;
@@ -132,22 +146,27 @@ impl<O: Owner> State<O> {
         (Arc::clone(memory), base + area.offset..base + area.offset + area.size)
     }
 
-    /// Notes the window of a new area, and its owner if the chunk keeps owners. True when the area
+    /// Notes the window of a new area, its mark, and its owner if the chunk keeps owners. True when the area
     /// has the reference to the owner from here on.
     pub(super) fn register(
         &mut self,
         area: &Area,
-        window: Window,
+        request: &Request,
         owner: Option<&'static O::Target>,
     ) -> bool {
         let backing = self.backing_mut(area.chunk);
-        if window == Window::Paged {
+        if request.window() == Window::Paged {
             backing.paged.insert(area.offset / GRANULE_SIZE);
         }
-        let Some(owner) = owner.filter(|_| backing.keeps_owners) else { return false };
-        // SAFETY: `self` is what the area lock guards, and the area was just placed.
-        unsafe { backing.memory.set_owner(backing.base + area.offset, O::from_static(owner)) };
-        true
+        let (unit, owner) = (backing.base + area.offset, owner.filter(|_| backing.keeps_owners));
+        if let Some(owner) = owner {
+            // SAFETY: the area was just placed, in a chunk with owners.
+            unsafe { backing.memory.set_owner(unit, O::from_static(owner)) };
+        }
+        if is_cacheable(request) {
+            backing.memory.marks().set_live(unit, request.len);
+        }
+        owner.is_some()
     }
 
     /// The unit bytes of the area that may not read as zero.
@@ -184,6 +203,16 @@ impl<O: Owner> State<O> {
         Ok(Area { chunk, offset, size: len * GRANULE_SIZE })
     }
 
+    /// As [`live_area`](Self::live_area), unless the area is cached.
+    pub(super) fn area_in_use(&self, geometry: &Geometry, address: usize) -> Result<Area, NotLive> {
+        let area = self.live_area(geometry, address)?;
+        let Backing { memory, base, .. } = self.backing(area.chunk);
+        match memory.marks().live(base + area.offset) {
+            Ok(_) => Ok(area),
+            Err(IsCached) => Err(NotLive::NoArea),
+        }
+    }
+
     /// Frees the area at `address` and takes its owner out.
     pub(super) fn free(
         &mut self,
@@ -191,7 +220,23 @@ impl<O: Owner> State<O> {
         address: usize,
         remains: Remains,
     ) -> Result<Freed<O>, NotLive> {
-        let Area { chunk, offset, size } = self.live_area(geometry, address)?;
+        let area = self.live_area(geometry, address)?;
+        let Backing { memory, base, .. } = self.backing(area.chunk);
+        memory.marks().forget(base + area.offset).map_err(|IsCached| NotLive::NoArea)?;
+        self.give_back(&area, remains)
+    }
+
+    /// Gives an area back that was cached.
+    pub(super) fn flush(&mut self, geometry: &Geometry, address: usize, remains: Remains) {
+        let area = self.live_area(geometry, address).expect("K1");
+        let Backing { memory, base, .. } = self.backing(area.chunk);
+        memory.marks().flush(base + area.offset);
+        let freed = self.give_back(&area, remains);
+        debug_assert!(freed.is_ok_and(|freed| freed.owner.is_none()), "K1");
+    }
+
+    fn give_back(&mut self, area: &Area, remains: Remains) -> Result<Freed<O>, NotLive> {
+        let Area { chunk, offset, size } = *area;
         self.placement.free(chunk, offset).map_err(|_| NotLive::NoArea)?;
         let backing = self.backing_mut(chunk);
         let granule = offset / GRANULE_SIZE;
@@ -203,7 +248,7 @@ impl<O: Owner> State<O> {
         if remains == Remains::Undefined {
             backing.undefined.set_range(granules);
         }
-        // SAFETY: `self` is what the area lock guards.
+        // SAFETY: the area was just freed.
         let owner = backing
             .keeps_owners
             .then(|| unsafe { backing.memory.take_owner(backing.base + offset) })
@@ -237,8 +282,7 @@ impl<O: Owner> State<O> {
         let mut sizes = Vec::new();
         for (id, backing) in self.with_owners() {
             for offset in self.placement.live_areas(id) {
-                // SAFETY: `self` is what the area lock guards.
-                let owner = unsafe { backing.memory.owner(backing.base + offset) };
+                let owner = backing.memory.owner(backing.base + offset);
                 if owner.is_some_and(&mut is_meant) {
                     sizes.extend(self.placement.live_len(id, offset));
                 }
@@ -253,8 +297,7 @@ impl<O: Owner> State<O> {
         for (id, backing) in self.with_owners() {
             let live: BTreeSet<usize> = self.placement.live_areas(id).collect();
             for offset in (0..self.placement.unit_size()).step_by(GRANULE_SIZE) {
-                // SAFETY: `self` is what the area lock guards.
-                let owner = unsafe { backing.memory.owner(backing.base + offset) };
+                let owner = backing.memory.owner(backing.base + offset);
                 if owner.is_some() && !live.contains(&offset) {
                     return Err(format!("A4: an owner without area at {offset}"));
                 }
@@ -267,7 +310,7 @@ impl<O: Owner> State<O> {
     pub(super) fn drop_owners(&mut self) {
         for (id, backing) in self.with_owners() {
             for offset in self.placement.live_areas(id) {
-                // SAFETY: `self` is what the area lock guards.
+                // SAFETY: nobody uses the area any more: the arena goes.
                 drop(unsafe { backing.memory.take_owner(backing.base + offset) });
             }
         }

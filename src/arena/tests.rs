@@ -65,6 +65,7 @@ fn config(profile: Profile) -> Config {
         regions: Regions::DEFAULT,
         populate: Populate::Lazy,
         balance: BalanceMode::Inline,
+        cached_bytes: 0,
     }
 }
 
@@ -90,7 +91,7 @@ fn atomic() -> RequestFlags {
 fn alloc(arena: &Arena<Owned>, size: usize, align: usize, owner: Option<&Owned>) -> NonNull<u8> {
     let flags = RequestFlags { account: owner.is_some(), ..plain() };
     let given = owner.cloned().map(Owned::into_static);
-    let area = arena.alloc(&request(size, align, flags), given).unwrap();
+    let area = arena.alloc(&request(size, align, flags), given, Content::Zero).unwrap();
     assert_eq!(area.is_owned, given.is_some(), "the owner is taken");
     area.first
 }
@@ -251,14 +252,15 @@ fn chunks_that_keep_no_owners_leave_them_with_the_caller() {
         let owner = Owned::new();
         let flags = RequestFlags { account: true, reserved: true, atomic: false };
         let Allocated { first, is_owned } =
-            arena.alloc(&request(64, 8, flags), Some(owner.0)).unwrap();
+            arena.alloc(&request(64, 8, flags), Some(owner.0), Content::Zero).unwrap();
         assert_eq!(arena.place_of(first.addr().get()).unwrap().chunk, ChunkName::Reserved);
         assert!(!is_owned && owner.references() == 1);
         assert!(free(&arena, first).owner.is_none());
 
         let flags = RequestFlags { account: true, ..plain() };
         let given = owner.clone().into_static();
-        let is_owned = arena.alloc(&request(64, 8, flags), Some(given)).unwrap().is_owned;
+        let is_owned =
+            arena.alloc(&request(64, 8, flags), Some(given), Content::Zero).unwrap().is_owned;
         assert_eq!(is_owned, profile.split_types, "one list starts with the first chunk");
     }
 }
@@ -268,11 +270,11 @@ fn failed_allocation_leaves_the_owner_with_the_caller() {
     let arena = arena(Profile::default());
     let owner = Owned::new();
     let flags = RequestFlags { account: true, atomic: true, reserved: false };
-    let refused = arena.alloc(&request(64, 8, flags), Some(owner.0));
+    let refused = arena.alloc(&request(64, 8, flags), Some(owner.0), Content::Zero);
     assert_eq!(refused.unwrap_err(), NoArea::NoRoom);
     arena.machine.faults().fail_all(None);
     let flags = RequestFlags { account: true, ..plain() };
-    let refused = arena.alloc(&request(64, 8, flags), Some(owner.0));
+    let refused = arena.alloc(&request(64, 8, flags), Some(owner.0), Content::Zero);
     assert!(matches!(refused, Err(NoArea::Memory(_))));
     assert_eq!(owner.references(), 1);
 }
@@ -323,7 +325,7 @@ fn first_and_reserved_chunk_share_memory_and_are_told_apart() {
     let regions = Regions { static_size: 100, reserved_size: 5000, dyn_size: 20_000 };
     let arena = Arena::<Owned>::new(Config { regions, ..config(Profile::default()) }).unwrap();
     let reserved = request(64, 4, RequestFlags { reserved: true, ..plain() });
-    let reserved = arena.alloc(&reserved, None).unwrap().first;
+    let reserved = arena.alloc(&reserved, None, Content::Zero).unwrap().first;
     let dynamic = alloc(&arena, 64, 4, None);
     let chunk = |area: NonNull<u8>| arena.place_of(area.addr().get()).unwrap().chunk;
     assert_eq!(chunk(reserved), ChunkName::Reserved);
@@ -346,8 +348,11 @@ fn requests_that_may_not_block_and_frees_do_not_wait_for_population() {
     let (done, wait) = mpsc::channel();
     let worker = Arc::clone(&arena);
     let worker = thread::spawn(move || {
-        let area = worker.alloc(&request(64, 8, atomic()), None).unwrap().first;
-        let sizes = (free(&worker, area).size, worker.alloc(&request(32_768, 8, atomic()), None));
+        let area = worker.alloc(&request(64, 8, atomic()), None, Content::Zero).unwrap().first;
+        let sizes = (
+            free(&worker, area).size,
+            worker.alloc(&request(32_768, 8, atomic()), None, Content::Zero),
+        );
         done.send(sizes.0 == 64 && matches!(sizes.1, Err(NoArea::NoRoom))).unwrap();
     });
     assert_eq!(wait.recv_timeout(Duration::from_secs(20)), Ok(true));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use super::{Allocated, Arena, Freed, NoArea, Owner, Remains};
+use super::{Allocated, Arena, Content, Freed, NoArea, Owner, Remains};
 use crate::placement::{Request, RequestFlags};
 use crate::sys::{AtomicOps, ByCpu, CopyLocator, Sequences, UNIT_STRIDE, Word};
 
@@ -38,7 +38,7 @@ impl<O: Owner, const N: usize> Words<O, N> {
         let align = align_of::<AtomicI64>() as u64;
         let request =
             Request::new(Self::SIZE as u64, align, flags).expect("a few words are a legal request");
-        let Allocated { first, is_owned } = arena.alloc(&request, owner)?;
+        let Allocated { first, is_owned } = arena.alloc(&request, owner, Content::Zero)?;
         Ok((Words { arena: Arc::clone(arena), first: first.cast().as_ptr() }, is_owned))
     }
 

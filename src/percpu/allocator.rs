@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::statics;
 use super::{BuildError, PcpuPtr, PerCpuAllocatorBuilder};
-use crate::arena::Remains;
+use crate::arena::{Content, Remains};
 use crate::memcg::{AllocError, FreeError, Gfp, Memcg, Tree, TreeError};
 use crate::placement::{AllocInfo, ChunkStats, Place, Placement, Stats};
 use crate::sys::{CpuId, Machine};
@@ -136,7 +136,7 @@ impl PerCpuAllocator {
             return Err(AllocError::OtherTree);
         }
         let (size, align) = (layout.size() as u64, layout.align() as u64);
-        self.tree.alloc_for(memcg.node(), size, align, gfp).map(PcpuPtr::from_ptr)
+        self.tree.alloc_for(memcg.node(), size, align, gfp, Content::Zero).map(PcpuPtr::from_ptr)
     }
 
     /// As [`alloc`](Self::alloc), from the reserved region of the first chunk if there is one.
@@ -156,7 +156,7 @@ impl PerCpuAllocator {
         reserved: bool,
     ) -> Result<PcpuPtr, AllocError> {
         let (size, align) = (layout.size() as u64, layout.align() as u64);
-        self.tree.alloc(size, align, gfp, reserved).map(PcpuPtr::from_ptr)
+        self.tree.alloc(size, align, gfp, reserved, Content::Zero).map(PcpuPtr::from_ptr)
     }
 
     /// Frees an area on all CPUs and uncharges the cgroup that pays for it.
@@ -268,9 +268,12 @@ impl PerCpuAllocator {
 
     /// Totals over all chunks; the cgroups' own statistics lie elsewhere and do not count.
     ///
-    /// Cost: one short lock.
+    /// Cost: one short lock, and one for each CPU.
     pub fn stats(&self) -> Stats {
-        self.with_placement(Placement::stats)
+        let arena = self.tree.arena();
+        // Together they are no snapshot, unless no thread allocates or frees.
+        let (stats, cached) = (arena.with_placement(Placement::stats), arena.cache_stats());
+        stats.without_cached(cached.areas, cached.bytes, cached.taken)
     }
 
     /// Every chunk in detail. Cost: reads every map under the lock that allocations need.
@@ -287,6 +290,24 @@ impl PerCpuAllocator {
     /// populates reserves. Returns whether there was any to do. Blocks.
     pub fn balance(&self) -> bool {
         self.tree.arena().balance_if_pending()
+    }
+
+    /// Gives back what is kept for reuse: the [caches](PerCpuAllocatorBuilder::cache_size) of all CPUs,
+    /// and then spare chunks and free pages, as [`balance`](Self::balance) does. Blocks.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// drop(PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL)?);
+    /// pcpu.trim();
+    /// assert_eq!(pcpu.stats().nr_cached, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn trim(&self) {
+        self.tree.arena().balance();
     }
 
     /// Checks every invariant of chunks, lists and owners; for tests. Reads every map and every

@@ -12,6 +12,7 @@ use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
 use super::remains::remains_of;
+use crate::arena::Content;
 use crate::memcg::{AllocError, Gfp, Memcg, Tree};
 use crate::sys::{CopyLocator, CpuId, Machine};
 
@@ -87,11 +88,15 @@ impl<'a> Source<'a> {
         self.tree().arena().machine()
     }
 
-    fn alloc(self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
+    fn alloc(self, layout: Layout, content: Content) -> Result<NonNull<u8>, AllocError> {
         let (size, align) = (layout.size() as u64, layout.align() as u64);
         match self {
-            Source::Allocator(allocator, gfp) => allocator.tree().alloc(size, align, gfp, false),
-            Source::Memcg(memcg) => memcg.tree().alloc_for(memcg.node(), size, align, Gfp::KERNEL),
+            Source::Allocator(allocator, gfp) => {
+                allocator.tree().alloc(size, align, gfp, false, content)
+            }
+            Source::Memcg(memcg) => {
+                memcg.tree().alloc_for(memcg.node(), size, align, Gfp::KERNEL, content)
+            }
         }
     }
 }
@@ -106,9 +111,9 @@ struct AreaGuard<'a, T> {
 }
 
 impl<'a, T> AreaGuard<'a, T> {
-    fn new(source: Source<'a>) -> Result<Self, AllocError> {
+    fn new(source: Source<'a>, content: Content) -> Result<Self, AllocError> {
         let tree = source.tree();
-        let first = source.alloc(Layout::new::<T>())?;
+        let first = source.alloc(Layout::new::<T>(), content)?;
         let stride = tree.arena().stride(align_of::<T>());
         Ok(AreaGuard { first: first.cast(), tree, initialised: 0, stride })
     }
@@ -253,7 +258,7 @@ impl<T> PerCpu<T> {
     }
 
     fn new_from(source: Source<'_>, mut init: impl FnMut(CpuId) -> T) -> Result<Self, AllocError> {
-        let mut area = AreaGuard::new(source)?;
+        let mut area = AreaGuard::new(source, Content::Any)?;
         for &cpu in source.machine().possible() {
             let value = init(cpu);
             let copy: *mut T = copy_of(area.first, area.stride, cpu);
@@ -287,7 +292,7 @@ impl<T> PerCpu<T> {
         T: FromZeros,
     {
         // A new area reads as zero, and zero bytes are a valid `T`.
-        Ok(AreaGuard::new(source)?.into_object())
+        Ok(AreaGuard::new(source, Content::Zero)?.into_object())
     }
 
     /// The possible CPUs, ascending: those that have a copy.

@@ -13,7 +13,7 @@ pub struct Stats {
     pub nr_dealloc: u64,
     /// Live areas.
     pub nr_cur_alloc: u64,
-    /// Most areas that were ever live.
+    /// Most areas that were ever live or cached.
     pub nr_max_alloc: u64,
     /// Chunks; the first one counts, the reserved one does not.
     pub nr_chunks: u64,
@@ -31,6 +31,27 @@ pub struct Stats {
     pub live_bytes: u64,
     /// True when balance work was asked for.
     pub balance_pending: bool,
+    /// Freed areas that CPUs keep to hand them out again. They are not live.
+    pub nr_cached: u64,
+    /// Bytes of these areas in one unit.
+    pub cached_bytes: u64,
+}
+
+impl Stats {
+    /// Of a placement, to which areas that are cached, or were taken out of a cache, are live.
+    pub(crate) fn without_cached(self, areas: u64, bytes: u64, taken: u64) -> Self {
+        let nr_alloc = self.nr_alloc + taken;
+        let nr_cur_alloc = self.nr_cur_alloc.saturating_sub(areas);
+        Stats {
+            nr_alloc,
+            nr_dealloc: nr_alloc - nr_cur_alloc,
+            nr_cur_alloc,
+            live_bytes: self.live_bytes.saturating_sub(bytes),
+            nr_cached: areas,
+            cached_bytes: bytes,
+            ..self
+        }
+    }
 }
 
 /// One chunk; sizes in bytes, hints in granules of 4 bytes.
@@ -122,6 +143,8 @@ impl Placement {
             nr_populated: self.nr_populated as u64,
             live_bytes: totals.live_bytes as u64,
             balance_pending: self.balance_pending,
+            nr_cached: 0,
+            cached_bytes: 0,
         }
     }
 

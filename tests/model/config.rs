@@ -67,6 +67,7 @@ impl Config {
 
     pub(crate) fn build(&self) -> Result<PerCpuAllocator, TestCaseError> {
         let builder = PerCpuAllocator::builder()
+            .cache_size(0)
             .machine(self.cpus.machine())
             .unit_size(self.unit_size)
             .regions(self.regions)
@@ -86,7 +87,7 @@ impl Config {
 pub(crate) fn stranger() -> Result<(PerCpuAllocator, percpu_memcg::Memcg), TestCaseError> {
     let fail = |error: &dyn std::error::Error| TestCaseError::fail(format!("stranger: {error}"));
     let machine = Machine::uniform(1).map_err(|error| fail(&error))?;
-    let builder = PerCpuAllocator::builder().machine(machine).unit_size(8 * PAGE);
+    let builder = PerCpuAllocator::builder().cache_size(0).machine(machine).unit_size(8 * PAGE);
     let pcpu = builder.build().map_err(|error| fail(&error))?;
     let cgroup = pcpu.root().create("a").map_err(|error: TreeError| fail(&error))?;
     Ok((pcpu, cgroup))

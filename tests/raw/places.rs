@@ -8,7 +8,7 @@ use super::*;
 fn areas_lie_where_the_pure_placement_puts_them() {
     for profile in PROFILES {
         for populate in [Populate::Lazy, Populate::Eager] {
-            let pcpu = builder().profile(profile).populate(populate).build().unwrap();
+            let pcpu = builder().cache_size(0).profile(profile).populate(populate).build().unwrap();
             let mut simulator = Simulator::new(64 << 10, pcpu.layout().regions, profile).unwrap();
             let tenant = pcpu.root().create("tenant").unwrap();
             let _in = tenant.enter();

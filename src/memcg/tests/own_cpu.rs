@@ -26,6 +26,7 @@ pub(super) fn root() -> Memcg {
             regions: Regions::DEFAULT,
             populate: Populate::Lazy,
             balance: BalanceMode::Inline,
+            cached_bytes: 0,
         };
         Arena::new(config).unwrap()
     };

@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::arena::{Arena, Remains};
+use crate::arena::{Arena, Content, Remains};
 use crate::memcg::charge::try_charge::{charge, charge_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, FreeError};
@@ -26,6 +26,7 @@ impl Tree {
         align: u64,
         gfp: Gfp,
         reserved: bool,
+        content: Content,
     ) -> Result<NonNull<u8>, AllocError> {
         let flags = RequestFlags { atomic: !gfp.may_block(), account: false, reserved };
         let request = Request::new(size, align, flags)?;
@@ -36,7 +37,7 @@ impl Tree {
             true => self.charge_current(request.size(), gfp)?,
             false => None,
         };
-        self.alloc_charged(request, charged)
+        self.alloc_charged(request, charged, content)
     }
 
     /// As [`alloc`](Tree::alloc), charged to `node`, a cgroup of this tree, or to its nearest live
@@ -47,24 +48,27 @@ impl Tree {
         size: u64,
         align: u64,
         gfp: Gfp,
+        content: Content,
     ) -> Result<NonNull<u8>, AllocError> {
         let flags = RequestFlags { atomic: !gfp.may_block(), ..RequestFlags::default() };
         let request = Request::new(size, align, flags)?;
         let node = node.live();
         let bytes = self.shared.cost.full_size(request.size());
         let charged = (!node.is_root()).then(|| charge(node, bytes, gfp)).transpose()?;
-        self.alloc_charged(request, charged)
+        self.alloc_charged(request, charged, content)
     }
 
     fn alloc_charged(
         &self,
         mut request: Request,
         charged: Option<Uncommitted>,
+        content: Content,
     ) -> Result<NonNull<u8>, AllocError> {
         request.flags.account = charged.is_some();
         let size = request.size();
         let owner = charged.as_ref().map(Uncommitted::token);
-        let allocated = self.arena.alloc(&request, owner).map_err(|error| no_area(error, size))?;
+        let allocated = self.arena.alloc(&request, owner, content);
+        let allocated = allocated.map_err(|error| no_area(error, size))?;
         if let Some(charged) = charged.filter(|_| allocated.is_owned) {
             // The area holds the reference, and no other thread has the address yet.
             charged.commit().count(self.shared.cost.full_size(size) as i64);

@@ -1,0 +1,254 @@
+//! Freed areas that CPUs keep: what may be seen of them, and what must not.
+
+use std::alloc::Layout;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use percpu_memcg::{
+    FreeError, Gfp, Local, Machine, MapOp, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder,
+};
+
+const KEPT: usize = 32 << 10;
+
+fn builder(cpus: usize) -> PerCpuAllocatorBuilder {
+    PerCpuAllocator::builder().machine(Machine::uniform(cpus).unwrap())
+}
+
+fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).unwrap()
+}
+
+fn alloc(pcpu: &PerCpuAllocator, layout: Layout) -> PcpuPtr {
+    pcpu.alloc(layout, Gfp::KERNEL).unwrap()
+}
+
+fn free(pcpu: &PerCpuAllocator, ptr: PcpuPtr) -> Result<(), FreeError> {
+    // SAFETY: no test uses an area after it freed it, and all bytes are initialised.
+    unsafe { pcpu.free(ptr) }
+}
+
+/// Writes all bytes of all copies, after it saw that they are zero.
+fn dirty(pcpu: &PerCpuAllocator, ptr: PcpuPtr, size: usize) {
+    for &cpu in pcpu.machine().possible() {
+        let start = pcpu.per_cpu_ptr(ptr, cpu).unwrap().as_ptr();
+        for byte in 0..size {
+            // SAFETY: a byte of a copy of a live area, which no other thread uses.
+            let byte = unsafe { &mut *start.wrapping_add(byte) };
+            assert_eq!(std::mem::replace(byte, 0xa5), 0);
+        }
+    }
+}
+
+fn on_cpu<R: Send>(nth: usize, work: impl FnOnce() -> R + Send) -> R {
+    thread::scope(|scope| {
+        let pinned = || {
+            let cpus = core_affinity::get_core_ids().unwrap();
+            assert!(core_affinity::set_for_current(cpus[nth % cpus.len()]));
+            work()
+        };
+        scope.spawn(pinned).join().unwrap()
+    })
+}
+
+#[test]
+fn a_freed_area_is_handed_out_again_and_reads_as_zero() {
+    for cpus in [1, 2, 3, 64] {
+        let pcpu = builder(cpus).build().unwrap();
+        for size in [1, 4, 8, 12, 64, 100, 1016] {
+            let first = alloc(&pcpu, layout(size, 4));
+            dirty(&pcpu, first, size);
+            free(&pcpu, first).unwrap();
+            let again = alloc(&pcpu, layout(size, 4));
+            dirty(&pcpu, again, size);
+            free(&pcpu, again).unwrap();
+        }
+        assert_eq!((pcpu.stats().nr_cur_alloc, pcpu.stats().live_bytes), (0, 0));
+        pcpu.verify().unwrap();
+    }
+}
+
+/// On one CPU, so that it is the same area.
+#[test]
+fn sizes_are_exact_and_alignments_are_kept() {
+    on_cpu(0, || {
+        let pcpu = builder(2).build().unwrap();
+        let keep: Vec<_> = (0..9).map(|_| alloc(&pcpu, layout(4, 4))).collect();
+        let small = alloc(&pcpu, layout(8, 4));
+        free(&pcpu, small).unwrap();
+        for size in [4, 12, 16] {
+            assert_ne!(alloc(&pcpu, layout(size, 4)), small, "another size");
+        }
+        for align in [8, 16, 32, 64, 128, 256] {
+            let area = alloc(&pcpu, layout(8, align));
+            assert!(area.as_ptr().addr().get().is_multiple_of(align));
+        }
+        let again = [(); 2].map(|()| alloc(&pcpu, layout(8, 4)));
+        let aligned = small.as_ptr().addr().get().is_multiple_of(8);
+        assert!(aligned || again.contains(&small), "the same size and alignment");
+        assert_eq!(pcpu.stats().nr_cur_alloc, 9 + 3 + 6 + 2);
+        drop(keep);
+    });
+}
+
+#[test]
+fn a_repeated_free_is_an_error_wherever_the_area_is() {
+    let pcpu = builder(2).build().unwrap();
+    let no_area = |result: Result<(), FreeError>| result.unwrap_err();
+    let area = alloc(&pcpu, layout(8, 8));
+    on_cpu(0, || free(&pcpu, area).unwrap());
+    for cpu in [0, 1] {
+        on_cpu(cpu, || no_area(free(&pcpu, area)));
+        on_cpu(cpu, || assert!(pcpu.place_of(area).is_err()));
+    }
+    assert_eq!(pcpu.stats().nr_cached, 1);
+    pcpu.trim();
+    assert_eq!(pcpu.stats().nr_cached, 0);
+    no_area(free(&pcpu, area));
+    assert_eq!((pcpu.stats().nr_cur_alloc, pcpu.stats().nr_dealloc), (0, 1));
+
+    // Inside of an area, of another allocator, and of none.
+    let (area, other) = (alloc(&pcpu, layout(64, 8)), builder(2).build().unwrap());
+    free(&pcpu, area).unwrap();
+    let at = |offset: usize| {
+        // SAFETY: inside of the area.
+        PcpuPtr::from_ptr(unsafe { area.as_ptr().add(offset) })
+    };
+    for offset in [1, 4, 8, 60] {
+        no_area(free(&pcpu, at(offset)));
+    }
+    no_area(free(&other, area));
+    pcpu.verify().unwrap();
+}
+
+#[test]
+fn of_two_threads_that_free_an_area_one_gets_an_error() {
+    let pcpu = builder(2).build().unwrap();
+    for cache in [true, false] {
+        for round in 0..2000 {
+            let area = alloc(&pcpu, layout(if cache { 8 } else { 2000 }, 8));
+            let (start, freed) = (Barrier::new(2), AtomicUsize::new(0));
+            thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        start.wait();
+                        freed.fetch_add(usize::from(free(&pcpu, area).is_ok()), Ordering::Relaxed);
+                    });
+                }
+            });
+            assert_eq!(freed.load(Ordering::Relaxed), 1, "{round}");
+        }
+    }
+    assert_eq!(pcpu.stats().nr_cur_alloc, 0);
+    pcpu.verify().unwrap();
+}
+
+#[test]
+fn a_cached_area_is_charged_to_nobody() {
+    let pcpu = builder(2).build().unwrap();
+    let [a, b] = ["a", "b"].map(|name| pcpu.root().create(name).unwrap());
+    let charged = |tenant: &percpu_memcg::Memcg| (tenant.current(), tenant.stat().percpu);
+    let empty = charged(&a);
+    for _ in 0..100 {
+        for (tenant, other) in [(&a, &b), (&b, &a)] {
+            let object = PerCpu::<Local<u64>>::zeroed_for(tenant).unwrap();
+            assert_eq!(charged(tenant).1, 8 * 2 + 2 * 8);
+            assert_eq!(charged(other), empty);
+            object.inc();
+            assert_eq!(object.sum(), 1);
+        }
+        assert_eq!((charged(&a), charged(&b)), (empty, empty));
+    }
+    assert!(pcpu.stats().nr_cached > 0);
+    // What is cached keeps no cgroup.
+    a.remove().unwrap();
+    assert_eq!(pcpu.root().nr_dying_descendants(), 1);
+    drop(a);
+    assert_eq!(pcpu.root().nr_dying_descendants(), 0);
+}
+
+#[test]
+fn a_cpu_keeps_no_more_than_it_may() {
+    for kept in [0, 4, 100, 1 << 10, KEPT] {
+        let pcpu = builder(2).cache_size(kept).build().unwrap();
+        for size in [4, 8, 40, 1016, 8] {
+            let areas: Vec<_> = (0..12_000).map(|_| alloc(&pcpu, layout(size, 4))).collect();
+            for area in areas {
+                free(&pcpu, area).unwrap();
+                // Two CPUs, and so one of the threads of a test.
+                assert!(pcpu.stats().cached_bytes as usize <= 2 * kept);
+            }
+        }
+        let stats = pcpu.stats();
+        assert_eq!((stats.nr_cur_alloc, stats.nr_alloc), (0, 60_000));
+        assert_eq!(stats.nr_cached > 0, kept > 8, "{stats:?}");
+        pcpu.verify().unwrap();
+    }
+}
+
+#[test]
+fn a_request_that_finds_no_room_gets_what_is_cached() {
+    let machine = Machine::uniform(2).unwrap();
+    let pcpu = PerCpuAllocator::builder().machine(machine.clone()).unit_size(32 << 10);
+    let pcpu = pcpu.build().unwrap();
+    let mut areas = Vec::new();
+    machine.faults().fail_all(Some(MapOp::Reserve));
+    while let Ok(area) = pcpu.alloc(layout(8, 8), Gfp::KERNEL) {
+        areas.push(area);
+    }
+    areas.into_iter().for_each(|area| free(&pcpu, area).unwrap());
+    assert!(pcpu.stats().nr_cached > 1000);
+    // There is no other room for it.
+    let large = alloc(&pcpu, layout(16 << 10, 8));
+    assert_eq!(pcpu.stats().nr_cached, 0);
+    free(&pcpu, large).unwrap();
+    machine.faults().clear();
+    pcpu.verify().unwrap();
+}
+
+#[test]
+fn eight_threads_leave_nothing() {
+    const THREADS: usize = 8;
+    let shared = builder(3).build().unwrap();
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let shared = &shared;
+            scope.spawn(move || {
+                let mut random = thread as u64 + 1;
+                let mut next = move |below: usize| {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (random >> 33) as usize % below
+                };
+                for round in 0..30 {
+                    let own = (round % 3 == 0).then(|| builder(2).build().unwrap());
+                    let pcpu = own.as_ref().unwrap_or(shared);
+                    let mut live = Vec::new();
+                    for _ in 0..300 {
+                        match next(10) {
+                            0..5 => {
+                                let size = [4, 8, 24, 200, 1200][next(5)];
+                                let area = alloc(pcpu, layout(size, 4));
+                                dirty(pcpu, area, size);
+                                live.push(area);
+                            }
+                            5..9 if !live.is_empty() => {
+                                let area = live.swap_remove(next(live.len()));
+                                free(pcpu, area).unwrap();
+                            }
+                            9 => pcpu.trim(),
+                            _ => {}
+                        }
+                    }
+                    live.into_iter().for_each(|area| free(pcpu, area).unwrap());
+                    pcpu.verify().unwrap();
+                }
+            });
+        }
+    });
+    let stats = shared.stats();
+    assert_eq!((stats.nr_cur_alloc, stats.live_bytes), (0, 0));
+    assert_eq!(stats.nr_alloc, stats.nr_dealloc);
+    shared.trim();
+    assert_eq!((shared.stats().nr_cached, shared.stats().cached_bytes), (0, 0));
+    shared.verify().unwrap();
+}
