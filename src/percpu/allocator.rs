@@ -139,6 +139,60 @@ impl PerCpuAllocator {
         self.tree.alloc_for(memcg.node(), size, align, gfp, Content::Zero).map(PcpuPtr::from_ptr)
     }
 
+    /// Allocates so many areas as [`alloc`](Self::alloc) does, or none of them: with one charge, and one
+    /// hold of the allocator's lock.
+    ///
+    /// So a caller that must not fail later allocates what it may need in advance, and takes the areas out
+    /// of the vector.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]; nothing is charged and nothing is lost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let areas = pcpu.alloc_many(Layout::new::<u64>(), 64, Gfp::KERNEL)?;
+    /// assert_eq!(areas.len(), 64);
+    /// // SAFETY: the areas were not used.
+    /// unsafe { pcpu.free_many(&areas) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn alloc_many(
+        &self,
+        layout: Layout,
+        count: usize,
+        gfp: Gfp,
+    ) -> Result<Vec<PcpuPtr>, AllocError> {
+        let layout = (layout.size() as u64, layout.align() as u64);
+        let areas = self.tree.alloc_many(None, layout, gfp, count)?;
+        Ok(areas.into_iter().map(PcpuPtr::from_ptr).collect())
+    }
+
+    /// As [`alloc_many`](Self::alloc_many), and `memcg` pays, as with [`alloc_for`](Self::alloc_for).
+    ///
+    /// # Errors
+    ///
+    /// As [`alloc_for`](Self::alloc_for).
+    pub fn alloc_many_for(
+        &self,
+        memcg: &Memcg,
+        layout: Layout,
+        count: usize,
+        gfp: Gfp,
+    ) -> Result<Vec<PcpuPtr>, AllocError> {
+        if !Arc::ptr_eq(&self.tree, memcg.tree()) {
+            return Err(AllocError::OtherTree);
+        }
+        let layout = (layout.size() as u64, layout.align() as u64);
+        let areas = self.tree.alloc_many(Some(memcg.node()), layout, gfp, count)?;
+        Ok(areas.into_iter().map(PcpuPtr::from_ptr).collect())
+    }
+
     /// As [`alloc`](Self::alloc), from the reserved region of the first chunk if there is one.
     /// Areas of that region are charged to nobody.
     ///
@@ -182,6 +236,22 @@ impl PerCpuAllocator {
     ///   was not written wholly, may leave bytes that are not; see [`free_uninit`](Self::free_uninit).
     pub unsafe fn free(&self, ptr: PcpuPtr) -> Result<(), FreeError> {
         self.tree.free(ptr.as_ptr().addr().get(), Remains::Initialised)
+    }
+
+    /// Frees these areas as [`free`](Self::free) does, or none of them: with one hold of the allocator's
+    /// lock.
+    ///
+    /// # Errors
+    ///
+    /// [`FreeError`] for the first that is no live area, or comes a second time. Nothing is changed then.
+    /// An area that another thread frees at the same moment may go unnoticed.
+    ///
+    /// # Safety
+    ///
+    /// As [`free`](Self::free), for each of them.
+    pub unsafe fn free_many(&self, ptrs: &[PcpuPtr]) -> Result<(), FreeError> {
+        let addresses: Vec<usize> = ptrs.iter().map(|ptr| ptr.as_ptr().addr().get()).collect();
+        self.tree.free_many(&addresses, Remains::Initialised)
     }
 
     /// As [`free`](Self::free), for an area with bytes that may not be initialised, such as the padding

@@ -287,6 +287,70 @@ impl<T> PerCpu<T> {
         Self::zeroed_from(Source::Allocator(allocator, gfp))
     }
 
+    /// Allocates so many objects as [`zeroed_in`](Self::zeroed_in) does, or none of them: with one charge,
+    /// and one hold of the allocator's lock.
+    ///
+    /// So a caller that must not fail later allocates what it may need in advance, and takes the objects
+    /// out of the vector.
+    ///
+    /// # Errors
+    ///
+    /// As [`new_in`](Self::new_in).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let mut spare = PerCpu::<Local<u64>>::zeroed_many_in(&pcpu, 8, Gfp::KERNEL)?;
+    /// let requests = spare.pop().expect("8 were allocated"); // cannot fail
+    /// requests.inc();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn zeroed_many_in(
+        allocator: &PerCpuAllocator,
+        count: usize,
+        gfp: Gfp,
+    ) -> Result<Vec<Self>, AllocError>
+    where
+        T: FromZeros,
+    {
+        Self::zeroed_many(allocator.tree(), None, count, gfp)
+    }
+
+    /// As [`zeroed_many_in`](Self::zeroed_many_in), and `memcg` pays, as with
+    /// [`zeroed_for`](Self::zeroed_for).
+    ///
+    /// # Errors
+    ///
+    /// As [`new_in`](Self::new_in).
+    pub fn zeroed_many_for(memcg: &Memcg, count: usize) -> Result<Vec<Self>, AllocError>
+    where
+        T: FromZeros,
+    {
+        Self::zeroed_many(memcg.tree(), Some(memcg), count, Gfp::KERNEL)
+    }
+
+    fn zeroed_many(
+        tree: &Arc<Tree>,
+        memcg: Option<&Memcg>,
+        count: usize,
+        gfp: Gfp,
+    ) -> Result<Vec<Self>, AllocError>
+    where
+        T: FromZeros,
+    {
+        let layout = (size_of::<T>() as u64, align_of::<T>() as u64);
+        let areas = tree.alloc_many(memcg.map(Memcg::node), layout, gfp, count)?;
+        let stride = tree.arena().stride(align_of::<T>());
+        // A new area reads as zero, and zero bytes are a valid `T`.
+        let object = |first: NonNull<u8>| {
+            AreaGuard { first: first.cast(), tree, initialised: 0, stride }.into_object()
+        };
+        Ok(areas.into_iter().map(object).collect())
+    }
+
     pub(super) fn zeroed_from(source: Source<'_>) -> Result<Self, AllocError>
     where
         T: FromZeros,

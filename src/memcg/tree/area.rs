@@ -34,7 +34,7 @@ impl Tree {
         let is_charged =
             gfp.contains(Gfp::ACCOUNT) && !(reserved && self.arena.has_reserved_region());
         let charged = match is_charged {
-            true => self.charge_current(request.size(), gfp)?,
+            true => self.charge_current(self.shared.cost.full_size(request.size()), gfp)?,
             false => None,
         };
         self.alloc_charged(request, charged, content)
@@ -58,6 +58,49 @@ impl Tree {
         self.alloc_charged(request, charged, content)
     }
 
+    /// As [`alloc`](Tree::alloc), so many areas or none of them, with one charge. With a `node`, as
+    /// [`alloc_for`](Tree::alloc_for).
+    pub(crate) fn alloc_many(
+        &self,
+        node: Option<&Arc<Node>>,
+        (size, align): (u64, u64),
+        gfp: Gfp,
+        count: usize,
+    ) -> Result<Vec<NonNull<u8>>, AllocError> {
+        let flags = RequestFlags { atomic: !gfp.may_block(), ..RequestFlags::default() };
+        let mut request = Request::new(size, align, flags)?;
+        let (size, one) = (request.size(), self.shared.cost.full_size(request.size()));
+        // A charge of so much as no counter can hold is refused.
+        let bytes = one.saturating_mul(count as u64);
+        let charged = match node.map(Node::live) {
+            Some(node) => (!node.is_root()).then(|| charge(node, bytes, gfp)).transpose()?,
+            None if gfp.contains(Gfp::ACCOUNT) => self.charge_current(bytes, gfp)?,
+            None => None,
+        };
+        request.flags.account = charged.is_some();
+        let owner = charged.as_ref().map(Uncommitted::token);
+        let allocated = self.arena.alloc_many(&request, count, owner, Content::Zero);
+        let allocated = allocated.map_err(|error| no_area(error, size))?;
+        let owned = allocated.iter().filter(|area| area.is_owned).count();
+        if let Some(charged) = charged {
+            // No other thread has an address yet.
+            let token = charged.commit();
+            token.add_references(owned as i64);
+            token.count((owned as u64 * one) as i64);
+            // The reference of the charge itself, and what areas without an owner do not cost.
+            reparent::uncharge_and_put(token, (count - owned) as u64 * one);
+        }
+        Ok(allocated.into_iter().map(|area| area.first).collect())
+    }
+
+    /// As [`free`](Tree::free), all of these areas or none of them.
+    pub(crate) fn free_many(&self, addresses: &[usize], remains: Remains) -> Result<(), FreeError> {
+        let freed = self.arena.free_many(addresses, remains);
+        let freed = freed.map_err(|(address, why)| FreeError::at(address, why))?;
+        freed.into_iter().for_each(|freed| reparent::finish_free(&self.shared, freed));
+        Ok(())
+    }
+
     fn alloc_charged(
         &self,
         mut request: Request,
@@ -76,10 +119,9 @@ impl Tree {
         Ok(allocated.first)
     }
 
-    /// Charges an area of `size` bytes to the thread's current cgroup. The root is not charged.
+    /// Charges `bytes` to the thread's current cgroup. The root is not charged.
     #[inline]
-    fn charge_current(&self, size: usize, gfp: Gfp) -> Result<Option<Uncommitted>, AllocError> {
-        let bytes = self.shared.cost.full_size(size);
+    fn charge_current(&self, bytes: u64, gfp: Gfp) -> Result<Option<Uncommitted>, AllocError> {
         // Hooks may enter scopes, so they must not run while the thread's memberships are borrowed.
         // The root is not charged for areas, although it has a stock for charges that passed to it.
         let stocked = |node: &Arc<Node>| match node.is_root() {
