@@ -252,3 +252,18 @@ fn eight_threads_leave_nothing() {
     assert_eq!((shared.stats().nr_cached, shared.stats().cached_bytes), (0, 0));
     shared.verify().unwrap();
 }
+
+#[test]
+fn reports_tell_what_is_cached() {
+    let pcpu = builder(2).build().unwrap();
+    let text = || percpu_memcg::report::Snapshot::take(&pcpu).to_string();
+    let area = alloc(&pcpu, layout(12, 4));
+    assert!(!text().contains("cached"));
+    free(&pcpu, area).unwrap();
+    let lines: Vec<String> = text().lines().map(|line| line.replace(' ', "")).collect();
+    for line in ["nr_cached:1", "cached_bytes:12", "nr_cur_alloc:0", "nr_dealloc:1"] {
+        assert!(lines.iter().any(|one| one == line), "{line}");
+    }
+    pcpu.trim();
+    assert!(!text().contains("cached"));
+}

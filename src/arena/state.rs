@@ -228,11 +228,11 @@ impl<O: Owner> State<O> {
 
     /// Gives an area back that was cached.
     pub(super) fn flush(&mut self, geometry: &Geometry, address: usize, remains: Remains) {
-        let area = self.live_area(geometry, address).expect("K1");
+        let area = self.live_area(geometry, address).expect("N1");
         let Backing { memory, base, .. } = self.backing(area.chunk);
         memory.marks().flush(base + area.offset);
         let freed = self.give_back(&area, remains);
-        debug_assert!(freed.is_ok_and(|freed| freed.owner.is_none()), "K1");
+        debug_assert!(freed.is_ok_and(|freed| freed.owner.is_none()), "N1");
     }
 
     fn give_back(&mut self, area: &Area, remains: Remains) -> Result<Freed<O>, NotLive> {

@@ -43,7 +43,10 @@ impl Snapshot {
     ///
     /// Cost: as [`PerCpuAllocator::chunks`].
     pub fn take(allocator: &PerCpuAllocator) -> Self {
-        allocator.with_placement(|placement| Self::of_placement(placement, allocator.layout()))
+        let snapshot =
+            allocator.with_placement(|placement| Self::of_placement(placement, allocator.layout()));
+        // To the placement, and so in the figures of a chunk, areas that CPUs keep are live.
+        Snapshot { stats: allocator.stats(), ..snapshot }
     }
 
     /// The state of a bare placement, laid out as `layout` says.
@@ -127,6 +130,11 @@ impl fmt::Display for Snapshot {
                 ("empty_pop_pages", stats.empty_pop_pages),
             ],
         )?;
+        if stats.nr_cached > 0 {
+            // The kernel has no such section.
+            let cached = [("nr_cached", stats.nr_cached), ("cached_bytes", stats.cached_bytes)];
+            section(f, "Kept By CPUs:", &cached)?;
+        }
         writeln!(f, "Per Chunk Stats:\n{RULE}")?;
         for chunk in &self.chunks {
             writeln!(f, "{}", self.heading(chunk))?;

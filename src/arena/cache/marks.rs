@@ -15,7 +15,7 @@ const _: () = assert!(MAX_GRANULES < CACHED as usize);
 /// A byte for each granule of a chunk: 0, but where an area starts that may be cached.
 ///
 /// A mark changes by compare-exchange where two threads may change it. So of two threads that free the
-/// same address one wins, and the other finds no live area (K3).
+/// same address one wins, and the other finds no live area (N3).
 #[derive(Debug)]
 pub(crate) struct Marks(Box<[AtomicU8]>);
 
@@ -82,7 +82,7 @@ impl Marks {
         if let Some(mark) = self.at(unit_offset) {
             // Relaxed: the area lock orders it.
             let before = mark.swap(0, Ordering::Relaxed);
-            debug_assert_eq!(before, CACHED, "K2");
+            debug_assert_eq!(before, CACHED, "N2");
         }
     }
 }

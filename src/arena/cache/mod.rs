@@ -14,11 +14,11 @@
 //! Areas of more than [`MAX_GRANULES`] granules, of the reserved region and of the paged window are not
 //! cached.
 //!
-//! * K1: a cached area is live to the placement, has no owner and is charged to nobody, and its mark says
+//! * N1: a cached area is live to the placement, has no owner and is charged to nobody, and its mark says
 //!   that it is cached.
-//! * K2: an area is on one shelf at most. The thread that takes it off has it alone.
-//! * K3: marks change by compare-exchange: of two frees of one address one wins.
-//! * K4: the shelves of a CPU hold at most [`Cache::most`] bytes of a unit. They are emptied before balance
+//! * N2: an area is on one shelf at most. The thread that takes it off has it alone.
+//! * N3: marks change by compare-exchange: of two frees of one address one wins.
+//! * N4: the shelves of a CPU hold at most [`Cache::most`] bytes of a unit. They are emptied before balance
 //!   work, and by a request that finds no room.
 //!
 //! A CPU's shelves are guarded by a leaf lock. Allocations and frees try it, and go past the shelves
@@ -238,7 +238,7 @@ impl<O: Owner> Cache<O> {
         let unit = name.address() & (geometry.span() - 1);
         let bytes = unit..unit + request.size();
         match name.remains() {
-            // SAFETY: this thread has the area alone (K2). All its bytes have a value, as the one that
+            // SAFETY: this thread has the area alone (N2). All its bytes have a value, as the one that
             // freed it said.
             Remains::Initialised => unsafe {
                 memory.clean(machine, Window::Coloured, &bytes, content);
@@ -248,8 +248,8 @@ impl<O: Owner> Cache<O> {
         }
         let owner = owner.filter(|_| keeps_owners);
         if let Some(owner) = owner {
-            // SAFETY: this thread has the area, which is of a chunk with a vector of owners (K2), and
-            // has no owner (K1).
+            // SAFETY: this thread has the area, which is of a chunk with a vector of owners (N2), and
+            // has no owner (N1).
             unsafe { memory.set_owner(unit, O::from_static(owner)) };
         }
         memory.marks().set_live(unit, request.len);
@@ -293,7 +293,7 @@ impl<O: Owner> Cache<O> {
             if !memory.marks().cache(unit, granules) {
                 return Ok(Put::Past);
             }
-            // SAFETY: this thread has freed the area (K3), and has it alone until it is on the shelf.
+            // SAFETY: this thread has freed the area (N3), and has it alone until it is on the shelf.
             let owner = keeps_owners.then(|| unsafe { memory.take_owner(unit) }).flatten();
             shelf.names.push(Name::new(address, remains));
             own.bytes += size;
