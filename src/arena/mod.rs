@@ -237,9 +237,10 @@ impl<O: Owner> Arena<O> {
         first.as_ptr().wrapping_add(cpu.index() * self.geometry.stride(window))
     }
 
-    /// Whether reserved requests are served from a region of their own.
-    pub(crate) fn has_reserved_region(&self) -> bool {
-        self.state.lock().placement.reserved_chunk().is_some()
+    /// True when the reserved region is too full for the request, if that asks for it.
+    pub(crate) fn is_too_full_for(&self, request: &Request) -> bool {
+        let free = || self.state.lock().placement.reserved_free_bytes();
+        request.flags.reserved && free().is_some_and(|free| free < request.size())
     }
 
     /// The start of the static region, in the copy of CPU 0. It is never handed out.

@@ -344,6 +344,11 @@ impl Placement {
         self.reserved
     }
 
+    /// Bytes that are free in the reserved region, if there is one. They may lie apart.
+    pub(crate) fn reserved_free_bytes(&self) -> Option<usize> {
+        self.reserved.map(|id| self.chunk(id).free_bytes)
+    }
+
     /// Pages of a chunk created later.
     pub(crate) fn pages_per_unit(&self) -> usize {
         self.unit_size / PAGE_SIZE

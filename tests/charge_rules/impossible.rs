@@ -220,7 +220,7 @@ fn no_single_amount_fills_the_counters_of_all() {
 }
 
 #[test]
-fn areas_of_the_reserved_region_ask_nobody_for_memory() {
+fn areas_for_which_the_reserved_region_is_too_full_ask_nobody_for_memory() {
     use percpu_memcg::placement::Regions;
     let regions = Regions { static_size: 0, reserved_size: 8192, dyn_size: 28 << 10 };
     let pcpu = PerCpuAllocator::builder().regions(regions).build().unwrap();
@@ -230,9 +230,11 @@ fn areas_of_the_reserved_region_ask_nobody_for_memory() {
     let (b, was_asked) = cache(&org, "b", 90_000);
     let _in = a.enter();
     let layout = std::alloc::Layout::from_size_align(4000, 8).unwrap();
-    let allocated: Vec<_> =
-        (0..3).map(|_| pcpu.alloc_reserved(layout, Gfp::KERNEL_ACCOUNT).is_ok()).collect();
-    assert_eq!(allocated, [true, true, false]);
-    assert_eq!((b.current(), a.current(), org.events().max), (90_000, 0, 0));
+    let _full = [(); 2].map(|()| pcpu.alloc_reserved(layout, Gfp::KERNEL).unwrap());
+    // The limit answers first, as in the kernel.
+    let refused = pcpu.alloc_reserved(layout, Gfp::KERNEL_ACCOUNT).unwrap_err();
+    assert!(refused.is_limit());
+    assert_eq!(b.current(), 90_000);
     assert!(!was_asked.load(Ordering::SeqCst));
+    assert!(a.current() < 1000);
 }

@@ -30,11 +30,13 @@ impl Tree {
     ) -> Result<NonNull<u8>, AllocError> {
         let flags = RequestFlags { atomic: !gfp.may_block(), account: false, reserved };
         let request = Request::new(size, align, flags)?;
-        // Areas of the reserved region are charged to nobody, so that nobody is asked for memory.
-        let is_charged =
-            gfp.contains(Gfp::ACCOUNT) && !(reserved && self.arena.has_reserved_region());
-        let charged = match is_charged {
-            true => self.charge_current(self.shared.cost.full_size(request.size()), gfp)?,
+        let charged = match gfp.contains(Gfp::ACCOUNT) {
+            true => {
+                // A limit answers first. But nobody is asked for memory that is of no use.
+                let is_in_vain = self.arena.is_too_full_for(&request);
+                let gfp = if is_in_vain { gfp.difference(Gfp::DIRECT_RECLAIM) } else { gfp };
+                self.charge_current(self.shared.cost.full_size(request.size()), gfp)?
+            }
             false => None,
         };
         self.alloc_charged(request, charged, content)
