@@ -39,14 +39,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The state of an allocator.
+    /// The state of an allocator. Areas that CPUs keep count as allocated, in the totals and in their
+    /// chunks, and are told beside that.
     ///
     /// Cost: as [`PerCpuAllocator::chunks`].
     pub fn take(allocator: &PerCpuAllocator) -> Self {
-        let snapshot =
+        let mut snapshot =
             allocator.with_placement(|placement| Self::of_placement(placement, allocator.layout()));
-        // To the placement, and so in the figures of a chunk, areas that CPUs keep are live.
-        Snapshot { stats: allocator.stats(), ..snapshot }
+        let Stats { nr_cached, cached_bytes, .. } = allocator.stats();
+        snapshot.stats = Stats { nr_cached, cached_bytes, ..snapshot.stats };
+        snapshot
     }
 
     /// The state of a bare placement, laid out as `layout` says.

@@ -206,20 +206,6 @@ fn what_exceeds_a_limit_by_itself_takes_no_memory_of_others() {
 }
 
 #[test]
-fn no_single_amount_fills_the_counters_of_all() {
-    let pcpu = PerCpuAllocator::new().unwrap();
-    let [a, b] = ["a", "b"].map(|name| pcpu.root().create(name).unwrap());
-    for bytes in [(1 << 56) + 1, 1 << 63, u64::MAX - (1 << 20), u64::MAX] {
-        assert!(a.charge(bytes).is_err());
-        assert!(a.charge_with(bytes, Gfp::NOFAIL).is_err());
-        assert!(panics(|| drop(a.charge_forced(bytes))));
-        assert!(a.charge(1).unwrap().grow(bytes).is_err());
-    }
-    let _most = a.charge(1 << 56).unwrap();
-    let _others = (b.charge(2 << 20).unwrap(), b.charge_forced(2 << 20));
-}
-
-#[test]
 fn areas_for_which_the_reserved_region_is_too_full_ask_nobody_for_memory() {
     use percpu_memcg::placement::Regions;
     let regions = Regions { static_size: 0, reserved_size: 8192, dyn_size: 28 << 10 };

@@ -48,9 +48,6 @@ use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::{gate, locks};
 
-/// The largest amount that is charged at once: no machine has a larger address space.
-pub(crate) const MOST: u64 = 1 << 56;
-
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
 const COSTLY: u64 = 8 * 4096;
 
@@ -196,10 +193,6 @@ fn charge_token(
         // Needs no memory, so that no limit can refuse it.
         count_reference();
         return Ok((Paid::Stock, None));
-    }
-    if bytes > MOST {
-        let counter = payer.counter();
-        return Err(refusal(payer, payer, bytes, (counter.usage(), counter.get(Bound::Max))));
     }
     let account = token.account();
     // An open account is the payer's own (M8).

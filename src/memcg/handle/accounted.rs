@@ -5,12 +5,14 @@ use std::hash::{BuildHasher, Hash};
 use std::hint::black_box;
 use std::ops::{Deref, DerefMut};
 
-use crate::memcg::charge::try_charge::MOST;
 use crate::memcg::charge::unwinding::contained_while_unwinding;
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::charge::Charge;
 use crate::memcg::handle::memcg::Memcg;
+
+/// The largest footprint that is believed: no machine has a larger address space.
+const MOST: u64 = 1 << 56;
 
 /// A reservation of so many bytes is tried before it is charged. Smaller ones are hardly refused.
 const TRIED: u64 = 1 << 20;
