@@ -5,8 +5,10 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use percpu_memcg::placement::Regions;
 use percpu_memcg::{
-    FreeError, Gfp, Local, Machine, MapOp, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder,
+    FreeError, Gfp, Local, Machine, MapOp, PcpuPtr, PerCpu, PerCpuAllocator,
+    PerCpuAllocatorBuilder, Profile,
 };
 
 const KEPT: usize = 32 << 10;
@@ -266,4 +268,71 @@ fn reports_tell_what_is_cached() {
     }
     pcpu.trim();
     assert!(!text().contains("cached"));
+}
+
+/// Also where areas with and without an owner share chunks, and the first one keeps no owners.
+#[test]
+fn every_profile_hands_out_again_what_was_freed() {
+    for profile in [Profile::DEFAULT, Profile::LINUX_5_10, Profile::LINUX_6_13] {
+        on_cpu(0, || {
+            let pcpu = builder(2).profile(profile).build().unwrap();
+            let tenant = pcpu.root().create("tenant").unwrap();
+            let _in = tenant.enter();
+            for gfp in [Gfp::KERNEL, Gfp::KERNEL_ACCOUNT] {
+                // Past the first chunk, and in it.
+                for crowd in [0, 9000] {
+                    let _crowd: Vec<_> = (0..crowd).map(|_| alloc(&pcpu, layout(8, 8))).collect();
+                    let chunks = || pcpu.stats().nr_max_chunks;
+                    let (before, first) = (chunks(), pcpu.alloc(layout(8, 8), gfp).unwrap());
+                    let charged = tenant.stat().percpu;
+                    let made = chunks() - before;
+                    free(&pcpu, first).unwrap();
+                    for _ in 0..9000 {
+                        let again = pcpu.alloc(layout(8, 8), gfp).unwrap();
+                        assert_eq!((again, tenant.stat().percpu), (first, charged));
+                        free(&pcpu, again).unwrap();
+                    }
+                    assert!(made <= 1 && chunks() == before + made, "{profile:?}");
+                }
+            }
+            assert_eq!(tenant.stat().percpu, 0);
+            pcpu.verify().unwrap();
+        });
+    }
+}
+
+/// A request that caches are no help for leaves them alone.
+#[test]
+fn a_full_reserved_region_empties_no_cache() {
+    let regions = Regions { static_size: 0, reserved_size: 4096, dyn_size: 28 << 10 };
+    let pcpu = builder(2).regions(regions).build().unwrap();
+    let area = alloc(&pcpu, layout(8, 8));
+    free(&pcpu, area).unwrap();
+    let _full = pcpu.alloc_reserved(layout(4096, 8), Gfp::KERNEL).unwrap();
+    assert!(pcpu.alloc_reserved(layout(4096, 8), Gfp::KERNEL).unwrap_err().is_no_room());
+    assert_eq!(pcpu.stats().nr_cached, 1);
+}
+
+/// Copies that are all initialised need not be cleaned; what no CPU's copy is, is.
+#[test]
+fn a_reused_object_that_is_initialised_has_no_old_value_anywhere() {
+    let pcpu = builder(2).build().unwrap();
+    for round in 1..5 {
+        let words =
+            PerCpu::<Local<u64>>::new_in(&pcpu, Gfp::KERNEL, |_| Local::new(round)).unwrap();
+        assert_eq!(words.sum(), 2 * round);
+        words.add(100);
+        // A panic on the way leaves an area whose copies all have a value.
+        drop(words);
+        let mut nth = 0;
+        let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            PerCpu::<Local<u64>>::new_in(&pcpu, Gfp::KERNEL, |_| {
+                nth += 1;
+                assert!(nth < 2, "the second copy");
+                Local::new(7)
+            })
+        }));
+        assert!(panics.is_err());
+        assert_eq!(PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap().sum(), 0);
+    }
 }

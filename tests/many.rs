@@ -112,6 +112,16 @@ fn what_cannot_be_had_wholly_changes_nothing() {
     assert_eq!(now(), before);
     pcpu.verify().unwrap();
 
+    // After chunks were made for it, which are given back.
+    let chunks = pcpu.stats().nr_chunks;
+    machine.faults().fail_nth(Some(MapOp::Reserve), 5);
+    assert!(pcpu.alloc_many(layout, 100_000, Gfp::KERNEL).unwrap_err().is_memory());
+    machine.faults().clear();
+    assert_eq!(now(), before);
+    assert!(pcpu.stats().nr_max_chunks > chunks + 2, "it made some");
+    assert!(pcpu.stats().nr_chunks <= chunks + 1, "{:?}", pcpu.stats());
+    pcpu.verify().unwrap();
+
     // Numbers that mean nothing.
     for count in [usize::MAX, usize::MAX / 8, 1 << 60] {
         assert!(pcpu.alloc_many(layout, count, Gfp::KERNEL).is_err());

@@ -9,7 +9,7 @@
 //!
 //! *populate lock* > *area lock*. The populate lock is held by callers that may block, from
 //! placing to the end of population, and by balance work: at most one of them changes what is
-//! populated. The area lock guards the placement, the table of the chunks' memory and the owners;
+//! populated. The area lock guards the placement and the table of the chunks' memory;
 //! it is short and never held across a system call. Callers that must not block take only the area
 //! lock.
 //! The caches of freed areas are in front of both: see [`cache`].
@@ -109,8 +109,6 @@ pub(crate) struct Arena<O: Owner> {
     populate: Populate,
     populate_lock: Mutex<()>,
     state: Mutex<State<O>>,
-    /// Whether areas with an owner have chunks of their own.
-    splits_types: bool,
     balance_mode: BalanceMode,
     /// Set in `BalanceMode::Background`.
     worker: OnceLock<Worker>,
@@ -198,12 +196,16 @@ impl<O: Owner> Arena<O> {
         let state = State::new(placement, &regions, first);
         let arena = Arc::new(Arena {
             locator: CopyLocator::of(&machine),
-            cache: Cache::new(&machine, cached_bytes, &state.chunks()),
+            cache: Cache::new(
+                &machine,
+                cached_bytes,
+                state.placement.splits_types(),
+                &state.chunks(),
+            ),
             machine,
             geometry,
             populate,
             populate_lock: Mutex::new(()),
-            splits_types: state.placement.splits_types(),
             state: Mutex::new(state),
             balance_mode: balance,
             worker: OnceLock::new(),
@@ -267,15 +269,13 @@ impl<O: Owner> Arena<O> {
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Allocated, NoArea> {
-        let keeps_owners = request.flags.account || !self.splits_types;
-        let kept =
-            self.cache.take(&self.machine, &self.geometry, request, keeps_owners, owner, content);
+        let kept = self.cache.take(&self.machine, &self.geometry, request, owner, content);
         if let Some(allocated) = kept {
             return Ok(allocated);
         }
         match self.alloc_past_cache(request, owner, content) {
             // Areas of other sizes, and of other CPUs.
-            Err(_) if self.drain() > 0 => self.alloc_past_cache(request, owner, content),
+            Err(_) if self.drain_for(request) => self.alloc_past_cache(request, owner, content),
             result => result,
         }
     }
@@ -318,7 +318,7 @@ impl<O: Owner> Arena<O> {
         content: Content,
     ) -> Result<Vec<Allocated>, NoArea> {
         match self.place_many(request, count, owner, content) {
-            Err(_) if self.drain() > 0 => self.place_many(request, count, owner, content),
+            Err(_) if self.drain_for(request) => self.place_many(request, count, owner, content),
             result => result,
         }
     }
@@ -349,7 +349,13 @@ impl<O: Owner> Arena<O> {
                 let mut hand_out = |area| self.hand_out(&mut state, request, area, owner);
                 handed_out.extend(areas.iter().map(&mut hand_out));
             }
-            Err(_) => areas.iter().for_each(|area| state.placement.revoke(area)),
+            Err(_) => {
+                // They have their pages, so that chunks and pages which were made for them are spare now.
+                for area in &areas {
+                    let freed = state.placement.free(area.chunk, area.offset);
+                    debug_assert!(freed.is_ok(), "it was just placed");
+                }
+            }
         }
         let pending = state.placement.is_balance_pending();
         drop(state);
@@ -455,8 +461,8 @@ impl<O: Owner> Arena<O> {
         }
     }
 
-    /// Frees areas as [`free`](Self::free) does, or none of them, under one hold of the lock: the first
-    /// address that is wrong, or comes a second time, is returned.
+    /// Frees areas as [`free`](Self::free) does, or none of them, under one hold of the lock. An address
+    /// that is wrong or comes twice is returned.
     pub(crate) fn free_many(
         &self,
         addresses: &[usize],
@@ -491,6 +497,11 @@ impl<O: Owner> Arena<O> {
             state.flush(&self.geometry, name.address(), name.remains());
         }
         state.placement.is_balance_pending()
+    }
+
+    /// Empties the caches, if that may be of use to a request. Returns whether something was in them.
+    fn drain_for(&self, request: &Request) -> bool {
+        !self.is_too_full_for(request) && self.drain() > 0
     }
 
     /// Empties the caches. Returns how many areas were in them.

@@ -1,4 +1,4 @@
-//! What the area lock guards: the placement, the memory of its chunks, owners, dirty bytes.
+//! What the area lock guards: the placement, the memory of its chunks, dirty bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

@@ -147,7 +147,8 @@ impl PerCpuAllocator {
     ///
     /// # Errors
     ///
-    /// [`AllocError`]; nothing is charged and nothing is lost.
+    /// [`AllocError`], which is [`AllocError::NoRoom`] when the heap has no room for the list of areas;
+    /// nothing is charged and nothing is lost.
     ///
     /// # Examples
     ///
@@ -215,7 +216,7 @@ impl PerCpuAllocator {
 
     /// Frees an area on all CPUs and uncharges the cgroup that pays for it.
     ///
-    /// May be called on any thread. Takes only a short lock; with [`BalanceMode::Inline`] it also
+    /// May be called on any thread. Takes only short locks; with [`BalanceMode::Inline`] it also
     /// carries out balance work that it made necessary, and waits for an allocation that is
     /// populating. Where that must not be, choose another mode.
     ///
@@ -243,7 +244,7 @@ impl PerCpuAllocator {
     ///
     /// # Errors
     ///
-    /// [`FreeError`] for the first that is no live area, or comes a second time. Nothing is changed then.
+    /// [`FreeError`] for one that is no live area or comes twice. Nothing is changed then.
     /// An area that another thread frees at the same moment may go unnoticed.
     ///
     /// # Safety
@@ -346,7 +347,8 @@ impl PerCpuAllocator {
         stats.without_cached(cached.areas, cached.bytes, cached.taken)
     }
 
-    /// Every chunk in detail. Cost: reads every map under the lock that allocations need.
+    /// Every chunk in detail. Areas that CPUs [keep](PerCpuAllocatorBuilder::cache_size) count as live
+    /// there. Cost: reads every map under the lock that allocations need.
     pub fn chunks(&self) -> Vec<ChunkStats> {
         self.with_placement(Placement::chunks)
     }

@@ -17,7 +17,8 @@ pub(crate) enum LowCheck {
 /// | [`LINUX_6_13`](Profile::LINUX_6_13) | one | yes | first block only | before population |
 /// | [`default`](Profile::default) | plain and accounted, each with its own count | yes | always | before population |
 ///
-/// The Linux profiles place every request exactly where that kernel does. With one list, as there
+/// The Linux profiles place every request exactly where that kernel does, in an allocator without
+/// [caches](crate::PerCpuAllocatorBuilder::cache_size). With one list, as there
 /// since 5.14, accounted areas may lie in the first chunk, which has no owners: those are charged to
 /// nobody.
 ///

@@ -53,12 +53,19 @@ pub(crate) fn is_any_held() -> bool {
     HELD.get() > 0
 }
 
-/// Waits for a lock under which code of users runs, and which counts only during the wait (L2).
-pub(crate) fn while_waiting<R>(wait: impl FnOnce() -> R) -> R {
+/// Does something as if a lock were held: charges that the program's allocator makes meanwhile change
+/// counters only. For what a free allocates, which must not fail and asks nobody, and for the wait for a
+/// lock under which code of users runs, and which counts only during the wait (L2).
+pub(crate) fn as_if_held<R>(work: impl FnOnce() -> R) -> R {
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            leave();
+        }
+    }
     enter();
-    let result = wait();
-    leave();
-    result
+    let _leave = Leave;
+    work()
 }
 
 fn enter() {
@@ -432,7 +439,7 @@ mod tests {
         let one = a.lock();
         let two = b.read();
         assert_eq!((*one, *two, held()), (1, 2, 2));
-        assert_eq!(while_waiting(held), 3);
+        assert_eq!(as_if_held(held), 3);
         assert!(a.try_lock().is_none() && b.try_write().is_none() && held() == 2);
         thread::scope(|scope| scope.spawn(|| assert!(!is_any_held())).join().unwrap());
         drop((one, two));

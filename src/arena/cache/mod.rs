@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   free ──► mark: cached ──► a shelf of this CPU ──► mark: live ──► alloc
-//!                                   │ full: half of a shelf; or drained
+//!                                   │ full: some of the older ones; or drained
 //!                                   ▼
 //!                               placement
 //! ```
@@ -18,11 +18,13 @@
 //!   that it is cached.
 //! * N2: an area is on one shelf at most. The thread that takes it off has it alone.
 //! * N3: marks change by compare-exchange: of two frees of one address one wins.
-//! * N4: the shelves of a CPU hold at most [`Cache::most`] bytes of a unit. They are emptied before balance
+//! * N4: the shelves of a CPU hold at most [`Cache::most`] bytes of a unit, and one area more for each
+//!   thread that is about to take some off. They are emptied before balance
 //!   work, and by a request that finds no room.
 //!
-//! A CPU's shelves are guarded by a leaf lock. Allocations and frees try it, and go past the shelves
-//! when another thread has it.
+//! A CPU's shelves are guarded by a leaf lock. An area is taken and put under it, if no other thread has
+//! it; otherwise allocations and frees go past the shelves. It is waited for where shelves hold too much,
+//! where all are emptied, read, or told of a chunk.
 
 mod chunks;
 mod marks;
@@ -35,7 +37,7 @@ use crossbeam_utils::CachePadded;
 use super::geometry::{Geometry, Window};
 use super::{Allocated, Content, Freed, NotLive, Owner, Remains};
 use crate::placement::{GRANULE_SIZE, Request};
-use crate::sys::locks::{LeafMutex, make_room};
+use crate::sys::locks::{LeafMutex, as_if_held, make_room};
 use crate::sys::{CpuId, Machine};
 
 use chunks::Known;
@@ -61,8 +63,6 @@ pub(crate) struct CacheStats {
     pub(crate) bytes: u64,
     /// Areas that were ever taken off a shelf to be handed out.
     pub(crate) taken: u64,
-    /// Areas that were ever put on one.
-    pub(crate) put: u64,
 }
 
 /// The name of a cached area: its address in the copy of CPU 0, which is a multiple of 4, and in the
@@ -109,6 +109,8 @@ struct Shelves<O: Owner> {
 /// The shelves of all CPUs.
 #[derive(Debug)]
 pub(super) struct Cache<O: Owner> {
+    /// Areas with an owner have chunks of their own, and so shelves of their own.
+    splits_types: bool,
     /// None when nothing is cached.
     cpus: Box<[CachePadded<LeafMutex<Shelves<O>>>]>,
     most: usize,
@@ -125,8 +127,8 @@ pub(super) enum Put<O> {
 }
 
 /// The place in `places` of a size and kind.
-fn class(granules: usize, keeps_owners: bool) -> usize {
-    2 * granules + usize::from(keeps_owners)
+fn class(granules: usize, is_accounted: bool) -> usize {
+    2 * granules + usize::from(is_accounted)
 }
 
 const CLASSES: usize = 2 * (MAX_GRANULES + 1);
@@ -176,7 +178,12 @@ impl<O: Owner> Shelves<O> {
 
 impl<O: Owner> Cache<O> {
     /// Of a machine: each CPU caches so many bytes of a unit at most, and with 0 nothing is cached.
-    pub(super) fn new(machine: &Machine, most: usize, chunks: &Arc<Chunks<O>>) -> Self {
+    pub(super) fn new(
+        machine: &Machine,
+        most: usize,
+        splits_types: bool,
+        chunks: &Arc<Chunks<O>>,
+    ) -> Self {
         let cpus = if most == 0 { 0 } else { machine.cpu_id_limit() };
         let shelves = || {
             CachePadded::new(LeafMutex::new(Shelves {
@@ -189,7 +196,8 @@ impl<O: Owner> Cache<O> {
                 stats: CacheStats::default(),
             }))
         };
-        Cache { cpus: std::iter::repeat_with(shelves).take(cpus).collect(), most }
+        let cpus = std::iter::repeat_with(shelves).take(cpus).collect();
+        Cache { splits_types, cpus, most }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -222,7 +230,6 @@ impl<O: Owner> Cache<O> {
         machine: &Machine,
         geometry: &Geometry,
         request: &Request,
-        keeps_owners: bool,
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Option<Allocated> {
@@ -231,10 +238,11 @@ impl<O: Owner> Cache<O> {
             return None;
         }
         let mut own = shelves.try_lock()?;
-        let name = own.take(class(request.len, keeps_owners), request.align())?;
+        let is_accounted = self.splits_types && request.flags.account;
+        let name = own.take(class(request.len, is_accounted), request.align())?;
         let index =
             own.chunk_of(geometry, name.address()).expect("a chunk with a live area is known");
-        let memory = &own.chunks.at(index).memory;
+        let Known { memory, keeps_owners, .. } = own.chunks.at(index);
         let unit = name.address() & (geometry.span() - 1);
         let bytes = unit..unit + request.size();
         match name.remains() {
@@ -246,7 +254,7 @@ impl<O: Owner> Cache<O> {
             // SAFETY: as above.
             Remains::Undefined => unsafe { memory.overwrite(machine, Window::Coloured, &bytes) },
         }
-        let owner = owner.filter(|_| keeps_owners);
+        let owner = owner.filter(|_| *keeps_owners);
         if let Some(owner) = owner {
             // SAFETY: this thread has the area, which is of a chunk with a vector of owners (N2), and
             // has no owner (N1).
@@ -278,7 +286,8 @@ impl<O: Owner> Cache<O> {
             let Known { memory, keeps_owners, .. } = own.chunks.at(index);
             let live = memory.marks().live(unit).map_err(|IsCached| NotLive::NoArea)?;
             let Some(granules) = live else { return Ok(Put::Past) };
-            let (size, class) = (granules * GRANULE_SIZE, class(granules, *keeps_owners));
+            let is_accounted = self.splits_types && *keeps_owners;
+            let (size, class) = (granules * GRANULE_SIZE, class(granules, is_accounted));
             let place = own.places.get(class).map_or(0, |place| usize::from(*place));
             let shelf = place.checked_sub(1).and_then(|place| own.shelves.get_mut(place));
             let Some(shelf) = shelf.filter(|shelf| shelf.names.len() < shelf.names.capacity())
@@ -297,7 +306,6 @@ impl<O: Owner> Cache<O> {
             let owner = keeps_owners.then(|| unsafe { memory.take_owner(unit) }).flatten();
             shelf.names.push(Name::new(address, remains));
             own.bytes += size;
-            own.stats.put += 1;
             let freed = Freed { size, owner };
             return Ok(if own.bytes > self.most {
                 Put::Full(freed, cpu)
@@ -309,7 +317,7 @@ impl<O: Owner> Cache<O> {
 
     /// Takes areas off the shelves of a CPU that hold more than they may, a few at a time.
     pub(super) fn shed(&self, cpu: usize) -> Option<Vec<Name>> {
-        let mut names = Vec::with_capacity(SHED);
+        let mut names = as_if_held(|| Vec::with_capacity(SHED));
         let mut own = self.cpus.get(cpu)?.lock();
         if own.bytes <= self.most {
             return None;
@@ -327,7 +335,7 @@ impl<O: Owner> Cache<O> {
             own.places.fill(0);
             own.bytes = 0;
             drop(own);
-            names.extend(shelves.into_iter().flat_map(|shelf| shelf.names));
+            as_if_held(|| names.extend(shelves.into_iter().flat_map(|shelf| shelf.names)));
         }
         names
     }
@@ -339,7 +347,6 @@ impl<O: Owner> Cache<O> {
             all.areas += own.shelves.iter().map(|shelf| shelf.names.len() as u64).sum::<u64>();
             all.bytes += own.bytes as u64;
             all.taken += own.stats.taken;
-            all.put += own.stats.put;
         }
         all
     }
@@ -356,7 +363,7 @@ fn make_room_on_shelf<O: Owner>(shelves: &LeafMutex<Shelves<O>>, class: usize) -
             Some(())
         })
     };
-    make_room().is_some()
+    as_if_held(|| make_room().is_some())
 }
 
 fn add_shelf<O: Owner>(shelves: &LeafMutex<Shelves<O>>, class: usize) -> Option<()> {

@@ -33,7 +33,7 @@ impl Turn {
             return Some(turn);
         }
         let left = patience.0;
-        patience.spend(|| locks::while_waiting(|| self.0.try_lock_for(left)))
+        patience.spend(|| locks::as_if_held(|| self.0.try_lock_for(left)))
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) fn root() -> Memcg {
             regions: Regions::DEFAULT,
             populate: Populate::Lazy,
             balance: BalanceMode::Manual,
+            cached_bytes: 0,
         };
         Arena::new(config).unwrap()
     };
