@@ -53,8 +53,10 @@ pub(crate) fn is_any_held() -> bool {
     HELD.get() > 0
 }
 
-/// Does something as if a lock were held: charges that the program's allocator makes meanwhile change
-/// counters only. For what a free allocates, which must not fail and asks nobody, and for the wait for a
+/// Does something as if a lock were held. A charge that the program's allocator makes during that changes
+/// counters only.
+///
+/// A free uses it for what it allocates, which must not fail and asks nobody. Threads use it to wait for a
 /// lock under which code of users runs, and which counts only during the wait (L2).
 pub(crate) fn as_if_held<R>(work: impl FnOnce() -> R) -> R {
     struct Leave;

@@ -1,7 +1,7 @@
 //! Which threads run a callback, and since when.
 //!
-//! A callback that does not return keeps the thread that called it. It must not keep others: whoever finds
-//! that another thread has been in it for [`STUCK`] goes on without it.
+//! A callback that does not return keeps the thread that called it. It must not keep others. So a thread
+//! that finds another one in it since [`STUCK`] or longer goes on without it.
 
 use std::time::{Duration, Instant};
 
