@@ -5,7 +5,7 @@
 //! | group | functions |
 //! |---|---|
 //! | `alloc_free/{2,64,256}_cpus` | a pair of `{8,64,4096}_bytes`: `plain`, `accounted`, `plain_without_cache`, `padded_array`; `malloc` of 8 bytes; `bare_clearing` of a word in each copy |
-//! | `fill/{2,256}_cpus` | the mean of 100 000 allocations of 8 bytes in a row: `plain`, `padded_array`, `batches_of_64`; and of freeing them: `free` |
+//! | `fill/{2,256}_cpus` | the mean of 100 000 allocations of 8 bytes in a row: `plain`, `padded_array`, `batches_of_{10,64,700}`; and of freeing them: `free` |
 //! | `steady/{2,64,256}_cpus` | one of 1 000 areas is freed and allocated |
 //! | `new_in/{2,256}_cpus` | an object whose copies are all initialised, beside the bare writing |
 //! | `threads` | a pair on each of two pinned threads; one allocates, another frees |
@@ -132,16 +132,18 @@ fn fill(criterion: &mut Criterion) {
         let singly = |pcpu: &PerCpuAllocator| -> Vec<PcpuPtr> {
             (0..FILL).map(|_| pcpu.alloc(layout, Gfp::KERNEL).expect("room")).collect()
         };
-        let in_batches = |pcpu: &PerCpuAllocator| -> Vec<PcpuPtr> {
-            let batch = |_| pcpu.alloc_many(layout, 64, Gfp::KERNEL).expect("room");
-            (0..FILL / 64).flat_map(batch).collect()
-        };
         group.bench_function("plain", |bencher| {
             bencher.iter_custom(|iterations| each(iterations, || timed(&singly, false)));
         });
-        group.bench_function("batches_of_64", |bencher| {
-            bencher.iter_custom(|iterations| each(iterations, || timed(&in_batches, false)));
-        });
+        for size in [10, 64, 700] {
+            let in_batches = |pcpu: &PerCpuAllocator| -> Vec<PcpuPtr> {
+                let batch = |_| pcpu.alloc_many(layout, size, Gfp::KERNEL).expect("room");
+                (0..FILL.div_ceil(size)).flat_map(batch).collect()
+            };
+            group.bench_function(format!("batches_of_{size}"), |bencher| {
+                bencher.iter_custom(|iterations| each(iterations, || timed(&in_batches, false)));
+            });
+        }
         group.bench_function("free", |bencher| {
             bencher.iter_custom(|iterations| each(iterations, || timed(&singly, true)));
         });
