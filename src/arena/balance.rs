@@ -76,17 +76,18 @@ impl<O: Owner> Arena<O> {
                 _ => None,
             };
             balance.complete(&mut state.placement, &step, success);
-            let chunks = (dead.is_some() && self.cache.is_on()).then(|| state.chunks());
             drop(state);
-            chunks.iter().for_each(|chunks| self.cache.publish(chunks));
-            // Unmapped here, with no lock but the populate lock held.
-            drop(dead);
+            if let Some(memory) = dead {
+                // SAFETY: the chunk is gone, and no other has the memory.
+                unsafe { memory.reset(&self.machine) };
+                self.state.lock().keep_spare(memory);
+            }
         }
     }
 
     /// Adds a chunk of the type. The populate lock is held.
     pub(super) fn create_chunk(&self, chunk_type: ChunkType) -> Result<(), MapError> {
-        let memory = ChunkMemory::new(&self.machine, self.geometry, self.cache.is_on())?;
+        let memory = self.chunk_memory()?;
         let whole = self.populate == Populate::Whole;
         if whole {
             let unit = 0..self.geometry.unit_size();
@@ -94,14 +95,21 @@ impl<O: Owner> Arena<O> {
         }
         let mut state = self.state.lock();
         let id = state.add_chunk(chunk_type, memory);
-        let chunks = self.cache.is_on().then(|| state.chunks());
         if whole {
             let pages = 0..state.placement.pages_per_unit();
             state.placement.populated(id, pages);
         }
-        drop(state);
-        chunks.iter().for_each(|chunks| self.cache.publish(chunks));
         Ok(())
+    }
+
+    /// Memory for a chunk, which reads as zero: of one that is gone, or new.
+    fn chunk_memory(&self) -> Result<Arc<ChunkMemory<O>>, MapError> {
+        if let Some(memory) = self.state.lock().take_spare() {
+            return Ok(memory);
+        }
+        let memory = Arc::new(ChunkMemory::new(&self.machine, self.geometry)?);
+        self.chunks.insert(Arc::clone(&memory))?;
+        Ok(memory)
     }
 
     /// Gets memory for `pages`, if that is not left to the CPUs' first writes.

@@ -1,22 +1,26 @@
-//! One reservation: the copies of a unit on every CPU, and the owners' vector.
+//! One reservation: the copies of a unit on every CPU, the owners' vector, and the marks.
 //!
 //! # Invariants
 //!
 //! * R1: the reservation has the length and the alignment of its geometry.
 //! * R2: between placing and freeing, the bytes of an area belong to the caller that placed it, in all
 //!   copies of the window it lives in; nobody else reads or writes them.
-//! * R3: an owner slot is zero or came from `Owner::into_static`, and stands at the first granule of
-//!   a live area. Slots are changed by the thread that has the area, before it hands it out or after it
-//!   has freed it, and looked at under the arena's area lock.
+//! * R3: an owner slot that is not null stands at the first granule of a live area. It came from
+//!   `Owner::into_static`, or is the link of a cached area ([`super::cache`]) and then not an address: its
+//!   highest bits are not zero. Slots are changed by the thread that has the area, before it hands it out
+//!   or after it has freed it, and looked at under the arena's area lock. In a chunk that keeps no owners,
+//!   slots may hold old links, and are never looked at.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
-use super::cache::Marks;
+use super::cache::Mark;
 use super::geometry::{Geometry, Window};
 use super::{Content, Owner};
+use crate::placement::ChunkId;
+use crate::sys::gate::LEN_SHIFT;
 use crate::sys::{CpuId, Machine, MapError, Reservation, detached_is_used};
 
 /// The memory of one chunk (the first one serves the first and the reserved chunk).
@@ -24,40 +28,97 @@ use crate::sys::{CpuId, Machine, MapError, Reservation, detached_is_used};
 pub(crate) struct ChunkMemory<O: Owner> {
     reservation: Reservation,
     geometry: Geometry,
-    marks: Marks,
+    /// The chunk that it is the memory of, or [`NO_CHUNK`].
+    chunk: AtomicU32,
+    keeps_owners: AtomicBool,
     owners: PhantomData<O>,
 }
 
+const NO_CHUNK: u32 = u32::MAX;
+
 impl<O: Owner> ChunkMemory<O> {
-    /// Reserves the address space and binds each CPU's copies to its node.
-    pub(crate) fn new(
-        machine: &Machine,
-        geometry: Geometry,
-        is_cached: bool,
-    ) -> Result<Self, MapError> {
+    /// Reserves the address space and binds each CPU's copies to its node. It is of no chunk yet.
+    pub(crate) fn new(machine: &Machine, geometry: Geometry) -> Result<Self, MapError> {
         let reservation = Reservation::new(machine, geometry.len(), geometry.span())?;
-        let marks = Marks::new(if is_cached { geometry.unit_size() } else { 0 });
-        let memory = ChunkMemory { reservation, geometry, marks, owners: PhantomData };
-        if machine.nr_nodes() > 1 {
-            memory.bind_copies(machine)?;
-        }
+        let (chunk, keeps_owners) = (AtomicU32::new(NO_CHUNK), AtomicBool::new(false));
+        let memory =
+            ChunkMemory { reservation, geometry, chunk, keeps_owners, owners: PhantomData };
+        memory.bind_copies(machine)?;
         Ok(memory)
     }
 
+    /// Gives all memory back, and the page tables. Addresses stay reserved, and read as zero.
+    ///
+    /// # Safety
+    ///
+    /// No area is live, or will be before the call returns.
+    pub(crate) unsafe fn reset(&self, machine: &Machine) {
+        // SAFETY: by R2 the copies belong to nobody. No slot and no mark is set where no area is live, and
+        // what reads one at this time finds zero before and after.
+        unsafe { self.reservation.reset() };
+        // A hint. If it is refused, memory may come from another node.
+        let _ = self.bind_copies(machine);
+    }
+
+    /// Says which chunk has the memory from now on, and whether that has a vector of owners. The area lock
+    /// is held.
+    pub(crate) fn set_chunk(&self, chunk: Option<ChunkId>, keeps_owners: bool) {
+        // Relaxed: areas of the chunk are handed out after this.
+        let number = chunk.map_or(NO_CHUNK, |id| id.index() as u32);
+        self.chunk.store(number, Ordering::Relaxed);
+        self.keeps_owners.store(keeps_owners, Ordering::Relaxed);
+    }
+
+    /// The chunk that has the memory. The area lock is held.
+    pub(crate) fn chunk(&self) -> Option<ChunkId> {
+        let number = self.chunk.load(Ordering::Relaxed);
+        (number != NO_CHUNK).then(|| ChunkId::from_index(number as usize))
+    }
+
+    /// Its chunk has a vector of owners. For those who have an area there, or hold the area lock.
+    pub(crate) fn keeps_owners(&self) -> bool {
+        self.keeps_owners.load(Ordering::Relaxed)
+    }
+
     fn bind_copies(&self, machine: &Machine) -> Result<(), MapError> {
+        if machine.nr_nodes() <= 1 {
+            return Ok(());
+        }
         self.geometry
             .bindings(machine)
             .try_for_each(|(bytes, node)| self.reservation.bind(bytes, node))
     }
 
-    /// Which of its areas are cached.
-    pub(crate) fn marks(&self) -> &Marks {
-        &self.marks
+    /// The mark of the granule at `unit_offset`.
+    ///
+    /// # Panics
+    ///
+    /// When that is not in a unit.
+    #[inline]
+    pub(crate) fn mark(&self, unit_offset: usize) -> Mark<'_> {
+        assert!(unit_offset < self.geometry.unit_size());
+        // SAFETY: inside of the reservation, which is one mapping (R1).
+        let mark = unsafe { self.reservation.base().add(self.geometry.mark_offset(unit_offset)) };
+        // SAFETY: mapped as long as `self`, and only accessed by atomic instructions.
+        Mark(unsafe { mark.cast().as_ref() })
+    }
+
+    /// The first byte of the area at `unit_offset`, in the copy of CPU 0.
+    #[inline]
+    pub(crate) fn first(&self, unit_offset: usize) -> NonNull<u8> {
+        assert!(unit_offset < self.geometry.unit_size());
+        // SAFETY: as in `mark`: the copy of CPU 0 is at the base.
+        unsafe { self.reservation.base().add(unit_offset) }
     }
 
     /// The span that its addresses lie in.
     pub(crate) fn span(&self) -> usize {
         self.geometry.span_of(self.reservation.base().addr().get())
+    }
+
+    /// Bytes of its reservation.
+    pub(crate) fn len(&self) -> usize {
+        self.reservation.len()
     }
 
     fn at(&self, offset: usize) -> NonNull<u8> {
@@ -214,30 +275,34 @@ impl<O: Owner> ChunkMemory<O> {
     }
 
     /// The slot of the area at `unit_offset`.
-    fn owner_slot(&self, unit_offset: usize) -> &AtomicPtr<O::Target> {
-        let slot = self.at(self.geometry.owner_offset(unit_offset)).cast();
-        // SAFETY: mapped (R1), aligned, as the slots start at a page, and inside the vector, as
-        // `unit_offset` is inside a unit. All accesses are atomic, and memory reads as zero, a null
-        // pointer, at first.
-        unsafe { slot.as_ref() }
+    #[inline]
+    pub(crate) fn owner_slot(&self, unit_offset: usize) -> &AtomicPtr<O::Target> {
+        assert!(unit_offset < self.geometry.unit_size());
+        // SAFETY: inside of the reservation, which is one mapping (R1).
+        let slot = unsafe { self.reservation.base().add(self.geometry.owner_offset(unit_offset)) };
+        // SAFETY: mapped (R1), and aligned, as the slots start at a page. All accesses are atomic, or of a
+        // thread that has the area alone. Memory reads as zero, a null pointer, at first.
+        unsafe { slot.cast().as_ref() }
     }
 
-    /// Stores the owner of the area at `unit_offset`.
+    /// Stores the owner of the area at `unit_offset`, or that it has none.
     ///
     /// # Safety
     ///
     /// The caller has the area, which has no owner, in a chunk with a vector of owners.
-    pub(crate) unsafe fn set_owner(&self, unit_offset: usize, owner: O) {
-        let owner = ptr::from_ref(owner.into_static()).cast_mut();
+    #[inline]
+    pub(crate) unsafe fn set_owner(&self, unit_offset: usize, owner: Option<O>) {
+        let owner = owner.map_or(ptr::null(), |owner| ptr::from_ref(owner.into_static()));
         // Release: for a thread that looks at the owner.
-        self.owner_slot(unit_offset).store(owner, Ordering::Release);
+        self.owner_slot(unit_offset).store(owner.cast_mut(), Ordering::Release);
     }
 
     /// Takes the owner of the area at `unit_offset` out, if it has one.
     ///
     /// # Safety
     ///
-    /// The caller has freed the area.
+    /// The caller has freed the area, in a chunk with a vector of owners.
+    #[inline]
     pub(crate) unsafe fn take_owner(&self, unit_offset: usize) -> Option<O> {
         let slot = self.owner_slot(unit_offset);
         // Relaxed: a thread that frees an area has got it from the one that has set the owner. Two
@@ -248,10 +313,14 @@ impl<O: Owner> ChunkMemory<O> {
         unsafe { owner.as_ref() }.map(O::from_static)
     }
 
-    /// The owner of the area at `unit_offset`, if it has one; a snapshot.
+    /// The owner of the area at `unit_offset`, if it has one; a snapshot. The chunk has a vector of owners.
     pub(crate) fn owner(&self, unit_offset: usize) -> Option<&'static O::Target> {
         // Acquire: as in `set_owner`.
         let owner = self.owner_slot(unit_offset).load(Ordering::Acquire);
+        if owner.addr() as u64 >> LEN_SHIFT != 0 {
+            // A link.
+            return None;
+        }
         // SAFETY: as in `take_owner`; it stays there.
         unsafe { owner.as_ref() }
     }

@@ -6,7 +6,8 @@
 //! ├─ coloured window ── copy of CPU 0 ─┬─ CPU 1 ─┬─ … ─┬─ CPU n-1 ─┬─ detached ─┤
 //! │                                       stride = 2 MiB + 4 KiB + 128, whatever the unit
 //! ├─ paged window ───── copy of CPU 0 ─┬─ CPU 1 ─┬─ … ─┬─ CPU n-1 ─┤   stride = unit
-//! └─ owners ─────────── one pointer per granule of a unit ──────────┘   accounted chunks
+//! ├─ owners ─────────── one pointer per granule of a unit ──────────┤   accounted chunks
+//! └─ marks ──────────── one byte per granule of a unit ─────────────┘   where areas are cached
 //! ```
 //!
 //! With a stride of whole pages all copies of an object fall into the same set of the L1 cache
@@ -49,6 +50,7 @@ pub(crate) struct Geometry {
     detached: usize,
     paged: usize,
     owners: usize,
+    marks: usize,
     len: usize,
     span_shift: u32,
 }
@@ -66,9 +68,10 @@ impl Geometry {
         let paged = (detached + UNIT_STRIDE).next_multiple_of(page);
         let owners = (paged + cpu_id_limit * unit_size).next_multiple_of(page);
         let slots = unit_size / GRANULE_SIZE * size_of::<usize>();
-        let len = (owners + slots).next_multiple_of(page);
+        let marks = (owners + slots).next_multiple_of(page);
+        let len = (marks + unit_size / GRANULE_SIZE).next_multiple_of(page);
         let span_shift = len.next_power_of_two().trailing_zeros();
-        Some(Geometry { unit_size, detached, paged, owners, len, span_shift })
+        Some(Geometry { unit_size, detached, paged, owners, marks, len, span_shift })
     }
 
     /// Bytes of a unit.
@@ -134,6 +137,21 @@ impl Geometry {
         self.owners + unit_offset / GRANULE_SIZE * size_of::<usize>()
     }
 
+    /// The unit offset of the granule whose owner slot is at `address`.
+    pub(crate) fn unit_of_slot(&self, address: usize) -> usize {
+        (self.offset_in_span(address) - self.owners) / size_of::<usize>() * GRANULE_SIZE
+    }
+
+    /// Where `address` is, from the reservation's base.
+    pub(crate) fn offset_in_span(&self, address: usize) -> usize {
+        address & (self.span() - 1)
+    }
+
+    /// Where the mark of the granule at `unit_offset` is.
+    pub(crate) fn mark_offset(&self, unit_offset: usize) -> usize {
+        self.marks + unit_offset / GRANULE_SIZE
+    }
+
     /// The owner slots of a range of unit bytes.
     pub(crate) fn owner_range(&self, unit: &Range<usize>) -> Range<usize> {
         self.owner_offset(unit.start)..self.owner_offset(unit.end)
@@ -180,7 +198,12 @@ mod tests {
             assert!(map.copy_offset(Window::Coloured, last, unit_size) <= map.detached_offset(0));
             assert!(map.detached_offset(unit_size) <= map.paged);
             assert!(map.copy_offset(Window::Paged, last, unit_size) <= map.owners);
-            assert!(map.owner_offset(unit_size) <= map.len && map.len <= map.span());
+            assert!(map.owner_offset(unit_size) <= map.mark_offset(0));
+            assert!(map.mark_offset(unit_size) <= map.len && map.len <= map.span());
+            for unit_offset in [0, 4, unit_size - 4] {
+                let slot = map.span() * 3 + map.owner_offset(unit_offset);
+                assert_eq!(map.unit_of_slot(slot), unit_offset);
+            }
             for window in [Window::Coloured, Window::Paged] {
                 for unit_offset in [0, 4, unit_size - 4] {
                     let at = map.copy_offset(window, CpuId::new(0), unit_offset);

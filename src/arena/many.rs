@@ -1,8 +1,6 @@
 //! Many areas at once, all or none.
 
-use super::{
-    Allocated, Arena, BalanceMode, Content, Freed, HandedOut, NoArea, NotLive, Owner, Remains,
-};
+use super::{Allocated, Arena, BalanceMode, Content, Freed, NoArea, NotLive, Owner, Remains};
 use crate::placement::{Area, Request};
 
 impl<O: Owner> Arena<O> {
@@ -30,42 +28,57 @@ impl<O: Owner> Arena<O> {
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Vec<Allocated>, NoArea> {
-        let (mut areas, mut handed_out) = (Vec::<Area>::new(), Vec::new());
-        let room = areas.try_reserve(count).and_then(|()| handed_out.try_reserve(count));
+        let (mut runs, mut areas) = (Vec::<(Area, usize)>::new(), Vec::new());
+        let room = runs.try_reserve(count).and_then(|()| areas.try_reserve(count));
         room.map_err(|_| NoArea::NoRoom)?;
         let atomic = request.flags.atomic;
         let populating = (!atomic).then(|| self.populate_lock.lock());
         let mut state = self.state.lock();
-        let mut result = Ok(());
-        while areas.len() < count && result.is_ok() {
-            let placed = match atomic {
+        let (mut placed, mut result) = (0, Ok(()));
+        while placed < count && result.is_ok() {
+            let first = match atomic {
                 true => self.place_atomic(&mut state, request),
                 false => self.place_blocking(&mut state, request),
             };
-            result = placed.map(|area| areas.push(area));
+            result = first.map(|area| {
+                let most = count - placed - 1;
+                let run = 1 + state.placement.place_behind(&area, request, most);
+                placed += run;
+                runs.push((area, run));
+            });
         }
-        match result {
-            Ok(()) => {
-                let mut hand_out = |area| self.hand_out(&mut state, request, area, owner);
-                handed_out.extend(areas.iter().map(&mut hand_out));
-            }
-            Err(_) => {
+        let mut handed_out = Vec::with_capacity(runs.len());
+        for (mut area, run) in runs {
+            let (size, chunk, start) = (area.size, area.chunk, area.offset);
+            area.size *= run;
+            if result.is_err() {
                 // They have their pages, so that chunks and pages which were made for them are spare now.
-                for area in &areas {
-                    let freed = state.placement.free(area.chunk, area.offset);
-                    debug_assert!(freed.is_ok(), "it was just placed");
-                }
+                state.placement.free_neighbours(&area, run);
+                continue;
             }
+            state.placement.finish_alloc(&area);
+            let one = |nth| Area { chunk, offset: start + nth * size, size };
+            let mut is_owned = false;
+            (0..run).for_each(|nth| is_owned = self.register(&mut state, request, &one(nth), owner));
+            handed_out.push(self.handed_out(&state, request, &area, is_owned));
         }
         let pending = state.placement.is_balance_pending();
         drop(state);
         drop(populating);
-        let clean = |handed_out: HandedOut<O>| handed_out.cleaned(&self.machine, content);
-        let allocated = handed_out.into_iter().map(clean).collect();
+        for run in handed_out {
+            // All neighbours at once.
+            run.clean(&self.machine, content);
+            let Allocated { first, is_owned } = run.allocated();
+            areas.extend((0..run.unit.len() / request.size()).map(|nth| {
+                // SAFETY: inside of the areas of the run.
+                let first = unsafe { first.add(nth * request.size()) };
+                Allocated { first, is_owned }
+            }));
+        }
         if pending && (!atomic || self.balance_mode == BalanceMode::Background) {
             self.balance_as_configured();
         }
-        result.map(|()| allocated)
+        result.map(|()| areas)
     }
 
     /// Frees areas as [`free`](Self::free) does, or none of them, under one hold of the lock. An address
@@ -83,11 +96,11 @@ impl<O: Owner> Arena<O> {
         let mut freed = Vec::with_capacity(addresses.len());
         let mut state = self.state.lock();
         for &address in addresses {
-            state.area_in_use(&self.geometry, address).map_err(|why| (address, why))?;
+            state.area_in_use(&self.geometry, &self.chunks, address).map_err(|why| (address, why))?;
         }
         for &address in addresses {
             // One that another thread frees at this moment is left to that thread.
-            freed.extend(state.free(&self.geometry, address, remains));
+            freed.extend(state.free(&self.geometry, &self.chunks, address, remains));
         }
         let pending = state.placement.is_balance_pending();
         drop(state);

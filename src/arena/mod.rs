@@ -29,8 +29,10 @@
 mod balance;
 mod cache;
 mod chunk_memory;
+mod chunks;
 mod geometry;
 mod many;
+mod reuse;
 mod revocable;
 mod state;
 mod words;
@@ -53,9 +55,11 @@ pub(crate) use words::Words;
 
 use balance::Worker;
 pub(crate) use cache::CacheStats;
-use cache::{Cache, Name, Put};
+use cache::Cache;
 use chunk_memory::ChunkMemory;
+use chunks::Chunks;
 use geometry::Geometry;
+use reuse::Missed;
 use state::State;
 
 /// When pages get their memory.
@@ -106,7 +110,9 @@ pub(crate) struct Arena<O: Owner> {
     machine: Machine,
     geometry: Geometry,
     locator: CopyLocator,
-    cache: Cache<O>,
+    /// None when nothing is cached.
+    cache: Option<Cache>,
+    chunks: Chunks<O>,
     populate: Populate,
     populate_lock: Mutex<()>,
     state: Mutex<State<O>>,
@@ -141,6 +147,8 @@ pub(crate) enum Remains {
     Initialised,
     /// Bytes that may have none, such as padding.
     Undefined,
+    /// Zeros in every copy.
+    Zero,
 }
 
 /// What a free released.
@@ -188,21 +196,22 @@ impl<O: Owner> Arena<O> {
             if populate == Populate::Whole { profile.without_depopulation() } else { profile };
         let placement = Placement::new(unit_size, regions, profile).map_err(NoArena::Layout)?;
         let geometry = Geometry::new(unit_size, machine.cpu_id_limit()).ok_or(NoArena::TooLarge)?;
-        let is_cached = cached_bytes > 0;
-        let first = ChunkMemory::new(&machine, geometry, is_cached).map_err(NoArena::Memory)?;
+        let first = ChunkMemory::new(&machine, geometry).map_err(NoArena::Memory)?;
         if populate != Populate::Lazy {
             let end = regions.static_size + regions.reserved_size + regions.dyn_size;
             first.prefault(&machine, Window::Coloured, &(0..end)).map_err(NoArena::Memory)?;
         }
-        let state = State::new(placement, &regions, first);
+        let is_cached = cached_bytes > 0 && usize::BITS == u64::BITS;
+        let cache = || Cache::new(&machine, cached_bytes, placement.splits_types());
+        let cache = is_cached.then(cache).transpose().map_err(NoArena::Memory)?;
+        let first = Arc::new(first);
+        let state = State::new(placement, &regions, &first);
+        let chunks = Chunks::new(&geometry);
+        chunks.insert(first).map_err(NoArena::Memory)?;
         let arena = Arc::new(Arena {
             locator: CopyLocator::of(&machine),
-            cache: Cache::new(
-                &machine,
-                cached_bytes,
-                state.placement.splits_types(),
-                &state.chunks(),
-            ),
+            cache,
+            chunks,
             machine,
             geometry,
             populate,
@@ -270,23 +279,28 @@ impl<O: Owner> Arena<O> {
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Allocated, NoArea> {
-        let kept = self.cache.take(&self.machine, &self.geometry, request, owner, content);
-        if let Some(allocated) = kept {
-            return Ok(allocated);
-        }
-        match self.alloc_past_cache(request, owner, content) {
+        let missed = match self.take(request, owner, content) {
+            Ok(allocated) => return Ok(allocated),
+            Err(missed) => missed,
+        };
+        match self.alloc_past_cache(request, missed, owner, content) {
             // Areas of other sizes, and of other CPUs.
-            Err(_) if self.drain_for(request) => self.alloc_past_cache(request, owner, content),
+            Err(_) if self.drain_for(request) => {
+                self.alloc_past_cache(request, None, owner, content)
+            }
             result => result,
         }
     }
 
+    #[inline(never)]
     fn alloc_past_cache(
         &self,
         request: &Request,
+        missed: Missed<'_>,
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Allocated, NoArea> {
+        let more = missed.map_or(0, |(cache, class)| cache.refill(&self.machine, class));
         let atomic = request.flags.atomic;
         let populating = (!atomic).then(|| self.populate_lock.lock());
         let mut state = self.state.lock();
@@ -295,11 +309,15 @@ impl<O: Owner> Arena<O> {
         } else {
             self.place_blocking(&mut state, request)
         };
-        let result = result.map(|area| self.hand_out(&mut state, request, &area, owner));
-        let pending = state.placement.is_balance_pending();
+        let result = result.map(|area| self.hand_out(&mut state, request, area, more, owner));
+        let mut pending = state.placement.is_balance_pending();
         drop(state);
         drop(populating);
-        let result = result.map(|handed_out| handed_out.cleaned(&self.machine, content));
+        let result = result.map(|handed_out| {
+            handed_out.clean(&self.machine, content);
+            pending |= self.cache_rest(request, &handed_out);
+            handed_out.allocated()
+        });
         // An atomic request leaves the work to the next caller that may block.
         if pending && (!atomic || self.balance_mode == BalanceMode::Background) {
             self.balance_as_configured();
@@ -353,27 +371,62 @@ impl<O: Owner> Arena<O> {
         }
         if self.populate != Populate::Lazy && request.window() == Window::Paged {
             let (memory, unit) = state.unit_range_of(area);
+            let memory = Arc::clone(memory);
             let prefault = || memory.prefault(&self.machine, Window::Paged, &unit);
             Guard::unlocked(state, prefault)?;
         }
         Ok(())
     }
 
-    /// The area has its pages; registers it with its owner.
+    /// The area has its pages; registers it with its owner. Up to `more` of the same request are placed
+    /// behind it, to be cached.
     fn hand_out(
+        &self,
+        state: &mut State<O>,
+        request: &Request,
+        mut area: Area,
+        more: usize,
+        owner: Option<&'static O::Target>,
+    ) -> HandedOut<'_, O> {
+        state.placement.finish_alloc(&area);
+        let behind = state.placement.place_behind(&area, request, more);
+        let is_owned = self.register(state, request, &area, owner);
+        let (memory, unit) = state.unit_range_of(&area);
+        for nth in 1..=behind {
+            memory.mark(unit.start + nth * area.size).set_cached(Remains::Zero);
+        }
+        area.size *= 1 + behind;
+        self.handed_out(state, request, &area, is_owned)
+    }
+
+    /// Notes a new area's window, owner and mark. True when it has the reference to the owner.
+    fn register(
         &self,
         state: &mut State<O>,
         request: &Request,
         area: &Area,
         owner: Option<&'static O::Target>,
-    ) -> HandedOut<O> {
-        state.placement.finish_alloc(area);
-        let window = request.window();
-        let is_owned = state.register(area, request, owner);
-        let dirty = state.dirty_part(area);
-        let undefined = state.undefined_part(area);
+    ) -> bool {
+        let is_owned = state.register(area, request.window(), owner);
+        if self.cache.is_some() && Cache::is_cacheable(request) {
+            let (memory, unit) = state.unit_range_of(area);
+            memory.mark(unit.start).set_live(request.len);
+        }
+        is_owned
+    }
+
+    /// What is left to do for new areas, which together are `area`.
+    fn handed_out(
+        &self,
+        state: &State<O>,
+        request: &Request,
+        area: &Area,
+        is_owned: bool,
+    ) -> HandedOut<'_, O> {
+        let (dirty, undefined) = (state.dirty_part(area), state.undefined_part(area));
         let (memory, unit) = state.unit_range_of(area);
-        HandedOut { memory, window, start: unit.start, dirty, undefined, is_owned }
+        let memory = self.chunks.get(memory.span()).expect("A1");
+        HandedOut { memory, window: request.window(), unit, dirty, undefined, is_owned }
     }
 
     /// Frees the area at `address`, given by its byte in the copy of CPU 0.
@@ -384,53 +437,16 @@ impl<O: Owner> Arena<O> {
     /// Of two threads that free the same address at the same time, one gets an error, unless a third
     /// thread has got the area in between.
     pub(crate) fn free(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
-        match self.cache.put(&self.machine, &self.geometry, address, remains)? {
-            Put::Done(freed) => Ok(freed),
-            Put::Full(freed, cpu) => {
-                let mut pending = false;
-                while let Some(names) = self.cache.shed(cpu) {
-                    pending |= self.flush(&names);
-                }
-                if pending {
-                    self.balance_as_configured();
-                }
-                Ok(freed)
-            }
-            Put::Past => self.free_past_cache(address, remains),
+        match self.put(address, remains)? {
+            Some(freed) => Ok(freed),
+            None => self.free_past_cache(address, remains),
         }
     }
 
-    /// Gives cached areas back to the placement. Returns whether balance work is pending.
-    fn flush(&self, names: &[Name]) -> bool {
-        let mut state = self.state.lock();
-        for name in names {
-            state.flush(&self.geometry, name.address(), name.remains());
-        }
-        state.placement.is_balance_pending()
-    }
-
-    /// Empties the caches, if that may be of use to a request. Returns whether something was in them.
-    fn drain_for(&self, request: &Request) -> bool {
-        !self.is_too_full_for(request) && self.drain() > 0
-    }
-
-    /// Empties the caches. Returns how many areas were in them.
-    fn drain(&self) -> usize {
-        let names = self.cache.drain();
-        for names in names.chunks(FLUSHED) {
-            self.flush(names);
-        }
-        names.len()
-    }
-
-    /// What is cached.
-    pub(crate) fn cache_stats(&self) -> CacheStats {
-        self.cache.stats()
-    }
-
+    #[inline(never)]
     fn free_past_cache(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
         let mut state = self.state.lock();
-        let freed = state.free(&self.geometry, address, remains)?;
+        let freed = state.free(&self.geometry, &self.chunks, address, remains)?;
         let pending = state.placement.is_balance_pending();
         drop(state);
         if pending {
@@ -442,7 +458,7 @@ impl<O: Owner> Arena<O> {
     /// The chunk, offset and size of the live area at `address`, given as for `free`.
     pub(crate) fn place_of(&self, address: usize) -> Result<Place, NotLive> {
         let state = self.state.lock();
-        let area = state.area_in_use(&self.geometry, address)?;
+        let area = state.area_in_use(&self.geometry, &self.chunks, address)?;
         let chunk = state.placement.name(area.chunk);
         Ok(Place { chunk, offset: area.offset, size: area.size })
     }
@@ -475,38 +491,39 @@ impl<O: Owner> Drop for Arena<O> {
     }
 }
 
-/// So many cached areas are given back under one hold of the area lock.
-const FLUSHED: usize = 64;
-
 type Guard<'a, O> = MutexGuard<'a, State<O>>;
 
-/// A placed area whose old content may still be there.
-struct HandedOut<O: Owner> {
-    memory: Arc<ChunkMemory<O>>,
+/// Placed areas, neighbours, whose old content may still be there.
+struct HandedOut<'a, O: Owner> {
+    memory: &'a ChunkMemory<O>,
     window: Window,
-    start: usize,
+    unit: Range<usize>,
     dirty: Option<Range<usize>>,
     /// Inside of `dirty` (A5).
     undefined: Option<Range<usize>>,
     is_owned: bool,
 }
 
-impl<O: Owner> HandedOut<O> {
-    fn cleaned(self, machine: &Machine, content: Content) -> Allocated {
-        if let Some(dirty) = self.dirty {
-            let undefined = self.undefined.unwrap_or(dirty.end..dirty.end);
-            for defined in [dirty.start..undefined.start, undefined.end..dirty.end] {
-                if defined.is_empty() {
-                    continue;
-                }
-                // SAFETY: this thread placed the area, and no other thread knows it yet. These bytes
-                // are a part of it, and have a value (A5).
-                unsafe { self.memory.clean(machine, self.window, &defined, content) };
+impl<O: Owner> HandedOut<'_, O> {
+    /// Makes them hold `content`.
+    fn clean(&self, machine: &Machine, content: Content) {
+        let Some(dirty) = self.dirty.clone() else { return };
+        let undefined = self.undefined.clone().unwrap_or(dirty.end..dirty.end);
+        for defined in [dirty.start..undefined.start, undefined.end..dirty.end] {
+            if defined.is_empty() {
+                continue;
             }
-            // SAFETY: as above; they need no value.
-            unsafe { self.memory.overwrite(machine, self.window, &undefined) };
+            // SAFETY: this thread placed the areas, and no other thread knows them yet. These bytes
+            // are a part of them, and have a value (A5).
+            unsafe { self.memory.clean(machine, self.window, &defined, content) };
         }
-        let first = self.memory.copy(self.window, CpuId::new(0), self.start);
+        // SAFETY: as above; they need no value.
+        unsafe { self.memory.overwrite(machine, self.window, &undefined) };
+    }
+
+    /// The first area.
+    fn allocated(&self) -> Allocated {
+        let first = self.memory.copy(self.window, CpuId::new(0), self.unit.start);
         Allocated { first, is_owned: self.is_owned }
     }
 }

@@ -1,15 +1,16 @@
 //! What the area lock guards: the placement, the memory of its chunks, dirty bytes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cache::{Chunks, IsCached, is_cacheable};
+use super::cache::{Flushed, Marked};
 use super::chunk_memory::ChunkMemory;
+use super::chunks::Chunks;
 use super::geometry::{Geometry, Window};
 use super::{Freed, NotLive, Owner, Remains};
 use crate::placement::{
-    Area, Bitmap, ChunkId, ChunkType, GRANULE_SIZE, PAGE_SIZE, Placement, Regions, Request,
+    Area, Bitmap, ChunkId, ChunkType, GRANULE_SIZE, PAGE_SIZE, Placement, Regions,
 };
 
 /// The memory behind one chunk of the placement.
@@ -20,8 +21,6 @@ struct Backing<O: Owner> {
     base: usize,
     /// Unit bytes that the chunk manages.
     managed: Range<usize>,
-    /// The chunk has a vector of owners.
-    keeps_owners: bool,
     /// Granules from `base` that an area was freed on since their memory was last discarded.
     dirty: Bitmap,
     /// Those of them on which an area was freed that may have left bytes without a value (A5).
@@ -50,14 +49,17 @@ impl<O: Owner> Backing<O> {
 pub(super) struct State<O: Owner> {
     pub(super) placement: Placement,
     backings: Vec<Option<Backing<O>>>,
-    /// Chunks by the span of their memory. Two share the first, see `live_area`.
-    by_span: BTreeMap<usize, ChunkId>,
+    /// Memory of chunks that were destroyed, for others: it reads as zero.
+    spare: Vec<Arc<ChunkMemory<O>>>,
 }
 
 impl<O: Owner> State<O> {
-    pub(super) fn new(placement: Placement, regions: &Regions, first: ChunkMemory<O>) -> Self {
-        let mut state = State { placement, backings: Vec::new(), by_span: BTreeMap::new() };
-        let first = Arc::new(first);
+    pub(super) fn new(
+        placement: Placement,
+        regions: &Regions,
+        first: &Arc<ChunkMemory<O>>,
+    ) -> Self {
+        let mut state = State { placement, backings: Vec::new(), spare: Vec::new() };
         let first_chunk = state.placement.first_chunk();
         let immutable = [
             (Some(first_chunk), regions.dynamic()),
@@ -66,20 +68,35 @@ impl<O: Owner> State<O> {
         for (id, managed) in immutable {
             if let (Some(id), Some(managed)) = (id, managed) {
                 let base = managed.start / PAGE_SIZE * PAGE_SIZE;
-                state.insert(id, Arc::clone(&first), base, managed, false);
+                state.insert(id, Arc::clone(first), base, managed);
             }
         }
-        state.by_span.insert(first.span(), first_chunk);
+        // Two chunks share it, see `live_area`.
+        first.set_chunk(Some(first_chunk), false);
         state
     }
 
-    /// Adds a created chunk of the type; its memory is new.
-    pub(super) fn add_chunk(&mut self, chunk_type: ChunkType, memory: ChunkMemory<O>) -> ChunkId {
+    /// Memory for another chunk.
+    pub(super) fn take_spare(&mut self) -> Option<Arc<ChunkMemory<O>>> {
+        self.spare.pop()
+    }
+
+    /// Keeps memory that reads as zero, for another chunk.
+    pub(super) fn keep_spare(&mut self, memory: Arc<ChunkMemory<O>>) {
+        self.spare.push(memory);
+    }
+
+    /// Adds a created chunk of the type; its memory reads as zero.
+    pub(super) fn add_chunk(
+        &mut self,
+        chunk_type: ChunkType,
+        memory: Arc<ChunkMemory<O>>,
+    ) -> ChunkId {
         let id = self.placement.add_chunk(chunk_type);
         let keeps_owners = chunk_type == ChunkType::Accounted || !self.placement.splits_types();
+        memory.set_chunk(Some(id), keeps_owners);
         let unit_size = self.placement.unit_size();
-        self.by_span.insert(memory.span(), id);
-        self.insert(id, Arc::new(memory), 0, 0..unit_size, keeps_owners);
+        self.insert(id, memory, 0, 0..unit_size);
         id
     }
 
@@ -89,7 +106,6 @@ impl<O: Owner> State<O> {
         memory: Arc<ChunkMemory<O>>,
         base: usize,
         managed: Range<usize>,
-        keeps_owners: bool,
     ) {
         let granules = (managed.end - base).div_ceil(GRANULE_SIZE);
         let (dirty, undefined) = (Bitmap::new(granules), Bitmap::new(granules));
@@ -98,22 +114,13 @@ impl<O: Owner> State<O> {
             self.backings.resize_with(id.index() + 1, || None);
         }
         self.backings[id.index()] =
-            Some(Backing { memory, base, managed, keeps_owners, dirty, undefined, paged });
+            Some(Backing { memory, base, managed, dirty, undefined, paged });
     }
 
-    /// All chunks, for those who look for them without the area lock.
-    pub(super) fn chunks(&self) -> Arc<Chunks<O>> {
-        let of_id = |id: &ChunkId| {
-            let backing = self.backing(*id);
-            (Arc::clone(&backing.memory), backing.keeps_owners)
-        };
-        Chunks::new(self.by_span.values().map(of_id))
-    }
-
-    /// Forgets the memory of a chunk that is about to leave the placement.
+    /// Takes the memory of a chunk that is about to leave the placement.
     pub(super) fn remove_memory(&mut self, id: ChunkId) -> Option<Arc<ChunkMemory<O>>> {
         let backing = self.backings[id.index()].take()?;
-        self.by_span.remove(&backing.memory.span());
+        backing.memory.set_chunk(None, false);
         Some(backing.memory)
     }
 
@@ -141,30 +148,28 @@ impl<O: Owner> State<O> {
     }
 
     /// The memory of an area, and its unit bytes.
-    pub(super) fn unit_range_of(&self, area: &Area) -> (Arc<ChunkMemory<O>>, Range<usize>) {
+    pub(super) fn unit_range_of(&self, area: &Area) -> (&Arc<ChunkMemory<O>>, Range<usize>) {
         let Backing { memory, base, .. } = self.backing(area.chunk);
-        (Arc::clone(memory), base + area.offset..base + area.offset + area.size)
+        (memory, base + area.offset..base + area.offset + area.size)
     }
 
-    /// Notes the window of a new area, its mark, and its owner if the chunk keeps owners. True when the area
-    /// has the reference to the owner from here on.
+    /// Notes the window of a new area, and its owner if the chunk keeps owners. True when the area has the
+    /// reference to the owner from here on.
     pub(super) fn register(
         &mut self,
         area: &Area,
-        request: &Request,
+        window: Window,
         owner: Option<&'static O::Target>,
     ) -> bool {
         let backing = self.backing_mut(area.chunk);
-        if request.window() == Window::Paged {
+        if window == Window::Paged {
             backing.paged.insert(area.offset / GRANULE_SIZE);
         }
-        let (unit, owner) = (backing.base + area.offset, owner.filter(|_| backing.keeps_owners));
+        let owner = owner.filter(|_| backing.memory.keeps_owners());
         if let Some(owner) = owner {
+            let unit = backing.base + area.offset;
             // SAFETY: the area was just placed, in a chunk with owners.
-            unsafe { backing.memory.set_owner(unit, O::from_static(owner)) };
-        }
-        if is_cacheable(request) {
-            backing.memory.marks().set_live(unit, request.len);
+            unsafe { backing.memory.set_owner(unit, Some(O::from_static(owner))) };
         }
         owner.is_some()
     }
@@ -182,9 +187,15 @@ impl<O: Owner> State<O> {
     }
 
     /// The live area that starts at `address`, which is in the copy of CPU 0.
-    pub(super) fn live_area(&self, geometry: &Geometry, address: usize) -> Result<Area, NotLive> {
-        let &id = self.by_span.get(&geometry.span_of(address)).ok_or(NotLive::Foreign)?;
-        let in_span = address & (geometry.span() - 1);
+    pub(super) fn live_area(
+        &self,
+        geometry: &Geometry,
+        chunks: &Chunks<O>,
+        address: usize,
+    ) -> Result<Area, NotLive> {
+        let memory = chunks.get(geometry.span_of(address));
+        let id = memory.and_then(ChunkMemory::chunk).ok_or(NotLive::Foreign)?;
+        let in_span = geometry.offset_in_span(address);
         if in_span >= geometry.len() {
             // The memory does not fill its span; whatever is behind it is not ours.
             return Err(NotLive::Foreign);
@@ -196,20 +207,26 @@ impl<O: Owner> State<O> {
         let chunk = chunks.into_iter().flatten().find(manages).ok_or(NotLive::NoArea)?;
         let offset = unit - self.backing(chunk).base;
         let len = self.placement.live_len(chunk, offset).ok_or(NotLive::NoArea)?;
-        let paged = self.backing(chunk).paged.contains(&(offset / GRANULE_SIZE));
-        if paged != (window == Window::Paged) {
+        let paged = &self.backing(chunk).paged;
+        let is_paged = !paged.is_empty() && paged.contains(&(offset / GRANULE_SIZE));
+        if is_paged != (window == Window::Paged) {
             return Err(NotLive::NoArea);
         }
         Ok(Area { chunk, offset, size: len * GRANULE_SIZE })
     }
 
     /// As [`live_area`](Self::live_area), unless the area is cached.
-    pub(super) fn area_in_use(&self, geometry: &Geometry, address: usize) -> Result<Area, NotLive> {
-        let area = self.live_area(geometry, address)?;
+    pub(super) fn area_in_use(
+        &self,
+        geometry: &Geometry,
+        chunks: &Chunks<O>,
+        address: usize,
+    ) -> Result<Area, NotLive> {
+        let area = self.live_area(geometry, chunks, address)?;
         let Backing { memory, base, .. } = self.backing(area.chunk);
-        match memory.marks().live(base + area.offset) {
-            Ok(_) => Ok(area),
-            Err(IsCached) => Err(NotLive::NoArea),
+        match memory.mark(base + area.offset).get() {
+            Marked::Cached(_) => Err(NotLive::NoArea),
+            Marked::Live(_) | Marked::Nothing => Ok(area),
         }
     }
 
@@ -217,43 +234,76 @@ impl<O: Owner> State<O> {
     pub(super) fn free(
         &mut self,
         geometry: &Geometry,
+        chunks: &Chunks<O>,
         address: usize,
         remains: Remains,
     ) -> Result<Freed<O>, NotLive> {
-        let area = self.live_area(geometry, address)?;
+        let area = self.area_in_use(geometry, chunks, address)?;
         let Backing { memory, base, .. } = self.backing(area.chunk);
-        memory.marks().forget(base + area.offset).map_err(|IsCached| NotLive::NoArea)?;
-        self.give_back(&area, remains)
+        let (mark, unit) = (memory.mark(base + area.offset), base + area.offset);
+        if let Marked::Live(granules) = mark.get()
+            && !mark.forget(granules)
+        {
+            return Err(NotLive::NoArea);
+        }
+        // SAFETY: the area was just freed.
+        let owner = memory.keeps_owners().then(|| unsafe { memory.take_owner(unit) }).flatten();
+        self.give_back(&area, 1, remains);
+        Ok(Freed { size: area.size, owner })
     }
 
-    /// Gives an area back that was cached.
-    pub(super) fn flush(&mut self, geometry: &Geometry, address: usize, remains: Remains) {
-        let area = self.live_area(geometry, address).expect("N1");
-        let Backing { memory, base, .. } = self.backing(area.chunk);
-        memory.marks().flush(base + area.offset);
-        let freed = self.give_back(&area, remains);
-        debug_assert!(freed.is_ok_and(|freed| freed.owner.is_none()), "N1");
+    /// Gives areas back that were cached and are on no list any more.
+    pub(super) fn flush(&mut self, geometry: &Geometry, chunks: &Chunks<O>, mut areas: Flushed) {
+        let size = areas.class.size();
+        let mut run: Option<(Area, usize, Remains)> = None;
+        for &slot in areas.sorted() {
+            let memory = chunks.get(geometry.span_of(slot)).expect("N1");
+            let (id, unit) = (memory.chunk().expect("N1"), geometry.unit_of_slot(slot));
+            let mark = memory.mark(unit);
+            let Marked::Cached(remains) = mark.get() else { unreachable!("N1") };
+            mark.flush();
+            if memory.keeps_owners() {
+                // SAFETY: nobody has the area. It has a link in its slot, and no owner.
+                unsafe { memory.set_owner(unit, None) };
+            }
+            let offset = unit - self.backing(id).base;
+            match &mut run {
+                Some((area, count, all))
+                    if *all == remains && area.chunk == id && area.offset + area.size == offset =>
+                {
+                    area.size += size;
+                    *count += 1;
+                }
+                _ => {
+                    let next = (Area { chunk: id, offset, size }, 1, remains);
+                    run.replace(next).into_iter().for_each(|(area, count, remains)| {
+                        self.give_back(&area, count, remains);
+                    });
+                }
+            }
+        }
+        if let Some((area, count, remains)) = run {
+            self.give_back(&area, count, remains);
+        }
     }
 
-    fn give_back(&mut self, area: &Area, remains: Remains) -> Result<Freed<O>, NotLive> {
-        let Area { chunk, offset, size } = *area;
-        self.placement.free(chunk, offset).map_err(|_| NotLive::NoArea)?;
-        let backing = self.backing_mut(chunk);
-        let granule = offset / GRANULE_SIZE;
+    /// Gives `count` neighbours back to the placement, which together are this area.
+    pub(super) fn give_back(&mut self, area: &Area, count: usize, remains: Remains) {
+        self.placement.free_neighbours(area, count);
+        let backing = self.backing_mut(area.chunk);
+        let granule = area.offset / GRANULE_SIZE;
         if !backing.paged.is_empty() {
             backing.paged.remove(&granule);
         }
-        let granules = granule..granule + size / GRANULE_SIZE;
-        backing.dirty.set_range(granules.clone());
-        if remains == Remains::Undefined {
-            backing.undefined.set_range(granules);
+        let granules = granule..granule + area.size / GRANULE_SIZE;
+        match remains {
+            Remains::Zero => {}
+            Remains::Initialised => backing.dirty.set_range(granules),
+            Remains::Undefined => {
+                backing.dirty.set_range(granules.clone());
+                backing.undefined.set_range(granules);
+            }
         }
-        // SAFETY: the area was just freed.
-        let owner = backing
-            .keeps_owners
-            .then(|| unsafe { backing.memory.take_owner(backing.base + offset) })
-            .flatten();
-        Ok(Freed { size, owner })
     }
 
     /// After a discard of `unit` bytes: what is gone in every copy is clean.
@@ -272,7 +322,7 @@ impl<O: Owner> State<O> {
     fn with_owners(&self) -> impl Iterator<Item = (ChunkId, &Backing<O>)> {
         let backings = self.backings.iter().enumerate();
         backings.filter_map(|(index, backing)| {
-            let backing = backing.as_ref().filter(|backing| backing.keeps_owners)?;
+            let backing = backing.as_ref().filter(|backing| backing.memory.keeps_owners())?;
             Some((ChunkId::from_index(index), backing))
         })
     }
@@ -291,15 +341,24 @@ impl<O: Owner> State<O> {
         sizes.iter().map(|granules| granules * GRANULE_SIZE).collect()
     }
 
-    /// Checks the placement and A4.
+    /// Checks the placement, A4, and N1 as far as marks tell.
     pub(super) fn verify(&self) -> Result<(), String> {
         self.placement.verify()?;
-        for (id, backing) in self.with_owners() {
-            let live: BTreeSet<usize> = self.placement.live_areas(id).collect();
-            for offset in (0..self.placement.unit_size()).step_by(GRANULE_SIZE) {
-                let owner = backing.memory.owner(backing.base + offset);
-                if owner.is_some() && !live.contains(&offset) {
-                    return Err(format!("A4: an owner without area at {offset}"));
+        for (id, backing) in self.backings.iter().enumerate() {
+            let Some(Backing { memory, base, managed, .. }) = backing else { continue };
+            let id = ChunkId::from_index(id);
+            for unit in managed.clone().step_by(GRANULE_SIZE) {
+                let marked = memory.mark(unit).get();
+                let len = self.placement.live_len(id, unit - base);
+                match marked {
+                    Marked::Nothing => {}
+                    Marked::Live(granules) if len == Some(granules) => {}
+                    Marked::Cached(_) if len.is_some() => {}
+                    _ => return Err(format!("N1: {marked:?} at {unit}, where {len:?} granules are")),
+                }
+                let has_owner = memory.keeps_owners() && memory.owner(unit).is_some();
+                if has_owner && len.is_none() {
+                    return Err(format!("A4: an owner without area at {unit}"));
                 }
             }
         }
@@ -310,8 +369,12 @@ impl<O: Owner> State<O> {
     pub(super) fn drop_owners(&mut self) {
         for (id, backing) in self.with_owners() {
             for offset in self.placement.live_areas(id) {
+                let unit = backing.base + offset;
+                if let Marked::Cached(_) = backing.memory.mark(unit).get() {
+                    continue;
+                }
                 // SAFETY: nobody uses the area any more: the arena goes.
-                drop(unsafe { backing.memory.take_owner(backing.base + offset) });
+                drop(unsafe { backing.memory.take_owner(unit) });
             }
         }
     }

@@ -344,7 +344,7 @@ impl PerCpuAllocator {
         let arena = self.tree.arena();
         // Together they are no snapshot, unless no thread allocates or frees.
         let (stats, cached) = (arena.with_placement(Placement::stats), arena.cache_stats());
-        stats.without_cached(cached.areas, cached.bytes, cached.taken)
+        stats.without_cached(cached.areas, cached.bytes, cached.taken, cached.refilled)
     }
 
     /// Every chunk in detail. Areas that CPUs [keep](PerCpuAllocatorBuilder::cache_size) count as live

@@ -218,13 +218,33 @@ impl Placement {
         let (at, empty) = taken?;
         self.count_empty(id, empty);
         self.relocate(id, Some(list));
+        self.count_placed(1, request);
         let totals = &mut self.totals;
-        totals.nr_alloc += 1;
-        totals.nr_max_alloc = totals.nr_max_alloc.max(totals.nr_alloc - totals.nr_dealloc);
         totals.min_alloc_size = totals.min_alloc_size.min(request.size());
         totals.max_alloc_size = totals.max_alloc_size.max(request.size());
-        totals.live_bytes += request.size();
         Some(Area { chunk: id, offset: at * GRANULE_SIZE, size: request.size() })
+    }
+
+    /// Places up to `most` areas of the same request directly behind one that was just placed and has its
+    /// pages, as far as these go. Returns how many.
+    pub(crate) fn place_behind(&mut self, area: &Area, request: &Request, most: usize) -> usize {
+        let end = (area.offset + area.size) / GRANULE_SIZE;
+        if most == 0 || !request.len.is_multiple_of(request.align) {
+            return 0;
+        }
+        let list = self.computed_list(area.chunk);
+        let (count, empty) = self.chunk_mut(area.chunk).alloc_behind(end, request.len, most);
+        self.count_empty(area.chunk, empty);
+        self.relocate(area.chunk, Some(list));
+        self.count_placed(count, request);
+        count
+    }
+
+    fn count_placed(&mut self, count: usize, request: &Request) {
+        let totals = &mut self.totals;
+        totals.nr_alloc += count as u64;
+        totals.nr_max_alloc = totals.nr_max_alloc.max(totals.nr_alloc - totals.nr_dealloc);
+        totals.live_bytes += count * request.size();
     }
 
     /// First run of pages at or behind page `from` that the area needs and that are missing.
@@ -258,15 +278,22 @@ impl Placement {
     /// The area's pages could not be had: takes the area back without asking for balance work.
     pub(crate) fn revoke(&mut self, area: &Area) {
         let at = area.offset / GRANULE_SIZE;
-        self.give_back(area.chunk, at, area.size / GRANULE_SIZE);
+        self.give_back(area.chunk, at, area.size / GRANULE_SIZE, 1);
     }
 
     /// Frees the live area at `offset` of `chunk`; returns its size in bytes.
     pub(crate) fn free(&mut self, chunk: ChunkId, offset: usize) -> Result<usize, InvalidFree> {
         let len = self.live_len(chunk, offset).ok_or(InvalidFree { offset })?;
-        self.give_back(chunk, offset / GRANULE_SIZE, len);
+        self.give_back(chunk, offset / GRANULE_SIZE, len, 1);
         self.decide_balance(chunk);
         Ok(len * GRANULE_SIZE)
+    }
+
+    /// Frees `count` live areas, neighbours, which together are this area.
+    pub(crate) fn free_neighbours(&mut self, area: &Area, count: usize) {
+        let (at, len) = (area.offset / GRANULE_SIZE, area.size / GRANULE_SIZE);
+        self.give_back(area.chunk, at, len, count);
+        self.decide_balance(area.chunk);
     }
 
     /// Granules of the live area that starts at `offset`.
@@ -278,12 +305,12 @@ impl Placement {
         self.chunk(chunk).live_area(offset / GRANULE_SIZE)
     }
 
-    fn give_back(&mut self, id: ChunkId, at: usize, len: usize) {
+    fn give_back(&mut self, id: ChunkId, at: usize, len: usize, count: usize) {
         let list = self.computed_list(id);
-        let empty = self.chunk_mut(id).free_area(at, len);
+        let empty = self.chunk_mut(id).free_areas(at, len, count);
         self.count_empty(id, empty);
         self.relocate(id, Some(list));
-        self.totals.nr_dealloc += 1;
+        self.totals.nr_dealloc += count as u64;
         self.totals.live_bytes -= len * GRANULE_SIZE;
     }
 

@@ -38,13 +38,14 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Of a placement, to which areas that are cached, or were taken out of a cache, are live.
-    pub(crate) fn without_cached(self, areas: u64, bytes: u64, taken: u64) -> Self {
-        let nr_alloc = self.nr_alloc + taken;
+    /// Of a placement, to which areas that are cached are live. `refilled` were placed only to be cached,
+    /// and `taken` were handed out of a cache.
+    pub(crate) fn without_cached(self, areas: u64, bytes: u64, taken: u64, refilled: u64) -> Self {
+        let nr_alloc = (self.nr_alloc + taken).saturating_sub(refilled);
         let nr_cur_alloc = self.nr_cur_alloc.saturating_sub(areas);
         Stats {
             nr_alloc,
-            nr_dealloc: nr_alloc - nr_cur_alloc,
+            nr_dealloc: nr_alloc.saturating_sub(nr_cur_alloc),
             nr_cur_alloc,
             live_bytes: self.live_bytes.saturating_sub(bytes),
             nr_cached: areas,

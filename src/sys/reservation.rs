@@ -159,6 +159,25 @@ impl Reservation {
         }
     }
 
+    /// Gives all memory back, together with the page tables. It reads as zero from now on.
+    ///
+    /// # Safety
+    ///
+    /// As for [`discard`](Self::discard) of all of it, but that other threads may read what is zero before.
+    pub(crate) unsafe fn reset(&self) {
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, Self::FLAGS | MapFlags::FIXED);
+        let start = self.base.as_ptr().cast();
+        // SAFETY: exactly the pages of this mapping (B1), for which the caller keeps the obligations. They
+        // are mapped all the time: the kernel replaces them at once.
+        let replaced = unsafe { rustix::mm::mmap_anonymous(start, self.len, prot, flags) };
+        let result = match replaced {
+            Ok(_) => self.forbid_huge_pages(),
+            // SAFETY: as above.
+            Err(_) => unsafe { self.advise(&(0..self.len), Advice::LinuxDontNeed) },
+        };
+        debug_assert!(result.is_ok(), "{self:?}: {result:?}");
+    }
+
     /// Prefers memory of `node` for the whole pages inside `range` that are not yet backed.
     ///
     /// A hint. Other nodes serve when that one is full, and it is no error when the kernel has no
@@ -181,9 +200,10 @@ impl Reservation {
         }
     }
 
+    const FLAGS: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
+
     fn map(machine: &Machine, len: usize) -> Result<Self, Errno> {
-        let (prot, flags) =
-            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, Self::FLAGS);
         // SAFETY: without MAP_FIXED the kernel picks addresses that nothing else uses.
         let base = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
         let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;

@@ -1,88 +1,91 @@
-//! Which areas of a chunk may be cached, and which are.
+//! Which areas may be cached, and which are.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use zerocopy::FromZeros;
-
+use super::super::Remains;
 use super::MAX_GRANULES;
-use crate::placement::GRANULE_SIZE;
 
-/// The area is cached. Any other mark but 0 is the number of its granules.
-const CACHED: u8 = u8::MAX;
+/// The area is cached, and its copies hold what [`Remains`] says. Any other mark but 0 is the number of the
+/// granules of a live area.
+const INITIALISED: u8 = u8::MAX;
+const UNDEFINED: u8 = u8::MAX - 1;
+const ZERO: u8 = u8::MAX - 2;
 
-const _: () = assert!(MAX_GRANULES < CACHED as usize);
+const _: () = assert!(MAX_GRANULES < ZERO as usize);
 
-/// A byte for each granule of a chunk: 0, but where an area starts that may be cached.
+/// The byte of a granule: 0, but where an area starts that may be cached.
 ///
 /// A mark changes by compare-exchange where two threads may change it. So of two threads that free the
 /// same address one wins, and the other finds no live area (N3).
 #[derive(Debug)]
-pub(crate) struct Marks(Box<[AtomicU8]>);
+pub(crate) struct Mark<'a>(pub(crate) &'a AtomicU8);
 
-/// No live area starts there: it was freed, and is cached.
-#[derive(Debug)]
-pub(crate) struct IsCached;
+/// What a mark says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marked {
+    /// No area starts there that may be cached.
+    Nothing,
+    /// A live area of so many granules.
+    Live(usize),
+    /// A cached area.
+    Cached(Remains),
+}
 
-impl Marks {
-    /// Of a unit of that size; of none, where nothing is cached.
-    pub(crate) fn new(unit_size: usize) -> Self {
-        let len = unit_size / GRANULE_SIZE;
-        // Untouched pages take no memory.
-        let marks = <[AtomicU8]>::new_box_zeroed_with_elems(len);
-        Marks(marks.unwrap_or_default())
-    }
-
-    fn at(&self, unit_offset: usize) -> Option<&AtomicU8> {
-        self.0.get(unit_offset / GRANULE_SIZE)
-    }
-
-    /// An area of so many granules is about to be handed out.
-    pub(crate) fn set_live(&self, unit_offset: usize, granules: usize) {
-        if let Some(mark) = self.at(unit_offset) {
-            // Release: a thread that frees the area finds its owner.
-            mark.store(granules as u8, Ordering::Release); // at most MAX_GRANULES
+impl Mark<'_> {
+    /// What it says now.
+    #[inline]
+    pub(crate) fn get(&self) -> Marked {
+        // Acquire: a thread that frees the area finds its owner.
+        match self.0.load(Ordering::Acquire) {
+            0 => Marked::Nothing,
+            INITIALISED => Marked::Cached(Remains::Initialised),
+            UNDEFINED => Marked::Cached(Remains::Undefined),
+            ZERO => Marked::Cached(Remains::Zero),
+            granules => Marked::Live(granules.into()),
         }
     }
 
-    /// The granules of the live area that starts there. `None` when no area that may be cached does.
-    pub(crate) fn live(&self, unit_offset: usize) -> Result<Option<usize>, IsCached> {
-        // Acquire: see `set_live`.
-        match self.at(unit_offset).map_or(0, |mark| mark.load(Ordering::Acquire)) {
-            0 => Ok(None),
-            CACHED => Err(IsCached),
-            granules => Ok(Some(granules.into())),
-        }
+    /// The area of so many granules is about to be handed out.
+    #[inline]
+    pub(crate) fn set_live(&self, granules: usize) {
+        debug_assert!(granules <= MAX_GRANULES);
+        // Release: see `get`.
+        self.0.store(granules as u8, Ordering::Release);
     }
 
-    /// The live area of so many granules that starts there is cached from here on. False when another
+    /// The area, which nobody has, is cached from here on.
+    pub(crate) fn set_cached(&self, remains: Remains) {
+        self.0.store(Self::cached(remains), Ordering::Release);
+    }
+
+    /// The live area of so many granules is cached from here on. False when another thread was faster.
+    #[inline]
+    pub(crate) fn cache(&self, granules: usize, remains: Remains) -> bool {
+        self.change(granules, Self::cached(remains))
+    }
+
+    /// The live area of so many granules is about to be given back to the placement. False when another
     /// thread was faster.
-    pub(crate) fn cache(&self, unit_offset: usize, granules: usize) -> bool {
-        self.change(unit_offset, granules, CACHED)
+    pub(crate) fn forget(&self, granules: usize) -> bool {
+        self.change(granules, 0)
     }
 
-    /// The live area that starts there, if any, is about to be given back to the placement.
-    pub(crate) fn forget(&self, unit_offset: usize) -> Result<(), IsCached> {
-        while let Some(granules) = self.live(unit_offset)? {
-            if self.change(unit_offset, granules, 0) {
-                break;
-            }
+    /// The cached area is about to be given back to the placement.
+    pub(crate) fn flush(&self) {
+        // Relaxed: the area lock orders it.
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn cached(remains: Remains) -> u8 {
+        match remains {
+            Remains::Initialised => INITIALISED,
+            Remains::Undefined => UNDEFINED,
+            Remains::Zero => ZERO,
         }
-        Ok(())
     }
 
-    fn change(&self, unit_offset: usize, granules: usize, new: u8) -> bool {
+    fn change(&self, granules: usize, new: u8) -> bool {
         let (order, at_failure) = (Ordering::AcqRel, Ordering::Relaxed);
-        self.at(unit_offset).is_some_and(|mark| {
-            mark.compare_exchange(granules as u8, new, order, at_failure).is_ok()
-        })
-    }
-
-    /// The cached area that starts there is about to be given back to the placement.
-    pub(crate) fn flush(&self, unit_offset: usize) {
-        if let Some(mark) = self.at(unit_offset) {
-            // Relaxed: the area lock orders it.
-            let before = mark.swap(0, Ordering::Relaxed);
-            debug_assert_eq!(before, CACHED, "N2");
-        }
+        self.0.compare_exchange(granules as u8, new, order, at_failure).is_ok()
     }
 }

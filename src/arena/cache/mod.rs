@@ -1,391 +1,438 @@
 //! Freed areas that this CPU hands out again, without the locks of the arena.
 //!
 //! ```text
-//!   free ──► mark: cached ──► a shelf of this CPU ──► mark: live ──► alloc
-//!                                   │ full: some of the older ones; or drained
-//!                                   ▼
-//!                               placement
+//!   free ──► mark: cached ──► a list of this CPU ──► mark: live ──► alloc
+//!                                 │        ▲
+//!                            full │        │ empty: some neighbours at once
+//!                                 ▼        │
+//!                               placement ─┘
 //! ```
 //!
-//! A CPU has a shelf for each exact size and kind of chunk, so that neither charges nor packing depend
-//! on what is cached. Names of areas lie on the shelves, and nothing in the areas. Areas are cached
-//! where they are freed.
-//!
-//! Areas of more than [`MAX_GRANULES`] granules, of the reserved region and of the paged window are not
-//! cached.
+//! A CPU has a list for each exact size and kind of chunk, so that neither charges nor packing depend
+//! on what is cached. Areas are cached where they are freed. Areas of more than [`MAX_GRANULES`] granules,
+//! of the reserved region and of the paged window are not cached.
 //!
 //! * N1: a cached area is live to the placement, has no owner and is charged to nobody, and its mark says
 //!   that it is cached.
-//! * N2: an area is on one shelf at most. The thread that takes it off has it alone.
+//! * N2: an area is on one list at most. The thread that takes it off has it alone.
 //! * N3: marks change by compare-exchange: of two frees of one address one wins.
-//! * N4: the shelves of a CPU hold at most [`Cache::most`] bytes of a unit, and one area more for each
-//!   thread that is about to take some off. They are emptied before balance
-//!   work, and by a request that finds no room.
+//! * N4: the limits of a CPU's lists, times the sizes of their areas, are [`Cache::most`] bytes of a unit
+//!   at most. A list is longer than its limit by one area at most for each thread that was pushing when
+//!   the limit fell. Lists are emptied before balance work, and by a request that finds no room.
 //!
-//! A CPU's shelves are guarded by a leaf lock. An area is taken and put under it, if no other thread has
-//! it; otherwise allocations and frees go past the shelves. It is waited for where shelves hold too much,
-//! where all are emptied, read, or told of a chunk.
+//! The limits of a CPU's lists are changed under its lock, which is tried and not waited for, where a list
+//! is empty or full. A list that is used gets more room, twice as much at a time, out of what the CPU has
+//! left, and then from its other lists in turn.
 
-mod chunks;
+mod lists;
 mod marks;
 
-use std::mem;
-use std::sync::Arc;
+use std::iter;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-use super::geometry::{Geometry, Window};
-use super::{Allocated, Content, Freed, NotLive, Owner, Remains};
-use crate::placement::{GRANULE_SIZE, Request};
-use crate::sys::locks::{LeafMutex, as_if_held, make_room};
-use crate::sys::{CpuId, Machine};
+use super::geometry::Window;
+use crate::placement::{Bitmap, GRANULE_SIZE, Request};
+use crate::sys::gate::{self, Popped};
+use crate::sys::locks::{LeafMutex, Mutex, MutexGuard};
+use crate::sys::{Machine, MapError};
 
-use chunks::Known;
+pub(super) use crate::sys::gate::Pushed;
+use lists::{Lists, MAX_LEN, Taken};
+pub(super) use marks::{Mark, Marked};
 
-pub(super) use chunks::Chunks;
-pub(super) use marks::{IsCached, Marks};
+/// The largest area that is cached, in granules: 1008 bytes.
+pub(super) const MAX_GRANULES: usize = 252;
 
-/// The largest area that is cached, in granules: 1016 bytes.
-pub(super) const MAX_GRANULES: usize = 254;
+/// So many areas at most are taken from the placement, or given back to it, at once.
+pub(super) const BATCH: usize = 32;
 
-/// How many areas of a shelf are looked at for one with a higher alignment than it happens to have.
+/// How many areas of a list are looked at for one of a higher alignment than it happens to have.
 const LOOKS: usize = 8;
 
-/// So many areas at most are given back at once by a free that finds the shelves full.
-const SHED: usize = 64;
+/// The size and kind of an area, and whether its address is a multiple of 8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Class(usize);
 
-/// What the shelves of all CPUs hold and have done.
+/// Class 0 is that of no area.
+const CLASSES: usize = 4 * (MAX_GRANULES + 1);
+
+impl Class {
+    #[inline]
+    pub(super) fn new(granules: usize, is_accounted: bool, address: usize) -> Self {
+        let is_even = address.is_multiple_of(2 * GRANULE_SIZE);
+        Class(4 * granules + 2 * usize::from(is_accounted) + usize::from(is_even))
+    }
+
+    pub(super) fn granules(self) -> usize {
+        self.0 / 4
+    }
+
+    /// Bytes of an area in one unit.
+    pub(super) fn size(self) -> usize {
+        self.granules() * GRANULE_SIZE
+    }
+}
+
+/// What the lists of all CPUs hold and have done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CacheStats {
     /// Areas that are cached.
     pub(crate) areas: u64,
     /// Bytes of these areas in one unit.
     pub(crate) bytes: u64,
-    /// Areas that were ever taken off a shelf to be handed out.
+    /// Areas that were ever taken off a list to be handed out.
     pub(crate) taken: u64,
+    /// Areas that were placed only to be cached.
+    pub(crate) refilled: u64,
 }
 
-/// The name of a cached area: its address in the copy of CPU 0, which is a multiple of 4, and in the
-/// lowest bit whether it may have bytes without a value.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Name(usize);
-
-impl Name {
-    fn new(address: usize, remains: Remains) -> Self {
-        Name(address | usize::from(remains == Remains::Undefined))
-    }
-
-    pub(super) fn address(self) -> usize {
-        self.0 & !1
-    }
-
-    pub(super) fn remains(self) -> Remains {
-        if self.0 & 1 == 0 { Remains::Initialised } else { Remains::Undefined }
-    }
-}
-
-/// The cached areas of one size and kind.
+/// How much a CPU may cache.
 #[derive(Debug)]
-struct Shelf {
-    granules: usize,
-    names: Vec<Name>,
-}
-
-/// The shelves of one CPU.
-#[derive(Debug)]
-struct Shelves<O: Owner> {
-    chunks: Arc<Chunks<O>>,
-    /// Where the chunk of the last address was.
-    hint: usize,
-    shelves: Vec<Shelf>,
-    /// 1 more than the index of a size's shelf, by granules and kind; empty before the first free.
-    places: Vec<u8>,
-    /// The shelf that was last relieved of some.
+struct Budget {
+    /// The limits of its lists, in bytes.
+    granted: usize,
+    /// The classes that had a limit since the lists were emptied.
+    used: Bitmap,
+    /// The class from which some was taken last.
     hand: usize,
-    bytes: usize,
-    stats: CacheStats,
 }
 
-/// The shelves of all CPUs.
+/// The caches of all CPUs.
 #[derive(Debug)]
-pub(super) struct Cache<O: Owner> {
-    /// Areas with an owner have chunks of their own, and so shelves of their own.
+pub(super) struct Cache {
+    /// Areas with an owner have chunks of their own, and so lists of their own.
     splits_types: bool,
-    /// None when nothing is cached.
-    cpus: Box<[CachePadded<LeafMutex<Shelves<O>>>]>,
+    lists: Lists,
+    cpus: Box<[CachePadded<LeafMutex<Budget>>]>,
     most: usize,
+    /// Taken by threads that could not count on their CPU.
+    taken: AtomicU64,
+    refilled: AtomicU64,
+    /// Held by a thread that empties the lists, until what was on them is in the placement.
+    draining: Mutex<()>,
 }
 
-/// What became of a free.
-pub(super) enum Put<O> {
-    /// The area is cached.
-    Done(Freed<O>),
-    /// It is for the arena to free.
-    Past,
-    /// As `Done`, and the CPU's shelves hold more than they may.
-    Full(Freed<O>, usize),
+/// Areas of one class that are to go back to the placement; the addresses of their slots.
+#[derive(Debug)]
+pub(super) struct Flushed {
+    pub(super) class: Class,
+    slots: [usize; BATCH],
+    len: usize,
 }
 
-/// The place in `places` of a size and kind.
-fn class(granules: usize, is_accounted: bool) -> usize {
-    2 * granules + usize::from(is_accounted)
-}
-
-const CLASSES: usize = 2 * (MAX_GRANULES + 1);
-
-/// Whether areas of such a request are cached.
-pub(super) fn is_cacheable(request: &Request) -> bool {
-    request.len <= MAX_GRANULES && !request.flags.reserved && request.window() == Window::Coloured
-}
-
-impl<O: Owner> Shelves<O> {
-    fn shelf(&mut self, class: usize) -> Option<&mut Shelf> {
-        let place = *self.places.get(class)?;
-        self.shelves.get_mut(usize::from(place).checked_sub(1)?)
+impl Flushed {
+    fn new(class: Class) -> Self {
+        Flushed { class, slots: [0; BATCH], len: 0 }
     }
 
-    /// Index of the chunk of an address.
-    fn chunk_of(&mut self, geometry: &Geometry, address: usize) -> Option<usize> {
-        self.hint = self.chunks.index_of(geometry.span_of(address), self.hint)?;
-        Some(self.hint)
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
-    fn take(&mut self, class: usize, align: usize) -> Option<Name> {
-        let names = &mut self.shelf(class)?.names;
-        let fits = |name: &Name| name.address().is_multiple_of(align);
-        let nth = names.iter().rev().take(LOOKS).position(fits)?;
-        let name = names.swap_remove(names.len() - 1 - nth);
-        self.bytes -= class / 2 * GRANULE_SIZE;
-        self.stats.taken += 1;
-        Some(name)
+    pub(super) fn is_full(&self) -> bool {
+        self.len == LOOKS
     }
 
-    /// Moves names to `names` as far as there is room, the older ones of each shelf in turn.
-    fn shed(&mut self, names: &mut Vec<Name>) {
-        for _ in 0..self.shelves.len() {
-            let room = names.capacity() - names.len();
-            if room == 0 {
-                return;
-            }
-            self.hand = (self.hand + 1) % self.shelves.len();
-            let shelf = &mut self.shelves[self.hand];
-            let count = shelf.names.len().div_ceil(2).min(room);
-            names.extend(shelf.names.drain(..count));
-            self.bytes -= count * shelf.granules * GRANULE_SIZE;
-        }
+    pub(super) fn one(class: Class, slot: usize) -> Self {
+        let mut flushed = Flushed::new(class);
+        flushed.push(slot);
+        flushed
+    }
+
+    pub(super) fn push(&mut self, slot: usize) {
+        self.slots[self.len] = slot;
+        self.len += 1;
+    }
+
+    /// By address.
+    pub(super) fn sorted(&mut self) -> &[usize] {
+        let slots = &mut self.slots[..self.len];
+        slots.sort_unstable();
+        slots
     }
 }
 
-impl<O: Owner> Cache<O> {
-    /// Of a machine: each CPU caches so many bytes of a unit at most, and with 0 nothing is cached.
+/// The lists are emptied. They stay empty until this is dropped.
+#[derive(Debug)]
+pub(super) struct Drain<'a> {
+    lists: Vec<(Class, Taken)>,
+    /// Another thread has emptied them while this one waited.
+    has_waited: bool,
+    #[expect(dead_code, reason = "until the areas are in the placement")]
+    alone: MutexGuard<'a, ()>,
+}
+
+impl Cache {
+    /// Of a machine: each CPU caches so many bytes of a unit at most.
     pub(super) fn new(
         machine: &Machine,
         most: usize,
         splits_types: bool,
-        chunks: &Arc<Chunks<O>>,
-    ) -> Self {
-        let cpus = if most == 0 { 0 } else { machine.cpu_id_limit() };
-        let shelves = || {
-            CachePadded::new(LeafMutex::new(Shelves {
-                chunks: Arc::clone(chunks),
-                hint: 0,
-                shelves: Vec::new(),
-                places: Vec::new(),
-                hand: 0,
-                bytes: 0,
-                stats: CacheStats::default(),
-            }))
+    ) -> Result<Self, MapError> {
+        let budget = || {
+            let used = Bitmap::new(CLASSES);
+            CachePadded::new(LeafMutex::new(Budget { granted: 0, used, hand: 0 }))
         };
-        let cpus = std::iter::repeat_with(shelves).take(cpus).collect();
-        Cache { splits_types, cpus, most }
+        Ok(Cache {
+            splits_types,
+            lists: Lists::new(machine)?,
+            cpus: iter::repeat_with(budget).take(machine.cpu_id_limit()).collect(),
+            most,
+            taken: AtomicU64::new(0),
+            refilled: AtomicU64::new(0),
+            draining: Mutex::new(()),
+        })
     }
 
-    pub(super) fn is_on(&self) -> bool {
-        !self.cpus.is_empty()
+    /// Whether areas of such a request are cached.
+    #[inline]
+    pub(super) fn is_cacheable(request: &Request) -> bool {
+        request.len <= MAX_GRANULES
+            && !request.flags.reserved
+            && request.window() == Window::Coloured
     }
 
-    /// Tells all CPUs of the chunks that there are. The populate lock is held.
-    pub(super) fn publish(&self, chunks: &Arc<Chunks<O>>) {
-        for cpu in &self.cpus {
-            let new = Arc::clone(chunks);
-            let old = mem::replace(&mut cpu.lock().chunks, new);
-            // A chunk may be unmapped with it, under no lock of a CPU.
-            drop(old);
+    /// The class of areas at addresses that are, or are not, multiples of 8.
+    #[inline]
+    pub(super) fn class(&self, granules: usize, keeps_owners: bool, address: usize) -> Class {
+        Class::new(granules, self.splits_types && keeps_owners, address)
+    }
+
+    /// Takes an area off a list of this CPU: the address of its slot.
+    #[inline]
+    pub(super) fn pop(&self, machine: &Machine, class: Class) -> Option<usize> {
+        match self.lists.pop(class) {
+            Popped::Link(slot) => Some(slot),
+            Popped::Empty => None,
+            Popped::Closed => self.pop_slowly(machine, class),
         }
     }
 
-    fn of_this_cpu(&self, machine: &Machine) -> Option<(usize, &LeafMutex<Shelves<O>>)> {
-        if self.cpus.is_empty() {
-            return None;
+    #[cold]
+    fn pop_slowly(&self, machine: &Machine, class: Class) -> Option<usize> {
+        let popped = if gate::has_fence() {
+            // The thread may have had no area yet.
+            let may_try = self.lists.is_open() && gate::sequence_cpu().is_some();
+            may_try.then(|| self.lists.pop(class))
+        } else {
+            let cpu = machine.this_cpu().index();
+            let locked = self.cpus.get(cpu)?.try_lock()?;
+            let popped = self.lists.pop_locked(cpu, class);
+            drop(locked);
+            Some(popped)
+        };
+        match popped {
+            Some(Popped::Link(slot)) => Some(slot),
+            _ => None,
+        }
+    }
+
+    /// Counts an area that was taken off a list of this CPU to be handed out.
+    #[inline]
+    pub(super) fn count_taken(&self, machine: &Machine) {
+        if !self.lists.count_taken() {
+            self.count_taken_slowly(machine);
+        }
+    }
+
+    #[cold]
+    fn count_taken_slowly(&self, machine: &Machine) {
+        match gate::has_fence() {
+            true => _ = self.taken.fetch_add(1, Ordering::Relaxed),
+            false => self.lists.count_taken_of(machine.this_cpu().index()),
+        }
+    }
+
+    /// Puts an area on a list of this CPU.
+    ///
+    /// # Safety
+    ///
+    /// `slot` is the owner slot of an area of that class, which is the caller's alone until it is taken off,
+    /// and whose mark says that it is cached.
+    #[inline]
+    pub(super) unsafe fn push(&self, machine: &Machine, class: Class, slot: *mut u64) -> Pushed {
+        // SAFETY: the caller's promise.
+        match unsafe { self.lists.push(class, slot) } {
+            // SAFETY: the caller's promise.
+            Pushed::Closed => unsafe { self.push_slowly(machine, class, slot) },
+            pushed => pushed,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`push`](Self::push).
+    #[cold]
+    unsafe fn push_slowly(&self, machine: &Machine, class: Class, slot: *mut u64) -> Pushed {
+        if gate::has_fence() {
+            return match self.lists.is_open() && gate::sequence_cpu().is_some() {
+                // SAFETY: the caller's promise.
+                true => unsafe { self.lists.push(class, slot) },
+                false => Pushed::Closed,
+            };
         }
         let cpu = machine.this_cpu().index();
-        Some((cpu, self.cpus.get(cpu)?))
+        match self.cpus.get(cpu).and_then(|budget| budget.try_lock()) {
+            // SAFETY: the caller's promise.
+            Some(_locked) => unsafe { self.lists.push_locked(cpu, class, slot) },
+            None => Pushed::Closed,
+        }
     }
 
-    /// An area for the request, if this CPU has one. It holds `content`, and belongs to `owner`, as in
-    /// [`Arena::alloc`](super::Arena::alloc).
-    #[inline]
-    pub(super) fn take(
-        &self,
-        machine: &Machine,
-        geometry: &Geometry,
-        request: &Request,
-        owner: Option<&'static O::Target>,
-        content: Content,
-    ) -> Option<Allocated> {
-        let (_, shelves) = self.of_this_cpu(machine)?;
-        if !is_cacheable(request) {
-            return None;
+    /// Makes room on this CPU's list of a class, which was found full. What has to leave another list for it,
+    /// or the older part of this one, is returned, to go back to the placement. `None` when there can be no
+    /// room now.
+    pub(super) fn make_room(&self, machine: &Machine, class: Class) -> Option<Flushed> {
+        let cpu = machine.this_cpu().index();
+        let mut budget = self.cpus.get(cpu)?.try_lock()?;
+        if self.grow(&mut budget, cpu, class) {
+            return Some(Flushed::new(class));
         }
-        let mut own = shelves.try_lock()?;
-        let is_accounted = self.splits_types && request.flags.account;
-        let name = own.take(class(request.len, is_accounted), request.align())?;
-        let index =
-            own.chunk_of(geometry, name.address()).expect("a chunk with a live area is known");
-        let Known { memory, keeps_owners, .. } = own.chunks.at(index);
-        let unit = name.address() & (geometry.span() - 1);
-        let bytes = unit..unit + request.size();
-        match name.remains() {
-            // SAFETY: this thread has the area alone (N2). All its bytes have a value, as the one that
-            // freed it said.
-            Remains::Initialised => unsafe {
-                memory.clean(machine, Window::Coloured, &bytes, content);
-            },
-            // SAFETY: as above.
-            Remains::Undefined => unsafe { memory.overwrite(machine, Window::Coloured, &bytes) },
+        let victim = self.next_victim(&budget, cpu)?;
+        budget.hand = victim.0;
+        let limit = self.lists.limit(cpu, victim);
+        let fewer = limit.div_ceil(2).min(BATCH);
+        let mut flushed = Flushed::new(victim);
+        if victim == class {
+            self.pop_some(cpu, fewer, &mut flushed);
+        } else {
+            self.set_limit(&mut budget, cpu, victim, limit - fewer);
+            let excess = self.lists.len(cpu, victim).saturating_sub(limit - fewer);
+            self.pop_some(cpu, excess.min(BATCH), &mut flushed);
+            // The thread may have moved to another CPU meanwhile.
+            let len = self.lists.len(cpu, victim).max(limit - fewer);
+            self.set_limit(&mut budget, cpu, victim, len);
+            self.grow(&mut budget, cpu, class);
         }
-        let owner = owner.filter(|_| *keeps_owners);
-        if let Some(owner) = owner {
-            // SAFETY: this thread has the area, which is of a chunk with a vector of owners (N2), and
-            // has no owner (N1).
-            unsafe { memory.set_owner(unit, O::from_static(owner)) };
-        }
-        memory.marks().set_live(unit, request.len);
-        let first = memory.copy(Window::Coloured, CpuId::new(0), unit);
-        Some(Allocated { first, is_owned: owner.is_some() })
+        Some(flushed)
     }
 
-    /// Caches the area at `address`, if it can be.
-    #[inline]
-    pub(super) fn put(
-        &self,
-        machine: &Machine,
-        geometry: &Geometry,
-        address: usize,
-        remains: Remains,
-    ) -> Result<Put<O>, NotLive> {
-        let Some((cpu, shelves)) = self.of_this_cpu(machine) else { return Ok(Put::Past) };
-        let unit = address & (geometry.span() - 1);
-        if unit >= geometry.unit_size() || !unit.is_multiple_of(GRANULE_SIZE) {
-            return Ok(Put::Past);
-        }
-        loop {
-            let Some(mut locked) = shelves.try_lock() else { return Ok(Put::Past) };
-            let own = &mut *locked;
-            let Some(index) = own.chunk_of(geometry, address) else { return Ok(Put::Past) };
-            let Known { memory, keeps_owners, .. } = own.chunks.at(index);
-            let live = memory.marks().live(unit).map_err(|IsCached| NotLive::NoArea)?;
-            let Some(granules) = live else { return Ok(Put::Past) };
-            let is_accounted = self.splits_types && *keeps_owners;
-            let (size, class) = (granules * GRANULE_SIZE, class(granules, is_accounted));
-            let place = own.places.get(class).map_or(0, |place| usize::from(*place));
-            let shelf = place.checked_sub(1).and_then(|place| own.shelves.get_mut(place));
-            let Some(shelf) = shelf.filter(|shelf| shelf.names.len() < shelf.names.capacity())
-            else {
-                // Nothing is allocated under the lock.
-                drop(locked);
-                if size > self.most || !make_room_on_shelf(shelves, class) {
-                    return Ok(Put::Past);
-                }
-                continue;
+    /// The next class behind the hand whose list may hold any.
+    fn next_victim(&self, budget: &Budget, cpu: usize) -> Option<Class> {
+        let behind = budget.hand + 1;
+        let used = |classes| budget.used.set_runs(classes).flatten().map(Class);
+        let mut all = used(behind..CLASSES).chain(used(0..behind));
+        all.find(|class| self.lists.limit(cpu, *class) > 0)
+    }
+
+    /// Takes areas off a list of this CPU, which is that one unless the thread has moved. The CPU's lock is
+    /// held.
+    fn pop_some(&self, cpu: usize, count: usize, flushed: &mut Flushed) {
+        for _ in 0..count {
+            let popped = match gate::has_fence() {
+                true => self.lists.pop(flushed.class),
+                false => self.lists.pop_locked(cpu, flushed.class),
             };
-            if !memory.marks().cache(unit, granules) {
-                return Ok(Put::Past);
+            let Popped::Link(slot) = popped else { return };
+            flushed.push(slot);
+        }
+    }
+
+    /// Doubles the limit of a list, as far as the CPU's budget allows. False when it allows nothing.
+    fn grow(&self, budget: &mut Budget, cpu: usize, class: Class) -> bool {
+        let limit = self.lists.limit(cpu, class);
+        let left = (self.most - budget.granted) / class.size();
+        let more = limit.max(1).min(left).min(MAX_LEN - limit);
+        self.set_limit(budget, cpu, class, limit + more);
+        more > 0
+    }
+
+    fn set_limit(&self, budget: &mut Budget, cpu: usize, class: Class, limit: usize) {
+        budget.granted -= self.lists.limit(cpu, class) * class.size();
+        budget.granted += limit * class.size();
+        self.lists.set_limit(cpu, class, limit);
+        budget.used.set(class.0);
+    }
+
+    /// How many areas of a class may be placed for this CPU's list, which was found empty, beside the one
+    /// that is handed out. The more often it is found empty, the more.
+    pub(super) fn refill(&self, machine: &Machine, class: Class) -> usize {
+        let cpu = machine.this_cpu().index();
+        let Some(mut budget) = self.cpus.get(cpu).and_then(|budget| budget.try_lock()) else {
+            return 0;
+        };
+        let limit = self.lists.limit(cpu, class);
+        self.grow(&mut budget, cpu, class);
+        (limit / 2).min(BATCH - 1)
+    }
+
+    /// Counts areas that were placed only to be cached.
+    pub(super) fn count_refilled(&self, count: usize) {
+        self.refilled.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Empties the lists of all CPUs; none where a filter forbids by now to stop sequences.
+    pub(super) fn drain(&self) -> Drain<'_> {
+        let (alone, has_waited) = match self.draining.try_lock() {
+            Some(alone) => (alone, false),
+            None => (self.draining.lock(), true),
+        };
+        self.lists.shut();
+        let mut lists = Vec::new();
+        if !gate::has_fence() || gate::fence() {
+            for cpu in 0..self.cpus.len() {
+                self.drain_cpu(cpu, &mut lists);
             }
-            // SAFETY: this thread has freed the area (N3), and has it alone until it is on the shelf.
-            let owner = keeps_owners.then(|| unsafe { memory.take_owner(unit) }).flatten();
-            shelf.names.push(Name::new(address, remains));
-            own.bytes += size;
-            let freed = Freed { size, owner };
-            return Ok(if own.bytes > self.most {
-                Put::Full(freed, cpu)
-            } else {
-                Put::Done(freed)
-            });
+        }
+        self.lists.open();
+        Drain { lists, has_waited, alone }
+    }
+
+    fn drain_cpu(&self, cpu: usize, lists: &mut Vec<(Class, Taken)>) {
+        let mut class = Class(0);
+        loop {
+            // Nothing is allocated under the lock.
+            lists.reserve(1);
+            let mut budget = self.cpus[cpu].lock();
+            class = Class(budget.used.next_set(class.0 + 1, CLASSES));
+            if class.0 == CLASSES {
+                budget.used.clear_range(0..CLASSES);
+                return;
+            }
+            self.set_limit(&mut budget, cpu, class, 0);
+            lists.push((class, self.lists.take_all(cpu, class)));
         }
     }
 
-    /// Takes areas off the shelves of a CPU that hold more than they may, a few at a time.
-    pub(super) fn shed(&self, cpu: usize) -> Option<Vec<Name>> {
-        let mut names = as_if_held(|| Vec::with_capacity(SHED));
-        let mut own = self.cpus.get(cpu)?.lock();
-        if own.bytes <= self.most {
-            return None;
-        }
-        own.shed(&mut names);
-        Some(names)
-    }
-
-    /// Empties the shelves of all CPUs.
-    pub(super) fn drain(&self) -> Vec<Name> {
-        let mut names = Vec::new();
-        for cpu in &self.cpus {
-            let mut own = cpu.lock();
-            let shelves = mem::take(&mut own.shelves);
-            own.places.fill(0);
-            own.bytes = 0;
-            drop(own);
-            as_if_held(|| names.extend(shelves.into_iter().flat_map(|shelf| shelf.names)));
-        }
-        names
-    }
-
+    /// What is cached now, and what happened to it. Exact while nothing else happens.
     pub(super) fn stats(&self) -> CacheStats {
-        let mut all = CacheStats::default();
-        for cpu in &self.cpus {
-            let own = cpu.lock();
-            all.areas += own.shelves.iter().map(|shelf| shelf.names.len() as u64).sum::<u64>();
-            all.bytes += own.bytes as u64;
-            all.taken += own.stats.taken;
+        let mut all = CacheStats {
+            taken: self.taken.load(Ordering::Relaxed),
+            refilled: self.refilled.load(Ordering::Relaxed),
+            ..CacheStats::default()
+        };
+        for (cpu, budget) in self.cpus.iter().enumerate() {
+            let budget = budget.lock();
+            for class in budget.used.set_runs(0..CLASSES).flatten().map(Class) {
+                let len = self.lists.len(cpu, class) as u64;
+                all.areas += len;
+                all.bytes += len * class.size() as u64;
+            }
+            drop(budget);
+            all.taken += self.lists.taken(cpu);
         }
         all
     }
 }
 
-/// Makes room for one more on a CPU's shelf of a class, which may not exist. Nothing is allocated under
-/// the lock. False when another thread has the lock, or there are too many shelves.
-#[cold]
-fn make_room_on_shelf<O: Owner>(shelves: &LeafMutex<Shelves<O>>, class: usize) -> bool {
-    let make_room = || {
-        add_shelf(shelves, class)?;
-        make_room(|look| {
-            look(&mut shelves.try_lock()?.shelf(class)?.names);
-            Some(())
-        })
-    };
-    as_if_held(|| make_room().is_some())
-}
+impl Drain<'_> {
+    /// Something was on the lists when the drain was asked for.
+    pub(super) fn is_of_use(&self) -> bool {
+        self.has_waited || self.lists.iter().any(|(_, taken)| taken.size_hint().0 > 0)
+    }
 
-fn add_shelf<O: Owner>(shelves: &LeafMutex<Shelves<O>>, class: usize) -> Option<()> {
-    if shelves.try_lock()?.places.is_empty() {
-        let mut places = vec![0; CLASSES];
-        let mut own = shelves.try_lock()?;
-        if own.places.is_empty() {
-            mem::swap(&mut own.places, &mut places);
+    /// The next areas.
+    pub(super) fn next(&mut self) -> Option<Flushed> {
+        loop {
+            let (class, taken) = self.lists.last_mut()?;
+            let mut flushed = Flushed::new(*class);
+            taken.take(BATCH).for_each(|slot| flushed.push(slot));
+            if flushed.len > 0 {
+                return Some(flushed);
+            }
+            self.lists.pop();
         }
-        // Before what is left over.
-        drop(own);
     }
-    make_room(|look| {
-        look(&mut shelves.try_lock()?.shelves);
-        Some(())
-    })?;
-    let mut own = shelves.try_lock()?;
-    if own.places[class] == 0 {
-        let has_room = own.shelves.len() < own.shelves.capacity();
-        let place = u8::try_from(own.shelves.len() + 1).ok().filter(|_| has_room)?;
-        own.places[class] = place;
-        own.shelves.push(Shelf { granules: class / 2, names: Vec::new() });
-    }
-    Some(())
 }

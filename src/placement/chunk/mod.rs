@@ -185,6 +185,32 @@ impl Chunk {
         Some((at, self.hints_after_alloc(at, at + len)))
     }
 
+    /// Takes up to `most` areas of `len` granules directly behind `end`, and not beyond that page. Returns how
+    /// many, and what that did to the count of empty pages.
+    pub(crate) fn alloc_behind(
+        &mut self,
+        end: usize,
+        len: usize,
+        most: usize,
+    ) -> (usize, EmptyPages) {
+        let limit = (end.next_multiple_of(BLOCK_GRANULES)).min(self.nr_granules());
+        let free = self.alloc_map.next_set(end, limit) - end;
+        let count = (free / len).min(most);
+        if count == 0 {
+            return (0, 0);
+        }
+        let all = end..end + count * len;
+        self.alloc_map.set_range(all.clone());
+        self.bound_map.clear_range(all.start + 1..all.end);
+        (1..=count).for_each(|nth| self.bound_map.set(end + nth * len));
+        self.free_bytes -= all.len() * GRANULE_SIZE;
+        self.nr_alloc += count;
+        if all.start == self.chunk_hints.first_free {
+            self.chunk_hints.first_free = self.alloc_map.next_clear(all.end, self.nr_granules());
+        }
+        (count, self.hints_after_alloc(all.start, all.end))
+    }
+
     /// Granules of the live area that starts at `granule`; `None` when none starts there.
     pub(crate) fn live_area(&self, granule: usize) -> Option<usize> {
         let managed =
@@ -193,11 +219,11 @@ impl Chunk {
             .then(|| self.bound_map.next_set(granule + 1, self.nr_granules()) - granule)
     }
 
-    /// Gives the live area of `len` granules at `at` back.
-    pub(crate) fn free_area(&mut self, at: usize, len: usize) -> EmptyPages {
+    /// Gives `count` live areas back, neighbours, which are the `len` granules at `at`.
+    pub(crate) fn free_areas(&mut self, at: usize, len: usize, count: usize) -> EmptyPages {
         self.alloc_map.clear_range(at..at + len);
         self.free_bytes += len * GRANULE_SIZE;
-        self.nr_alloc -= 1;
+        self.nr_alloc -= count;
         self.chunk_hints.first_free = self.chunk_hints.first_free.min(at);
         self.hints_after_free(at, at + len)
     }

@@ -33,7 +33,33 @@ use rustix::thread::{
 use super::tier::{self, Miss};
 use super::{CopyLocator, platform};
 
-/// Lets sequences reach two neighbouring words of every copy until it is closed.
+/// A list of links, as two words say it: the first has the address of the list's first link, and in its
+/// 16 highest bits how many links there are; the second has, in the same bits, how many there may be.
+///
+/// A link is a word that holds what the first word of the list was before the link was pushed.
+pub(crate) const LEN_SHIFT: u32 = 48;
+
+/// What a pop found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Popped {
+    /// The address of the link, which is on no list any more.
+    Link(usize),
+    Empty,
+    /// The gate is closed, or the thread has no area.
+    Closed,
+}
+
+/// What became of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    Done,
+    /// The list is as long as it may be.
+    Full,
+    /// The gate is closed, or the thread has no area.
+    Closed,
+}
+
+/// Lets sequences reach two neighbouring words of every copy, or lists there, until it is closed.
 ///
 /// * G1: while the limit is not 0, and until a [`fence`] that follows its becoming 0, the words
 ///   at `first` exist in each copy of an index below it.
@@ -98,6 +124,38 @@ impl RseqGate {
     #[inline(always)]
     pub(crate) fn add_second(&self, value: i64) -> bool {
         platform::gate_add_second(self, value)
+    }
+
+    /// Puts a link in front of this CPU's list that is so many bytes behind the first word.
+    ///
+    /// # Safety
+    ///
+    /// * The gate was opened to lists, and one is there.
+    /// * The link is aligned, its address is below 2^48, and it is the caller's alone until another
+    ///   thread pops it. It exists as long as it is on a list, and longer until a later [`fence`].
+    #[inline(always)]
+    pub(crate) unsafe fn push(&self, list: usize, link: *mut u64) -> Pushed {
+        // SAFETY: the caller's promise.
+        match unsafe { platform::gate_push(self, list, link) } {
+            0 => Pushed::Done,
+            1 => Pushed::Closed,
+            _ => Pushed::Full,
+        }
+    }
+
+    /// Takes the first link off this CPU's list that is so many bytes behind the first word.
+    ///
+    /// # Safety
+    ///
+    /// The gate was opened to lists, and one is there.
+    #[inline(always)]
+    pub(crate) unsafe fn pop(&self, list: usize) -> Popped {
+        // SAFETY: the caller's promise. Links exist while they are on a list (`push`).
+        match unsafe { platform::gate_pop(self, list) } {
+            0 => Popped::Empty,
+            1 => Popped::Closed,
+            link => Popped::Link(link as usize),
+        }
     }
 }
 

@@ -31,6 +31,14 @@ pub(super) fn gate_add_second(_: &RseqGate, _value: i64) -> bool {
     false
 }
 
+pub(super) unsafe fn gate_push(_: &RseqGate, _list: usize, _link: *mut u64) -> u64 {
+    1
+}
+
+pub(super) unsafe fn gate_pop(_: &RseqGate, _list: usize) -> u64 {
+    1
+}
+
 pub(super) unsafe fn compare_exchange_on(
     _: isize,
     _: usize,

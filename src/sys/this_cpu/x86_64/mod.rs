@@ -10,7 +10,9 @@ use super::tier::{Choice, RegisteredBy, Tier};
 use super::{REAL_CPU_IDS, UNIT_STRIDE, gate};
 use area::RseqArea;
 
-pub(super) use sequences::{compare_exchange_on, gate_add_second, gate_add_unless};
+pub(super) use sequences::{
+    compare_exchange_on, gate_add_second, gate_add_unless, gate_pop, gate_push,
+};
 
 /// How much farther into a rseq area the concurrency id is than the CPU id.
 pub(super) const CONCURRENCY_ID_SHIFT: isize = (area::MM_CID - area::CPU_ID) as isize;

@@ -394,6 +394,86 @@ pub(in super::super) fn gate_add_second(gate: &RseqGate, value: i64) -> bool {
     ], value = in(reg) value)
 }
 
+/// A sequence through a gate, with result: `answer` is 1 when the gate is closed.
+macro_rules! answer_through {
+    ($gate:ident, [$($body:expr),+ $(,)?], $($operand:tt)+) => {{
+        let gate: &RseqGate = $gate;
+        let answer: u64;
+        // SAFETY: the text obeys the rules above. What it stores into is a word of the copy at an index
+        // below the gate's limit, which exists until the commit (G1), the thread's rseq area, and what
+        // the caller vouches for.
+        unsafe {
+            asm!(
+                section!(
+                    "mov {answer:e}, 1\ncmp {t:e}, dword ptr [{locator} + {limit}]\njae 4f",
+                    then
+                    "mov {word}, qword ptr [{locator} + {first}]", $($body),+
+                ),
+                area = in(reg) gate.area,
+                id = in(reg) gate.area,
+                locator = in(reg) gate,
+                t = out(reg) _,
+                word = out(reg) _,
+                answer = out(reg) answer,
+                rseq_cs = const RSEQ_CS,
+                cpu_id = const CPU_ID,
+                stride = const UNIT_STRIDE,
+                limit = const offset_of!(RseqGate, limit),
+                first = const offset_of!(RseqGate, first),
+                $($operand)+,
+                options(nostack),
+            );
+        }
+        answer
+    }};
+}
+
+/// As [`RseqGate::push`].
+///
+/// # Safety
+///
+/// As there.
+#[inline(always)]
+pub(in super::super) unsafe fn gate_push(gate: &RseqGate, list: usize, link: *mut u64) -> u64 {
+    answer_through!(gate, [
+        "add {word}, {list}",
+        "mov {head}, qword ptr [{word} + {t}]",
+        "mov {answer:e}, 2",
+        // The length is in the highest bits, so that one comparison is enough.
+        "cmp {head}, qword ptr [{word} + {t} + 8]",
+        "jae 4f",
+        // Memory that nobody reads yet.
+        "mov qword ptr [{link}], {head}",
+        "shr {head}, 48",
+        "inc {head:e}",
+        "shl {head}, 48",
+        "or {head}, {link}",
+        "xor {answer:e}, {answer:e}",
+        // The commit.
+        "mov qword ptr [{word} + {t}], {head}",
+    ], list = in(reg) list, link = in(reg) link, head = out(reg) _)
+}
+
+/// As [`RseqGate::pop`].
+///
+/// # Safety
+///
+/// As there.
+#[inline(always)]
+pub(in super::super) unsafe fn gate_pop(gate: &RseqGate, list: usize) -> u64 {
+    answer_through!(gate, [
+        "add {word}, {list}",
+        "mov {answer}, qword ptr [{word} + {t}]",
+        // Without the length, which is in the highest bits. Sets the flags for the branch.
+        "shl {answer}, 16",
+        "shr {answer}, 16",
+        "jz 4f",
+        "mov {next}, qword ptr [{answer}]",
+        // The commit.
+        "mov qword ptr [{word} + {t}], {next}",
+    ], list = in(reg) list, next = out(reg) _)
+}
+
 /// As [`gate::compare_exchange_on`](super::super::gate::compare_exchange_on).
 ///
 /// # Safety
