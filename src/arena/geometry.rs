@@ -134,12 +134,13 @@ impl Geometry {
 
     /// Where the owner slot of the granule at `unit_offset` is.
     pub(crate) fn owner_offset(&self, unit_offset: usize) -> usize {
-        self.owners + unit_offset / GRANULE_SIZE * size_of::<usize>()
+        self.owners + unit_offset * (size_of::<usize>() / GRANULE_SIZE)
     }
 
     /// The unit offset of the granule whose owner slot is at `address`.
     pub(crate) fn unit_of_slot(&self, address: usize) -> usize {
-        (self.offset_in_span(address) - self.owners) / size_of::<usize>() * GRANULE_SIZE
+        const { assert!(size_of::<usize>() >= GRANULE_SIZE) };
+        (self.offset_in_span(address) - self.owners) / (size_of::<usize>() / GRANULE_SIZE)
     }
 
     /// Where `address` is, from the reservation's base.

@@ -28,6 +28,7 @@
 
 mod balance;
 mod cache;
+mod chunk_bytes;
 mod chunk_memory;
 mod chunks;
 mod geometry;
@@ -56,6 +57,7 @@ pub(crate) use words::Words;
 use balance::Worker;
 pub(crate) use cache::CacheStats;
 use cache::Cache;
+use chunk_bytes::ChunkBytes;
 use chunk_memory::ChunkMemory;
 use chunks::Chunks;
 use geometry::Geometry;
@@ -257,7 +259,7 @@ impl<O: Owner> Arena<O> {
 
     /// The start of the static region, in the copy of CPU 0. It is never handed out.
     pub(crate) fn static_region(&self) -> NonNull<u8> {
-        self.state.lock().first_memory().copy(Window::Coloured, CpuId::new(0), 0)
+        self.state.lock().first_memory().bytes().first(0)
     }
 
     /// The copies of the byte `first` of an area in the coloured window that may not be zero:
@@ -279,28 +281,39 @@ impl<O: Owner> Arena<O> {
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Allocated, NoArea> {
-        let missed = match self.take(request, owner, content) {
-            Ok(allocated) => return Ok(allocated),
-            Err(missed) => missed,
-        };
-        match self.alloc_past_cache(request, missed, owner, content) {
+        match self.take(request, owner, content) {
+            Ok(allocated) => Ok(allocated),
+            Err(missed) => self.alloc_past_cache(request, missed, owner, content),
+        }
+    }
+
+    /// As [`alloc`](Self::alloc), for a request that the cache could not serve.
+    #[inline(never)]
+    pub(crate) fn alloc_past_cache(
+        &self,
+        request: &Request,
+        missed: Missed,
+        owner: Option<&'static O::Target>,
+        content: Content,
+    ) -> Result<Allocated, NoArea> {
+        match self.place_new(request, missed, owner, content) {
             // Areas of other sizes, and of other CPUs.
             Err(_) if self.drain_for(request) => {
-                self.alloc_past_cache(request, None, owner, content)
+                self.place_new(request, Missed::default(), owner, content)
             }
             result => result,
         }
     }
 
-    #[inline(never)]
-    fn alloc_past_cache(
+    fn place_new(
         &self,
         request: &Request,
-        missed: Missed<'_>,
+        Missed(missed): Missed,
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Allocated, NoArea> {
-        let more = missed.map_or(0, |(cache, class)| cache.refill(&self.machine, class));
+        let cache = self.cache.as_ref().zip(missed);
+        let more = cache.map_or(0, |(cache, class)| cache.refill(&self.machine, class));
         let atomic = request.flags.atomic;
         let populating = (!atomic).then(|| self.populate_lock.lock());
         let mut state = self.state.lock();
@@ -393,7 +406,7 @@ impl<O: Owner> Arena<O> {
         let is_owned = self.register(state, request, &area, owner);
         let (memory, unit) = state.unit_range_of(&area);
         for nth in 1..=behind {
-            memory.mark(unit.start + nth * area.size).set_cached(Remains::Zero);
+            memory.bytes().mark(unit.start + nth * area.size).set_cached(Remains::Zero);
         }
         area.size *= 1 + behind;
         self.handed_out(state, request, &area, is_owned)
@@ -410,7 +423,7 @@ impl<O: Owner> Arena<O> {
         let is_owned = state.register(area, request.window(), owner);
         if self.cache.is_some() && Cache::is_cacheable(request) {
             let (memory, unit) = state.unit_range_of(area);
-            memory.mark(unit.start).set_live(request.len);
+            memory.bytes().mark(unit.start).set_live(request.len);
         }
         is_owned
     }
@@ -425,8 +438,8 @@ impl<O: Owner> Arena<O> {
     ) -> HandedOut<'_, O> {
         let (dirty, undefined) = (state.dirty_part(area), state.undefined_part(area));
         let (memory, unit) = state.unit_range_of(area);
-        let memory = self.chunks.get(memory.span()).expect("A1");
-        HandedOut { memory, window: request.window(), unit, dirty, undefined, is_owned }
+        let bytes = self.chunks.get(memory.span()).expect("A1").bytes();
+        HandedOut { bytes, window: request.window(), unit, dirty, undefined, is_owned }
     }
 
     /// Frees the area at `address`, given by its byte in the copy of CPU 0.
@@ -434,8 +447,8 @@ impl<O: Owner> Arena<O> {
     /// A wrong address is an error. A right one must not be in use any more, and `remains` must be
     /// true of it: the layer above sees to it.
     ///
-    /// Of two threads that free the same address at the same time, one gets an error, unless a third
-    /// thread has got the area in between.
+    /// No other thread frees it at the same time.
+    #[inline]
     pub(crate) fn free(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
         match self.put(address, remains)? {
             Some(freed) => Ok(freed),
@@ -495,7 +508,7 @@ type Guard<'a, O> = MutexGuard<'a, State<O>>;
 
 /// Placed areas, neighbours, whose old content may still be there.
 struct HandedOut<'a, O: Owner> {
-    memory: &'a ChunkMemory<O>,
+    bytes: ChunkBytes<'a, O>,
     window: Window,
     unit: Range<usize>,
     dirty: Option<Range<usize>>,
@@ -506,6 +519,7 @@ struct HandedOut<'a, O: Owner> {
 
 impl<O: Owner> HandedOut<'_, O> {
     /// Makes them hold `content`.
+    #[inline(never)]
     fn clean(&self, machine: &Machine, content: Content) {
         let Some(dirty) = self.dirty.clone() else { return };
         let undefined = self.undefined.clone().unwrap_or(dirty.end..dirty.end);
@@ -515,15 +529,15 @@ impl<O: Owner> HandedOut<'_, O> {
             }
             // SAFETY: this thread placed the areas, and no other thread knows them yet. These bytes
             // are a part of them, and have a value (A5).
-            unsafe { self.memory.clean(machine, self.window, &defined, content) };
+            unsafe { self.bytes.clean(machine, self.window, &defined, content) };
         }
         // SAFETY: as above; they need no value.
-        unsafe { self.memory.overwrite(machine, self.window, &undefined) };
+        unsafe { self.bytes.overwrite(machine, self.window, &undefined) };
     }
 
     /// The first area.
     fn allocated(&self) -> Allocated {
-        let first = self.memory.copy(self.window, CpuId::new(0), self.unit.start);
+        let first = self.bytes.copy(self.window, CpuId::new(0), self.unit.start);
         Allocated { first, is_owned: self.is_owned }
     }
 }

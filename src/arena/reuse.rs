@@ -1,26 +1,32 @@
 //! Handing cached areas out, and caching freed ones.
 
+use std::ops::Range;
+
 use super::cache::{Cache, Class, Flushed, Marked, Pushed};
-use super::{Allocated, Arena, CacheStats, Content, Freed, HandedOut, NotLive, Owner, Remains, Window};
+use super::chunk_bytes::ChunkBytes;
+use super::chunk_memory::ChunkMemory;
+use super::geometry::Window;
+use super::{Allocated, Arena, CacheStats, Content, Freed, HandedOut, NotLive, Owner, Remains};
 use crate::placement::{GRANULE_SIZE, Request};
 
 /// So many times at most room is made on a list for one area.
 const ATTEMPTS: usize = 4;
 
-/// A list of this CPU that had no area for a request.
-pub(super) type Missed<'a> = Option<(&'a Cache, Class)>;
+/// The class of areas that this CPU had none of for a request, if it may cache some.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Missed(pub(super) Option<Class>);
 
 impl<O: Owner> Arena<O> {
     /// An area off a list of this CPU, as from [`alloc`](Self::alloc).
-    #[inline]
-    pub(super) fn take(
+    #[inline(always)]
+    pub(crate) fn take(
         &self,
         request: &Request,
         owner: Option<&'static O::Target>,
         content: Content,
-    ) -> Result<Allocated, Missed<'_>> {
+    ) -> Result<Allocated, Missed> {
         let Some(cache) = self.cache.as_ref().filter(|_| Cache::is_cacheable(request)) else {
-            return Err(None);
+            return Err(Missed(None));
         };
         let class = |unit| cache.class(request.len, request.flags.account, unit);
         let (odd, even) = (class(GRANULE_SIZE), class(0));
@@ -30,10 +36,10 @@ impl<O: Owner> Arena<O> {
         }
         let slot = match slot {
             Some(slot) => slot,
-            None => cache.pop(&self.machine, even).ok_or(Some((cache, even)))?,
+            None => cache.pop(&self.machine, even).ok_or(Missed(Some(even)))?,
         };
         if !self.is_aligned(slot, request) {
-            let slot = self.look_further(cache, even, slot, request).ok_or(None)?;
+            let slot = self.look_further(cache, even, slot, request).ok_or(Missed(None))?;
             return Ok(self.reuse(cache, slot, request, owner, content));
         }
         Ok(self.reuse(cache, slot, request, owner, content))
@@ -41,7 +47,8 @@ impl<O: Owner> Arena<O> {
 
     #[inline]
     fn is_aligned(&self, slot: usize, request: &Request) -> bool {
-        self.geometry.unit_of_slot(slot).is_multiple_of(request.align())
+        // A power of two.
+        self.geometry.unit_of_slot(slot) & (request.align() - 1) == 0
     }
 
     /// Looks at some more areas of a list for one that is aligned, which `misfit` is not.
@@ -73,7 +80,7 @@ impl<O: Owner> Arena<O> {
     }
 
     /// Hands out an area that was on a list, and is this thread's now (N2).
-    #[inline]
+    #[inline(always)]
     fn reuse(
         &self,
         cache: &Cache,
@@ -82,33 +89,56 @@ impl<O: Owner> Arena<O> {
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Allocated {
-        let memory = self.chunks.get(self.geometry.span_of(slot)).expect("N1");
+        // SAFETY: a chunk of this arena, which is not unmapped before the arena is dropped.
+        let bytes = unsafe { ChunkBytes::<O>::around(&self.geometry, slot) };
         let unit = self.geometry.unit_of_slot(slot);
-        let bytes = unit..unit + request.size();
-        let mark = memory.mark(unit);
-        match mark.get() {
-            Marked::Cached(Remains::Zero) => {}
-            // SAFETY: this thread has the area alone (N2). All its bytes have a value, as the one that
-            // freed it said.
-            Marked::Cached(Remains::Initialised) => unsafe {
-                memory.clean(&self.machine, Window::Coloured, &bytes, content);
-            },
-            // SAFETY: as above.
-            _ => unsafe { memory.overwrite(&self.machine, Window::Coloured, &bytes) },
+        let mark = bytes.mark(unit);
+        let marked = mark.get();
+        if marked != Marked::Cached(Remains::Zero) {
+            self.clean(bytes, unit..unit + request.size(), marked, content);
         }
-        let keeps_owners = memory.keeps_owners();
+        let keeps_owners = self.keeps_owners(cache, slot, request.flags.account);
         let owner = owner.filter(|_| keeps_owners);
         if keeps_owners {
             // SAFETY: this thread has the area, which has no owner (N1), in a chunk with owners.
-            unsafe { memory.set_owner(unit, owner.map(O::from_static)) };
+            unsafe { bytes.set_owner(unit, owner.map(O::from_static)) };
         }
         mark.set_live(request.len);
         cache.count_taken(&self.machine);
-        Allocated { first: memory.first(unit), is_owned: owner.is_some() }
+        Allocated { first: bytes.first(unit), is_owned: owner.is_some() }
+    }
+
+    /// Whether the chunk of an area that is accounted, or not, has a vector of owners.
+    #[inline]
+    fn keeps_owners(&self, cache: &Cache, address: usize, is_accounted: bool) -> bool {
+        match cache.splits_types() {
+            true => is_accounted,
+            false => self.chunks.get(self.geometry.span_of(address)).is_some_and(ChunkMemory::keeps_owners),
+        }
+    }
+
+    /// Makes an area hold `content` that was cached and is this thread's now.
+    #[inline(always)]
+    fn clean(
+        &self,
+        bytes: ChunkBytes<'_, O>,
+        unit: Range<usize>,
+        marked: Marked,
+        content: Content,
+    ) {
+        match marked {
+            // SAFETY: this thread has the area alone (N2). All its bytes have a value, as the one that
+            // freed it said.
+            Marked::Cached(Remains::Initialised) => unsafe {
+                bytes.clean(&self.machine, Window::Coloured, &unit, content);
+            },
+            // SAFETY: as above.
+            _ => unsafe { bytes.overwrite(&self.machine, Window::Coloured, &unit) },
+        }
     }
 
     /// Caches the live area at `address`, if it can be.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put(
         &self,
         address: usize,
@@ -119,21 +149,20 @@ impl<O: Owner> Arena<O> {
         let unit = self.geometry.offset_in_span(address);
         let is_in_unit = unit < self.geometry.unit_size() && unit.is_multiple_of(GRANULE_SIZE);
         let Some(memory) = memory.filter(|_| is_in_unit) else { return Ok(None) };
-        let mark = memory.mark(unit);
+        // SAFETY: as in `reuse`. It is that of `memory`, but does not wait for what was looked up.
+        let bytes = unsafe { ChunkBytes::<O>::around(&self.geometry, address) };
+        let mark = bytes.mark(unit);
         let granules = match mark.get() {
             Marked::Live(granules) => granules,
             Marked::Nothing => return Ok(None),
             Marked::Cached(_) => return Err(NotLive::NoArea),
         };
-        if !mark.cache(granules, remains) {
-            // Another thread frees it, too.
-            return Ok(None);
-        }
+        mark.set_cached(remains);
         let keeps_owners = memory.keeps_owners();
-        // SAFETY: this thread has freed the area (N3), and has it alone until it is on a list.
-        let owner = keeps_owners.then(|| unsafe { memory.take_owner(unit) }).flatten();
+        // SAFETY: this thread frees the area, and has it alone until it is on a list.
+        let owner = keeps_owners.then(|| unsafe { bytes.take_owner(unit) }).flatten();
         let class = cache.class(granules, keeps_owners, unit);
-        let slot = memory.owner_slot(unit).as_ptr();
+        let slot = bytes.owner_slot(unit).as_ptr();
         // SAFETY: as above; the slot is that of the area, which is of that class.
         if unsafe { cache.push(&self.machine, class, slot.cast()) } != Pushed::Done {
             self.put_slowly(cache, class, slot.expose_provenance());
@@ -178,7 +207,7 @@ impl<O: Owner> Arena<O> {
         for nth in (1..=count).rev() {
             let unit = handed_out.unit.start + nth * request.size();
             let class = cache.class(request.len, request.flags.account, unit);
-            let slot = handed_out.memory.owner_slot(unit).as_ptr().expose_provenance();
+            let slot = handed_out.bytes.owner_slot(unit).as_ptr().expose_provenance();
             pending |= self.put_back(cache, class, slot);
         }
         pending

@@ -169,7 +169,7 @@ impl<O: Owner> State<O> {
         if let Some(owner) = owner {
             let unit = backing.base + area.offset;
             // SAFETY: the area was just placed, in a chunk with owners.
-            unsafe { backing.memory.set_owner(unit, Some(O::from_static(owner))) };
+            unsafe { backing.memory.bytes().set_owner(unit, Some(O::from_static(owner))) };
         }
         owner.is_some()
     }
@@ -224,7 +224,7 @@ impl<O: Owner> State<O> {
     ) -> Result<Area, NotLive> {
         let area = self.live_area(geometry, chunks, address)?;
         let Backing { memory, base, .. } = self.backing(area.chunk);
-        match memory.mark(base + area.offset).get() {
+        match memory.bytes().mark(base + area.offset).get() {
             Marked::Cached(_) => Err(NotLive::NoArea),
             Marked::Live(_) | Marked::Nothing => Ok(area),
         }
@@ -240,14 +240,12 @@ impl<O: Owner> State<O> {
     ) -> Result<Freed<O>, NotLive> {
         let area = self.area_in_use(geometry, chunks, address)?;
         let Backing { memory, base, .. } = self.backing(area.chunk);
-        let (mark, unit) = (memory.mark(base + area.offset), base + area.offset);
-        if let Marked::Live(granules) = mark.get()
-            && !mark.forget(granules)
-        {
-            return Err(NotLive::NoArea);
+        let (mark, unit) = (memory.bytes().mark(base + area.offset), base + area.offset);
+        if mark.get() != Marked::Nothing {
+            mark.clear();
         }
         // SAFETY: the area was just freed.
-        let owner = memory.keeps_owners().then(|| unsafe { memory.take_owner(unit) }).flatten();
+        let owner = memory.keeps_owners().then(|| unsafe { memory.bytes().take_owner(unit) }).flatten();
         self.give_back(&area, 1, remains);
         Ok(Freed { size: area.size, owner })
     }
@@ -259,12 +257,12 @@ impl<O: Owner> State<O> {
         for &slot in areas.sorted() {
             let memory = chunks.get(geometry.span_of(slot)).expect("N1");
             let (id, unit) = (memory.chunk().expect("N1"), geometry.unit_of_slot(slot));
-            let mark = memory.mark(unit);
+            let mark = memory.bytes().mark(unit);
             let Marked::Cached(remains) = mark.get() else { unreachable!("N1") };
-            mark.flush();
+            mark.clear();
             if memory.keeps_owners() {
                 // SAFETY: nobody has the area. It has a link in its slot, and no owner.
-                unsafe { memory.set_owner(unit, None) };
+                unsafe { memory.bytes().set_owner(unit, None) };
             }
             let offset = unit - self.backing(id).base;
             match &mut run {
@@ -332,7 +330,7 @@ impl<O: Owner> State<O> {
         let mut sizes = Vec::new();
         for (id, backing) in self.with_owners() {
             for offset in self.placement.live_areas(id) {
-                let owner = backing.memory.owner(backing.base + offset);
+                let owner = backing.memory.bytes().owner(backing.base + offset);
                 if owner.is_some_and(&mut is_meant) {
                     sizes.extend(self.placement.live_len(id, offset));
                 }
@@ -348,7 +346,7 @@ impl<O: Owner> State<O> {
             let Some(Backing { memory, base, managed, .. }) = backing else { continue };
             let id = ChunkId::from_index(id);
             for unit in managed.clone().step_by(GRANULE_SIZE) {
-                let marked = memory.mark(unit).get();
+                let marked = memory.bytes().mark(unit).get();
                 let len = self.placement.live_len(id, unit - base);
                 match marked {
                     Marked::Nothing => {}
@@ -356,7 +354,7 @@ impl<O: Owner> State<O> {
                     Marked::Cached(_) if len.is_some() => {}
                     _ => return Err(format!("N1: {marked:?} at {unit}, where {len:?} granules are")),
                 }
-                let has_owner = memory.keeps_owners() && memory.owner(unit).is_some();
+                let has_owner = memory.keeps_owners() && memory.bytes().owner(unit).is_some();
                 if has_owner && len.is_none() {
                     return Err(format!("A4: an owner without area at {unit}"));
                 }
@@ -370,11 +368,11 @@ impl<O: Owner> State<O> {
         for (id, backing) in self.with_owners() {
             for offset in self.placement.live_areas(id) {
                 let unit = backing.base + offset;
-                if let Marked::Cached(_) = backing.memory.mark(unit).get() {
+                if let Marked::Cached(_) = backing.memory.bytes().mark(unit).get() {
                     continue;
                 }
                 // SAFETY: nobody uses the area any more: the arena goes.
-                drop(unsafe { backing.memory.take_owner(unit) });
+                drop(unsafe { backing.memory.bytes().take_owner(unit) });
             }
         }
     }

@@ -130,7 +130,7 @@ fn check_clean_granules(arena: &Arena<Owned>, live: &[NonNull<u8>]) -> usize {
             let (memory, unit) = state.unit_range_of(&granule);
             for window in [Window::Coloured, Window::Paged] {
                 for &cpu in arena.machine().possible() {
-                    let word = memory.copy(window, cpu, unit.start).cast::<u32>();
+                    let word = memory.bytes().copy(window, cpu, unit.start).cast::<u32>();
                     // SAFETY: a mapped, aligned granule that no area covers.
                     let word = unsafe { word.read() };
                     assert_eq!(word, 0, "{granule:?}, {window:?}, {cpu:?}");

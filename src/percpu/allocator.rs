@@ -204,6 +204,7 @@ impl PerCpuAllocator {
         self.alloc_layout(layout, gfp, true)
     }
 
+    #[inline]
     fn alloc_layout(
         &self,
         layout: Layout,

@@ -50,6 +50,7 @@ impl Request {
     /// # Errors
     ///
     /// [`InvalidRequest`], without any effect.
+    #[inline]
     pub fn new(size: u64, align: u64, flags: RequestFlags) -> Result<Self, InvalidRequest> {
         if size == 0 {
             return Err(InvalidRequest::ZeroSize);

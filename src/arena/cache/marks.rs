@@ -15,8 +15,7 @@ const _: () = assert!(MAX_GRANULES < ZERO as usize);
 
 /// The byte of a granule: 0, but where an area starts that may be cached.
 ///
-/// A mark changes by compare-exchange where two threads may change it. So of two threads that free the
-/// same address one wins, and the other finds no live area (N3).
+/// Only a thread that has the area changes it (N3).
 #[derive(Debug)]
 pub(crate) struct Mark<'a>(pub(crate) &'a AtomicU8);
 
@@ -53,25 +52,14 @@ impl Mark<'_> {
         self.0.store(granules as u8, Ordering::Release);
     }
 
-    /// The area, which nobody has, is cached from here on.
+    /// The area is cached from here on.
+    #[inline]
     pub(crate) fn set_cached(&self, remains: Remains) {
         self.0.store(Self::cached(remains), Ordering::Release);
     }
 
-    /// The live area of so many granules is cached from here on. False when another thread was faster.
-    #[inline]
-    pub(crate) fn cache(&self, granules: usize, remains: Remains) -> bool {
-        self.change(granules, Self::cached(remains))
-    }
-
-    /// The live area of so many granules is about to be given back to the placement. False when another
-    /// thread was faster.
-    pub(crate) fn forget(&self, granules: usize) -> bool {
-        self.change(granules, 0)
-    }
-
-    /// The cached area is about to be given back to the placement.
-    pub(crate) fn flush(&self) {
+    /// The area is about to be given back to the placement.
+    pub(crate) fn clear(&self) {
         // Relaxed: the area lock orders it.
         self.0.store(0, Ordering::Relaxed);
     }
@@ -82,10 +70,5 @@ impl Mark<'_> {
             Remains::Undefined => UNDEFINED,
             Remains::Zero => ZERO,
         }
-    }
-
-    fn change(&self, granules: usize, new: u8) -> bool {
-        let (order, at_failure) = (Ordering::AcqRel, Ordering::Relaxed);
-        self.0.compare_exchange(granules as u8, new, order, at_failure).is_ok()
     }
 }

@@ -15,7 +15,9 @@
 //! * N1: a cached area is live to the placement, has no owner and is charged to nobody, and its mark says
 //!   that it is cached.
 //! * N2: an area is on one list at most. The thread that takes it off has it alone.
-//! * N3: marks change by compare-exchange: of two frees of one address one wins.
+//! * N3: a mark is changed by the thread that has the area. A free that comes after another one of the same
+//!   area finds that it is not live. Two at the same moment may both find it live, and cache it twice: a
+//!   caller of `free` must have the area alone.
 //! * N4: the limits of a CPU's lists, times the sizes of their areas, are [`Cache::most`] bytes of a unit
 //!   at most. A list is longer than its limit by one area at most for each thread that was pushing when
 //!   the limit fell. Lists are emptied before balance work, and by a request that finds no room.
@@ -192,6 +194,11 @@ impl Cache {
         request.len <= MAX_GRANULES
             && !request.flags.reserved
             && request.window() == Window::Coloured
+    }
+
+    #[inline]
+    pub(super) fn splits_types(&self) -> bool {
+        self.splits_types
     }
 
     /// The class of areas at addresses that are, or are not, multiples of 8.

@@ -18,6 +18,7 @@ impl AreaCost {
     ///
     /// It is the kernel's `pcpu_obj_full_size` since 5.18. Charge, uncharge and statistic all use
     /// it.
+    #[inline]
     pub(crate) fn full_size(&self, size: usize) -> u64 {
         let slots = size / GRANULE_SIZE * size_of::<*const ()>();
         (size * self.nr_possible + slots) as u64

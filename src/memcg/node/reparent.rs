@@ -92,6 +92,7 @@ pub(crate) fn take_words(node: &Node) -> bool {
 }
 
 /// Uncharges an area that was freed.
+#[inline]
 pub(crate) fn finish_free(shared: &Shared<Node>, freed: Freed<TokenRef>) {
     if let Some(owner) = freed.owner {
         let bytes = shared.cost.full_size(freed.size);

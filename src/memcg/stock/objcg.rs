@@ -231,6 +231,7 @@ impl<P: Payer> ObjCgroup<P> {
     }
 
     /// Adds to the `percpu` statistic of the cgroup that pays.
+    #[inline]
     pub(crate) fn count(&self, bytes: i64) {
         if !self.words.add(bytes)
             && let Some(payer) = &*self.payer.load()

@@ -20,6 +20,7 @@ impl Tree {
 
     /// Allocates an area that reads as zero on every possible CPU. With `Gfp::ACCOUNT`, the calling
     /// thread's current cgroup is charged. Returns the copy of CPU 0.
+    #[inline]
     pub(crate) fn alloc(
         &self,
         size: u64,
@@ -33,7 +34,7 @@ impl Tree {
         let charged = match gfp.contains(Gfp::ACCOUNT) {
             true => {
                 // A limit answers first. But nobody is asked for memory that is of no use.
-                let is_in_vain = self.arena.is_too_full_for(&request);
+                let is_in_vain = reserved && self.arena.is_too_full_for(&request);
                 let gfp = if is_in_vain { gfp.difference(Gfp::DIRECT_RECLAIM) } else { gfp };
                 self.charge_current(self.shared.cost.full_size(request.size()), gfp)?
             }
@@ -44,6 +45,7 @@ impl Tree {
 
     /// As [`alloc`](Tree::alloc), charged to `node`, a cgroup of this tree, or to its nearest live
     /// ancestor. The root is not charged.
+    #[inline]
     pub(crate) fn alloc_for(
         &self,
         node: &Arc<Node>,
@@ -103,6 +105,7 @@ impl Tree {
         Ok(())
     }
 
+    #[inline(always)]
     fn alloc_charged(
         &self,
         mut request: Request,
@@ -112,8 +115,13 @@ impl Tree {
         request.flags.account = charged.is_some();
         let size = request.size();
         let owner = charged.as_ref().map(Uncommitted::token);
-        let allocated = self.arena.alloc(&request, owner, content);
-        let allocated = allocated.map_err(|error| no_area(error, size))?;
+        let allocated = match self.arena.take(&request, owner, content) {
+            Ok(allocated) => allocated,
+            Err(missed) => self
+                .arena
+                .alloc_past_cache(&request, missed, owner, content)
+                .map_err(|error| no_area(error, size))?,
+        };
         if let Some(charged) = charged.filter(|_| allocated.is_owned) {
             // The area holds the reference, and no other thread has the address yet.
             charged.commit().count(self.shared.cost.full_size(size) as i64);
@@ -144,6 +152,7 @@ impl Tree {
     }
 
     /// Frees the area whose copy of CPU 0 is at `address`, and uncharges its owner.
+    #[inline]
     pub(crate) fn free(&self, address: usize, remains: Remains) -> Result<(), FreeError> {
         let freed = self.arena.free(address, remains).map_err(|why| FreeError::at(address, why))?;
         reparent::finish_free(&self.shared, freed);
