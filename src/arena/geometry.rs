@@ -102,13 +102,18 @@ impl Geometry {
         }
     }
 
-    /// Where byte `unit_offset` of the copy of `cpu` is, from the reservation's base.
-    pub(crate) fn copy_offset(&self, window: Window, cpu: CpuId, unit_offset: usize) -> usize {
-        let start = match window {
+    /// Where the copies of a window begin, from the reservation's base.
+    #[inline]
+    pub(crate) fn window_offset(&self, window: Window) -> usize {
+        match window {
             Window::Coloured => 0,
             Window::Paged => self.paged,
-        };
-        start + cpu.index() * self.stride(window) + unit_offset
+        }
+    }
+
+    /// Where byte `unit_offset` of the copy of `cpu` is, from the reservation's base.
+    pub(crate) fn copy_offset(&self, window: Window, cpu: CpuId, unit_offset: usize) -> usize {
+        self.window_offset(window) + cpu.index() * self.stride(window) + unit_offset
     }
 
     /// Where byte `unit_offset` of the detached copy is, from the reservation's base.
@@ -138,12 +143,14 @@ impl Geometry {
     }
 
     /// The unit offset of the granule whose owner slot is at `address`.
+    #[inline]
     pub(crate) fn unit_of_slot(&self, address: usize) -> usize {
         const { assert!(size_of::<usize>() >= GRANULE_SIZE) };
         (self.offset_in_span(address) - self.owners) / (size_of::<usize>() / GRANULE_SIZE)
     }
 
     /// Where `address` is, from the reservation's base.
+    #[inline]
     pub(crate) fn offset_in_span(&self, address: usize) -> usize {
         address & (self.span() - 1)
     }

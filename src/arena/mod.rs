@@ -61,7 +61,7 @@ use chunk_bytes::ChunkBytes;
 use chunk_memory::ChunkMemory;
 use chunks::Chunks;
 use geometry::Geometry;
-use reuse::Missed;
+pub(crate) use reuse::Missed;
 use state::State;
 
 /// When pages get their memory.

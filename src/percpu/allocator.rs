@@ -204,7 +204,7 @@ impl PerCpuAllocator {
         self.alloc_layout(layout, gfp, true)
     }
 
-    #[inline]
+    #[inline(always)]
     fn alloc_layout(
         &self,
         layout: Layout,

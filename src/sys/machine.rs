@@ -164,6 +164,13 @@ impl Machine {
         possible.take_while(|(index, cpu)| cpu.index() == *index).count()
     }
 
+    /// How many CPUs are possible, where their ids have no holes.
+    #[inline]
+    pub(crate) fn dense_cpus(&self) -> Option<usize> {
+        (self.inner.possible.len() == self.inner.node_slot.len())
+            .then_some(self.inner.possible.len())
+    }
+
     /// Whether this machine was described by a program instead of [detected](Self::detect).
     #[inline]
     pub fn is_injected(&self) -> bool {

@@ -20,6 +20,7 @@ pub(crate) struct Uncommitted {
 
 impl Uncommitted {
     /// A charge that was paid so, with or without a reference.
+    #[inline]
     pub(crate) fn new(token: &'static Token, bytes: u64, has_reference: bool, paid: Paid) -> Self {
         Uncommitted { token, bytes, has_reference, is_walked: paid == Paid::Counters }
     }
@@ -30,6 +31,7 @@ impl Uncommitted {
     }
 
     /// Makes the charge permanent and raises peaks. The caller owns the reference from here on.
+    #[inline]
     pub(crate) fn commit(self) -> &'static Token {
         let (token, is_walked) = (self.token, self.is_walked);
         mem::forget(self);

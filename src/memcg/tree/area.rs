@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::arena::{Arena, Content, Remains};
+use crate::arena::{Allocated, Arena, Content, Missed, Remains};
 use crate::memcg::charge::try_charge::{charge, charge_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, FreeError};
@@ -20,7 +20,7 @@ impl Tree {
 
     /// Allocates an area that reads as zero on every possible CPU. With `Gfp::ACCOUNT`, the calling
     /// thread's current cgroup is charged. Returns the copy of CPU 0.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn alloc(
         &self,
         size: u64,
@@ -31,15 +31,53 @@ impl Tree {
     ) -> Result<NonNull<u8>, AllocError> {
         let flags = RequestFlags { atomic: !gfp.may_block(), account: false, reserved };
         let request = Request::new(size, align, flags)?;
-        let charged = match gfp.contains(Gfp::ACCOUNT) {
-            true => {
-                // A limit answers first. But nobody is asked for memory that is of no use.
-                let is_in_vain = reserved && self.arena.is_too_full_for(&request);
-                let gfp = if is_in_vain { gfp.difference(Gfp::DIRECT_RECLAIM) } else { gfp };
-                self.charge_current(self.shared.cost.full_size(request.size()), gfp)?
-            }
-            false => None,
+        if gfp.contains(Gfp::ACCOUNT) {
+            return self.alloc_accounted(request, gfp, content);
+        }
+        match self.arena.take(&request, None, content) {
+            Ok(allocated) => Ok(allocated.first),
+            Err(missed) => self.alloc_missed(request, missed, None, content),
+        }
+    }
+
+    /// Allocates an area for which the thread's current cgroup pays.
+    #[inline(never)]
+    fn alloc_accounted(
+        &self,
+        mut request: Request,
+        gfp: Gfp,
+        content: Content,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let bytes = self.shared.cost.full_size(request.size());
+        let stocked = |node: &Arc<Node>| {
+            let token = node.token();
+            // The root is not charged for areas, although it has a stock for charges that passed to it.
+            (!node.is_root() && token.take(bytes, 1)).then_some(token)
         };
+        let Some(Some(token)) = current::with(self.id, stocked) else {
+            return self.alloc_charging(request, gfp, content);
+        };
+        let charged = Uncommitted::new(token, bytes, true, Paid::Stock);
+        request.flags.account = true;
+        match self.arena.take(&request, Some(token), content) {
+            Ok(allocated) => Ok(self.commit(allocated, charged, bytes)),
+            Err(missed) => self.alloc_missed(request, missed, Some(charged), content),
+        }
+    }
+
+    /// As [`alloc_accounted`](Tree::alloc_accounted), without a stock that is large enough.
+    #[cold]
+    fn alloc_charging(
+        &self,
+        request: Request,
+        gfp: Gfp,
+        content: Content,
+    ) -> Result<NonNull<u8>, AllocError> {
+        // A limit answers first. But nobody is asked for memory that is of no use.
+        let is_in_vain = self.arena.is_too_full_for(&request);
+        let gfp = if is_in_vain { gfp.difference(Gfp::DIRECT_RECLAIM) } else { gfp };
+        let bytes = self.shared.cost.full_size(request.size());
+        let charged = self.charge_current(bytes, gfp)?;
         self.alloc_charged(request, charged, content)
     }
 
@@ -105,7 +143,6 @@ impl Tree {
         Ok(())
     }
 
-    #[inline(always)]
     fn alloc_charged(
         &self,
         mut request: Request,
@@ -113,24 +150,53 @@ impl Tree {
         content: Content,
     ) -> Result<NonNull<u8>, AllocError> {
         request.flags.account = charged.is_some();
-        let size = request.size();
         let owner = charged.as_ref().map(Uncommitted::token);
-        let allocated = match self.arena.take(&request, owner, content) {
-            Ok(allocated) => allocated,
-            Err(missed) => self
-                .arena
-                .alloc_past_cache(&request, missed, owner, content)
-                .map_err(|error| no_area(error, size))?,
-        };
-        if let Some(charged) = charged.filter(|_| allocated.is_owned) {
-            // The area holds the reference, and no other thread has the address yet.
-            charged.commit().count(self.shared.cost.full_size(size) as i64);
+        match self.arena.take(&request, owner, content) {
+            Ok(allocated) => Ok(self.finish_alloc(&request, allocated, charged)),
+            Err(missed) => self.alloc_missed(request, missed, charged, content),
         }
-        Ok(allocated.first)
+    }
+
+    /// Allocates an area that this CPU has not cached.
+    #[inline(never)]
+    fn alloc_missed(
+        &self,
+        request: Request,
+        missed: Missed,
+        charged: Option<Uncommitted>,
+        content: Content,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let owner = charged.as_ref().map(Uncommitted::token);
+        let allocated = self.arena.alloc_past_cache(&request, missed, owner, content);
+        let allocated = allocated.map_err(|error| no_area(error, request.size()))?;
+        Ok(self.finish_alloc(&request, allocated, charged))
+    }
+
+    fn finish_alloc(
+        &self,
+        request: &Request,
+        allocated: Allocated,
+        charged: Option<Uncommitted>,
+    ) -> NonNull<u8> {
+        match charged {
+            Some(charged) => {
+                self.commit(allocated, charged, self.shared.cost.full_size(request.size()))
+            }
+            None => allocated.first,
+        }
+    }
+
+    /// Makes the charge of an area permanent, if its chunk keeps owners.
+    #[inline]
+    fn commit(&self, allocated: Allocated, charged: Uncommitted, bytes: u64) -> NonNull<u8> {
+        if allocated.is_owned {
+            // The area holds the reference, and no other thread has the address yet.
+            charged.commit().count(bytes as i64);
+        }
+        allocated.first
     }
 
     /// Charges `bytes` to the thread's current cgroup. The root is not charged.
-    #[inline]
     fn charge_current(&self, bytes: u64, gfp: Gfp) -> Result<Option<Uncommitted>, AllocError> {
         // Hooks may enter scopes, so they must not run while the thread's memberships are borrowed.
         // The root is not charged for areas, although it has a stock for charges that passed to it.
