@@ -61,7 +61,6 @@ use chunk_bytes::ChunkBytes;
 use chunk_memory::ChunkMemory;
 use chunks::Chunks;
 use geometry::Geometry;
-pub(crate) use reuse::Missed;
 use state::State;
 
 /// When pages get their memory.
@@ -281,26 +280,27 @@ impl<O: Owner> Arena<O> {
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Allocated, NoArea> {
-        match self.take(request, owner, content) {
-            Ok(allocated) => Ok(allocated),
-            Err(missed) => self.alloc_past_cache(request, missed, owner, content),
-        }
+        let Request { len, align, flags } = *request;
+        let reused = (!flags.reserved).then(|| self.take(len, align, flags.account, owner, content));
+        reused.flatten().map_or_else(|| self.alloc_past_cache(request, owner, content), Ok)
     }
 
-    /// As [`alloc`](Self::alloc), for a request that the cache could not serve.
+    /// As [`alloc`](Self::alloc), after the caches were asked.
     #[inline(never)]
-    pub(crate) fn alloc_past_cache(
+    fn alloc_past_cache(
         &self,
         request: &Request,
-        missed: Missed,
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Allocated, NoArea> {
-        match self.place_new(request, missed, owner, content) {
+        let cache = self.cache.as_ref().filter(|_| Cache::is_cacheable(request));
+        let more = cache.map_or(0, |cache| {
+            let class = cache.class(request.len, request.flags.account, 0);
+            cache.refill(&self.machine, class)
+        });
+        match self.place_new(request, more, owner, content) {
             // Areas of other sizes, and of other CPUs.
-            Err(_) if self.drain_for(request) => {
-                self.place_new(request, Missed::default(), owner, content)
-            }
+            Err(_) if self.drain_for(request) => self.place_new(request, 0, owner, content),
             result => result,
         }
     }
@@ -308,12 +308,10 @@ impl<O: Owner> Arena<O> {
     fn place_new(
         &self,
         request: &Request,
-        Missed(missed): Missed,
+        more: usize,
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Allocated, NoArea> {
-        let cache = self.cache.as_ref().zip(missed);
-        let more = cache.map_or(0, |(cache, class)| cache.refill(&self.machine, class));
         let atomic = request.flags.atomic;
         let populating = (!atomic).then(|| self.populate_lock.lock());
         let mut state = self.state.lock();
@@ -445,19 +443,11 @@ impl<O: Owner> Arena<O> {
     /// Frees the area at `address`, given by its byte in the copy of CPU 0.
     ///
     /// A wrong address is an error. A right one must not be in use any more, and `remains` must be
-    /// true of it: the layer above sees to it.
-    ///
-    /// No other thread frees it at the same time.
-    #[inline]
+    /// true of it: the layer above sees to it. No other thread frees it at the same time.
     pub(crate) fn free(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
-        match self.put(address, remains)? {
-            Some(freed) => Ok(freed),
-            None => self.free_past_cache(address, remains),
+        if let Some(freed) = self.put(address, remains) {
+            return Ok(freed);
         }
-    }
-
-    #[inline(never)]
-    fn free_past_cache(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
         let mut state = self.state.lock();
         let freed = state.free(&self.geometry, &self.chunks, address, remains)?;
         let pending = state.placement.is_balance_pending();

@@ -2,53 +2,55 @@
 
 use std::ops::Range;
 
-use super::cache::{Cache, Class, Flushed, Marked, Pushed};
+use super::cache::{Cache, Class, Flushed, MAX_GRANULES, Marked, Pushed};
 use super::chunk_bytes::ChunkBytes;
 use super::chunk_memory::ChunkMemory;
 use super::geometry::Window;
-use super::{Allocated, Arena, CacheStats, Content, Freed, HandedOut, NotLive, Owner, Remains};
+use super::{Allocated, Arena, CacheStats, Content, Freed, HandedOut, Owner, Remains};
 use crate::placement::{GRANULE_SIZE, Request};
+use crate::sys::UNIT_STRIDE_ALIGN;
+
+/// Areas that are aligned to more granules are not cached: they are in the other window.
+const MAX_CACHED_ALIGN: usize = UNIT_STRIDE_ALIGN / GRANULE_SIZE;
 
 /// So many times at most room is made on a list for one area.
 const ATTEMPTS: usize = 4;
 
-/// The class of areas that this CPU had none of for a request, if it may cache some.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Missed(pub(super) Option<Class>);
-
 impl<O: Owner> Arena<O> {
-    /// An area off a list of this CPU, as from [`alloc`](Self::alloc).
+    /// An area off a list of this CPU, as from [`alloc`](Self::alloc); `len` and `align` are in granules.
     #[inline(always)]
     pub(crate) fn take(
         &self,
-        request: &Request,
+        len: usize,
+        align: usize,
+        is_accounted: bool,
         owner: Option<&'static O::Target>,
         content: Content,
-    ) -> Result<Allocated, Missed> {
-        let Some(cache) = self.cache.as_ref().filter(|_| Cache::is_cacheable(request)) else {
-            return Err(Missed(None));
-        };
-        let class = |unit| cache.class(request.len, request.flags.account, unit);
-        let (odd, even) = (class(GRANULE_SIZE), class(0));
+    ) -> Option<Allocated> {
+        let cache = self.cache.as_ref()?;
+        if len > MAX_GRANULES || align > MAX_CACHED_ALIGN {
+            return None;
+        }
+        let class = |unit| cache.class(len, is_accounted, unit);
         let mut slot = None;
-        if request.align() == GRANULE_SIZE {
-            slot = cache.pop(&self.machine, odd);
+        if align == 1 {
+            slot = cache.pop(&self.machine, class(GRANULE_SIZE));
         }
         let slot = match slot {
             Some(slot) => slot,
-            None => cache.pop(&self.machine, even).ok_or(Missed(Some(even)))?,
+            None => cache.pop(&self.machine, class(0))?,
         };
-        if !self.is_aligned(slot, request) {
-            let slot = self.look_further(cache, even, slot, request).ok_or(Missed(None))?;
-            return Ok(self.reuse(cache, slot, request, owner, content));
-        }
-        Ok(self.reuse(cache, slot, request, owner, content))
+        let slot = match self.is_aligned(slot, align) {
+            true => slot,
+            false => self.look_further(cache, class(0), slot, align)?,
+        };
+        Some(self.reuse(cache, slot, len, is_accounted, owner, content))
     }
 
-    #[inline]
-    fn is_aligned(&self, slot: usize, request: &Request) -> bool {
+    #[inline(always)]
+    fn is_aligned(&self, slot: usize, align: usize) -> bool {
         // A power of two.
-        self.geometry.unit_of_slot(slot) & (request.align() - 1) == 0
+        self.geometry.unit_of_slot(slot) & (align * GRANULE_SIZE - 1) == 0
     }
 
     /// Looks at some more areas of a list for one that is aligned, which `misfit` is not.
@@ -58,13 +60,13 @@ impl<O: Owner> Arena<O> {
         cache: &Cache,
         class: Class,
         misfit: usize,
-        request: &Request,
+        align: usize,
     ) -> Option<usize> {
         let mut misfits = Flushed::one(class, misfit);
         let mut found = None;
         while found.is_none() && !misfits.is_full() {
             let Some(slot) = cache.pop(&self.machine, class) else { break };
-            match self.is_aligned(slot, request) {
+            match self.is_aligned(slot, align) {
                 true => found = Some(slot),
                 false => misfits.push(slot),
             }
@@ -85,7 +87,8 @@ impl<O: Owner> Arena<O> {
         &self,
         cache: &Cache,
         slot: usize,
-        request: &Request,
+        len: usize,
+        is_accounted: bool,
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Allocated {
@@ -95,15 +98,15 @@ impl<O: Owner> Arena<O> {
         let mark = bytes.mark(unit);
         let marked = mark.get();
         if marked != Marked::Cached(Remains::Zero) {
-            self.clean(bytes, unit..unit + request.size(), marked, content);
+            self.clean(bytes, unit..unit + len * GRANULE_SIZE, marked, content);
         }
-        let keeps_owners = self.keeps_owners(cache, slot, request.flags.account);
+        let keeps_owners = self.keeps_owners(cache, slot, is_accounted);
         let owner = owner.filter(|_| keeps_owners);
         if keeps_owners {
             // SAFETY: this thread has the area, which has no owner (N1), in a chunk with owners.
             unsafe { bytes.set_owner(unit, owner.map(O::from_static)) };
         }
-        mark.set_live(request.len);
+        mark.set_live(len);
         cache.count_taken(&self.machine);
         Allocated { first: bytes.first(unit), is_owned: owner.is_some() }
     }
@@ -137,26 +140,19 @@ impl<O: Owner> Arena<O> {
         }
     }
 
-    /// Caches the live area at `address`, if it can be.
+    /// Caches the live area at `address`, if that takes no more than a push.
     #[inline(always)]
-    pub(super) fn put(
-        &self,
-        address: usize,
-        remains: Remains,
-    ) -> Result<Option<Freed<O>>, NotLive> {
-        let Some(cache) = &self.cache else { return Ok(None) };
-        let memory = self.chunks.get(self.geometry.span_of(address));
+    pub(crate) fn put(&self, address: usize, remains: Remains) -> Option<Freed<O>> {
+        let cache = self.cache.as_ref()?;
+        let memory = self.chunks.get(self.geometry.span_of(address))?;
         let unit = self.geometry.offset_in_span(address);
-        let is_in_unit = unit < self.geometry.unit_size() && unit.is_multiple_of(GRANULE_SIZE);
-        let Some(memory) = memory.filter(|_| is_in_unit) else { return Ok(None) };
+        if unit >= self.geometry.unit_size() || !unit.is_multiple_of(GRANULE_SIZE) {
+            return None;
+        }
         // SAFETY: as in `reuse`. It is that of `memory`, but does not wait for what was looked up.
         let bytes = unsafe { ChunkBytes::<O>::around(&self.geometry, address) };
         let mark = bytes.mark(unit);
-        let granules = match mark.get() {
-            Marked::Live(granules) => granules,
-            Marked::Nothing => return Ok(None),
-            Marked::Cached(_) => return Err(NotLive::NoArea),
-        };
+        let Marked::Live(granules) = mark.get() else { return None };
         mark.set_cached(remains);
         let keeps_owners = memory.keeps_owners();
         // SAFETY: this thread frees the area, and has it alone until it is on a list.
@@ -167,7 +163,7 @@ impl<O: Owner> Arena<O> {
         if unsafe { cache.push(&self.machine, class, slot.cast()) } != Pushed::Done {
             self.put_slowly(cache, class, slot.expose_provenance());
         }
-        Ok(Some(Freed { size: class.size(), owner }))
+        Some(Freed { size: class.size(), owner })
     }
 
     #[cold]

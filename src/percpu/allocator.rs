@@ -100,7 +100,7 @@ impl PerCpuAllocator {
     ///
     /// [`AllocError`]; nothing is charged and nothing is lost.
     pub fn alloc(&self, layout: Layout, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
-        self.alloc_layout(layout, gfp, false)
+        self.tree.alloc(layout, gfp, Content::Zero).map(PcpuPtr::from_ptr)
     }
 
     /// As [`alloc`](Self::alloc), and `memcg` pays, whatever the thread's current cgroup is. The flag
@@ -201,18 +201,7 @@ impl PerCpuAllocator {
     ///
     /// [`AllocError`]; a full reserved region is [`AllocError::NoRoom`].
     pub fn alloc_reserved(&self, layout: Layout, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
-        self.alloc_layout(layout, gfp, true)
-    }
-
-    #[inline(always)]
-    fn alloc_layout(
-        &self,
-        layout: Layout,
-        gfp: Gfp,
-        reserved: bool,
-    ) -> Result<PcpuPtr, AllocError> {
-        let (size, align) = (layout.size() as u64, layout.align() as u64);
-        self.tree.alloc(size, align, gfp, reserved, Content::Zero).map(PcpuPtr::from_ptr)
+        self.tree.alloc_slowly(layout, gfp, true, Content::Zero).map(PcpuPtr::from_ptr)
     }
 
     /// Frees an area on all CPUs and uncharges the cgroup that pays for it.

@@ -91,9 +91,7 @@ impl<'a> Source<'a> {
     fn alloc(self, layout: Layout, content: Content) -> Result<NonNull<u8>, AllocError> {
         let (size, align) = (layout.size() as u64, layout.align() as u64);
         match self {
-            Source::Allocator(allocator, gfp) => {
-                allocator.tree().alloc(size, align, gfp, false, content)
-            }
+            Source::Allocator(allocator, gfp) => allocator.tree().alloc(layout, gfp, content),
             Source::Memcg(memcg) => {
                 memcg.tree().alloc_for(memcg.node(), size, align, Gfp::KERNEL, content)
             }

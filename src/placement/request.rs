@@ -1,5 +1,7 @@
 //! A legal request for an area.
 
+use std::alloc::Layout;
+
 use super::{ChunkType, GRANULE_SIZE, MAX_ALIGN, MAX_AREA_SIZE};
 
 /// How a request wants to be served.
@@ -67,6 +69,13 @@ impl Request {
             align: align_bytes as usize / GRANULE_SIZE,
             flags,
         })
+    }
+
+    /// Size and alignment in granules, for a size above 0.
+    #[inline]
+    pub(crate) fn in_granules(layout: Layout) -> Option<(usize, usize)> {
+        let align = layout.align().div_ceil(GRANULE_SIZE);
+        (layout.size() > 0).then(|| (layout.size().div_ceil(GRANULE_SIZE), align))
     }
 
     /// Bytes that the area will have: the size rounded up to granules.

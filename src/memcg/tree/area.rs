@@ -1,9 +1,10 @@
 //! Allocating and freeing areas for a cgroup: charge, place, count.
 
+use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::arena::{Allocated, Arena, Content, Missed, Remains};
+use crate::arena::{Arena, Content, Remains};
 use crate::memcg::charge::try_charge::{charge, charge_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, FreeError};
@@ -23,31 +24,33 @@ impl Tree {
     #[inline(always)]
     pub(crate) fn alloc(
         &self,
-        size: u64,
-        align: u64,
+        layout: Layout,
+        gfp: Gfp,
+        content: Content,
+    ) -> Result<NonNull<u8>, AllocError> {
+        if !gfp.contains(Gfp::ACCOUNT)
+            && let Some((len, align)) = Request::in_granules(layout)
+            && let Some(allocated) = self.arena.take(len, align, false, None, content)
+        {
+            return Ok(allocated.first);
+        }
+        self.alloc_slowly(layout, gfp, false, content)
+    }
+
+    /// As [`alloc`](Tree::alloc), whatever is asked for.
+    #[inline(never)]
+    pub(crate) fn alloc_slowly(
+        &self,
+        layout: Layout,
         gfp: Gfp,
         reserved: bool,
         content: Content,
     ) -> Result<NonNull<u8>, AllocError> {
         let flags = RequestFlags { atomic: !gfp.may_block(), account: false, reserved };
-        let request = Request::new(size, align, flags)?;
-        if gfp.contains(Gfp::ACCOUNT) {
-            return self.alloc_accounted(request, gfp, content);
+        let mut request = Request::new(layout.size() as u64, layout.align() as u64, flags)?;
+        if !gfp.contains(Gfp::ACCOUNT) {
+            return self.alloc_charged(request, None, content);
         }
-        match self.arena.take(&request, None, content) {
-            Ok(allocated) => Ok(allocated.first),
-            Err(missed) => self.alloc_missed(request, missed, None, content),
-        }
-    }
-
-    /// Allocates an area for which the thread's current cgroup pays.
-    #[inline(never)]
-    fn alloc_accounted(
-        &self,
-        mut request: Request,
-        gfp: Gfp,
-        content: Content,
-    ) -> Result<NonNull<u8>, AllocError> {
         let bytes = self.shared.cost.full_size(request.size());
         let stocked = |node: &Arc<Node>| {
             let token = node.token();
@@ -59,13 +62,10 @@ impl Tree {
         };
         let charged = Uncommitted::new(token, bytes, true, Paid::Stock);
         request.flags.account = true;
-        match self.arena.take(&request, Some(token), content) {
-            Ok(allocated) => Ok(self.commit(allocated, charged, bytes)),
-            Err(missed) => self.alloc_missed(request, missed, Some(charged), content),
-        }
+        self.alloc_charged(request, Some(charged), content)
     }
 
-    /// As [`alloc_accounted`](Tree::alloc_accounted), without a stock that is large enough.
+    /// As [`alloc`](Tree::alloc), for a cgroup without a stock that is large enough.
     #[cold]
     fn alloc_charging(
         &self,
@@ -143,6 +143,7 @@ impl Tree {
         Ok(())
     }
 
+    #[inline(always)]
     fn alloc_charged(
         &self,
         mut request: Request,
@@ -150,50 +151,15 @@ impl Tree {
         content: Content,
     ) -> Result<NonNull<u8>, AllocError> {
         request.flags.account = charged.is_some();
+        let size = request.size();
         let owner = charged.as_ref().map(Uncommitted::token);
-        match self.arena.take(&request, owner, content) {
-            Ok(allocated) => Ok(self.finish_alloc(&request, allocated, charged)),
-            Err(missed) => self.alloc_missed(request, missed, charged, content),
-        }
-    }
-
-    /// Allocates an area that this CPU has not cached.
-    #[inline(never)]
-    fn alloc_missed(
-        &self,
-        request: Request,
-        missed: Missed,
-        charged: Option<Uncommitted>,
-        content: Content,
-    ) -> Result<NonNull<u8>, AllocError> {
-        let owner = charged.as_ref().map(Uncommitted::token);
-        let allocated = self.arena.alloc_past_cache(&request, missed, owner, content);
-        let allocated = allocated.map_err(|error| no_area(error, request.size()))?;
-        Ok(self.finish_alloc(&request, allocated, charged))
-    }
-
-    fn finish_alloc(
-        &self,
-        request: &Request,
-        allocated: Allocated,
-        charged: Option<Uncommitted>,
-    ) -> NonNull<u8> {
-        match charged {
-            Some(charged) => {
-                self.commit(allocated, charged, self.shared.cost.full_size(request.size()))
-            }
-            None => allocated.first,
-        }
-    }
-
-    /// Makes the charge of an area permanent, if its chunk keeps owners.
-    #[inline]
-    fn commit(&self, allocated: Allocated, charged: Uncommitted, bytes: u64) -> NonNull<u8> {
-        if allocated.is_owned {
+        let allocated = self.arena.alloc(&request, owner, content);
+        let allocated = allocated.map_err(|error| no_area(error, size))?;
+        if let Some(charged) = charged.filter(|_| allocated.is_owned) {
             // The area holds the reference, and no other thread has the address yet.
-            charged.commit().count(bytes as i64);
+            charged.commit().count(self.shared.cost.full_size(size) as i64);
         }
-        allocated.first
+        Ok(allocated.first)
     }
 
     /// Charges `bytes` to the thread's current cgroup. The root is not charged.
@@ -220,6 +186,15 @@ impl Tree {
     /// Frees the area whose copy of CPU 0 is at `address`, and uncharges its owner.
     #[inline]
     pub(crate) fn free(&self, address: usize, remains: Remains) -> Result<(), FreeError> {
+        match self.arena.put(address, remains) {
+            Some(freed) => reparent::finish_free(&self.shared, freed),
+            None => self.free_slowly(address, remains)?,
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn free_slowly(&self, address: usize, remains: Remains) -> Result<(), FreeError> {
         let freed = self.arena.free(address, remains).map_err(|why| FreeError::at(address, why))?;
         reparent::finish_free(&self.shared, freed);
         Ok(())
