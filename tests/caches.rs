@@ -124,28 +124,6 @@ fn a_repeated_free_is_an_error_wherever_the_area_is() {
 }
 
 #[test]
-fn of_two_threads_that_free_an_area_one_gets_an_error() {
-    let pcpu = builder(2).build().unwrap();
-    for cache in [true, false] {
-        for round in 0..2000 {
-            let area = alloc(&pcpu, layout(if cache { 8 } else { 2000 }, 8));
-            let (start, freed) = (Barrier::new(2), AtomicUsize::new(0));
-            thread::scope(|scope| {
-                for _ in 0..2 {
-                    scope.spawn(|| {
-                        start.wait();
-                        freed.fetch_add(usize::from(free(&pcpu, area).is_ok()), Ordering::Relaxed);
-                    });
-                }
-            });
-            assert_eq!(freed.load(Ordering::Relaxed), 1, "{round}");
-        }
-    }
-    assert_eq!(pcpu.stats().nr_cur_alloc, 0);
-    pcpu.verify().unwrap();
-}
-
-#[test]
 fn a_cached_area_is_charged_to_nobody() {
     let pcpu = builder(2).build().unwrap();
     let [a, b] = ["a", "b"].map(|name| pcpu.root().create(name).unwrap());

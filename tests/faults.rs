@@ -98,14 +98,15 @@ fn building_fails_at_every_mapping_and_succeeds_when_tried_again() {
                 assert_injected(source, op);
                 assert!(error.is_memory());
             });
-            // Two arenas, and copies of two nodes in two windows; the users' one is populated.
+            // Two arenas and the caches of one, and copies of two nodes in two windows; the users' one is
+            // populated.
             let expected = match (op, populate) {
-                (Some(MapOp::Reserve), _) => 2,
+                (Some(MapOp::Reserve), _) => 3,
                 (Some(MapOp::Bind), _) => 8,
                 (Some(MapOp::Prefault), Populate::Lazy) => 0,
                 (Some(_), _) => 4,
-                (None, Populate::Lazy) => 10,
-                (None, _) => 14,
+                (None, Populate::Lazy) => 11,
+                (None, _) => 15,
             };
             assert_eq!(failures, expected, "{populate:?} {op:?}");
             let ptr = pcpu.alloc(layout(64, 8), Gfp::KERNEL).unwrap();

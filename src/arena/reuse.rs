@@ -7,7 +7,7 @@ use super::chunk_bytes::ChunkBytes;
 use super::chunk_memory::ChunkMemory;
 use super::geometry::Window;
 use super::{Allocated, Arena, CacheStats, Content, Freed, HandedOut, Owner, Remains};
-use crate::placement::{GRANULE_SIZE, Request};
+use crate::placement::{GRANULE_SIZE, Placement, Request, Stats};
 use crate::sys::UNIT_STRIDE_ALIGN;
 
 /// Areas that are aligned to more granules are not cached: they are in the other window.
@@ -235,8 +235,12 @@ impl<O: Owner> Arena<O> {
         is_of_use
     }
 
-    /// What is cached.
-    pub(crate) fn cache_stats(&self) -> CacheStats {
-        self.cache.as_ref().map_or_else(CacheStats::default, Cache::stats)
+    /// The statistics of the placement, and what is cached. Together they are no snapshot, unless no thread
+    /// allocates or frees.
+    pub(crate) fn stats(&self) -> (Stats, CacheStats) {
+        let cache = self.cache.as_ref();
+        let _quiet = cache.map(Cache::wait_for_drain);
+        let stats = self.with_placement(Placement::stats);
+        (stats, cache.map_or_else(CacheStats::default, Cache::stats))
     }
 }

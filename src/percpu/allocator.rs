@@ -215,13 +215,15 @@ impl PerCpuAllocator {
     /// # Errors
     ///
     /// [`FreeError`] when no live area of this allocator starts there: a foreign address, one
-    /// inside an area, one freed already. Nothing is changed then.
+    /// inside an area, one freed already, whether a CPU [keeps](super::PerCpuAllocatorBuilder::cache_size)
+    /// the area since or not. Nothing is changed then. Of two threads that free an area at the same moment,
+    /// both may succeed, and the area is then handed out twice: that is against the conditions below.
     ///
     /// # Safety
     ///
     /// If `ptr` names a live area:
     ///
-    /// * no thread uses any of its copies any more;
+    /// * no thread uses any of its copies any more, and no other one frees it at the same time;
     /// * the area is not the memory of a [`PerCpu`](super::PerCpu);
     /// * every byte of every copy is initialised. It was at first. A value with padding, or one that
     ///   was not written wholly, may leave bytes that are not; see [`free_uninit`](Self::free_uninit).
@@ -331,9 +333,7 @@ impl PerCpuAllocator {
     ///
     /// Cost: one short lock, and one for each CPU.
     pub fn stats(&self) -> Stats {
-        let arena = self.tree.arena();
-        // Together they are no snapshot, unless no thread allocates or frees.
-        let (stats, cached) = (arena.with_placement(Placement::stats), arena.cache_stats());
+        let (stats, cached) = self.tree.arena().stats();
         stats.without_cached(cached.areas, cached.bytes, cached.taken, cached.refilled)
     }
 

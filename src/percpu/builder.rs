@@ -187,7 +187,7 @@ impl PerCpuAllocatorBuilder {
     ///
     /// The bytes are those of the areas in one unit, so that all CPUs together keep at most this size,
     /// times the number of CPUs, of the units. A kept area is charged to nobody, but the pages that it
-    /// lies on are not given back. Areas above 1016 bytes, areas that are aligned to more than 128
+    /// lies on are not given back. Areas above 1008 bytes, areas that are aligned to more than 128
     /// bytes, and areas of the reserved region are not kept.
     ///
     /// What is kept goes back by itself when an allocation finds no room, and before balance work;

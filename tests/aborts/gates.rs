@@ -4,6 +4,7 @@
 //! a charge and its end are stopped at each instruction of each sequence that they use, and the
 //! cgroup's usage must be what it is without that.
 
+use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
@@ -63,6 +64,43 @@ fn a_charge_is_exact_wherever_it_is_aborted() {
     let (sequences, stops) = stopped.unwrap_or_else(|failure| panic!("{failure}"));
     println!("aborts: charges: {sequences} sequences, {stops} stops");
     assert!(sequences >= 3, "take, put and the statistics");
+}
+
+#[test]
+fn an_area_is_handed_out_once_wherever_it_is_aborted() {
+    if super::is_impossible() {
+        return;
+    }
+    let pcpu: PerCpuAllocator = super::real();
+    let found = Found(Cell::new(0));
+    let layout = Layout::new::<u64>();
+    let taken = Cell::new(pcpu.stats().nr_alloc);
+    let operation = || {
+        let areas = [(); 3].map(|()| pcpu.alloc(layout, Gfp::KERNEL).expect("room"));
+        let [a, b, c] = areas;
+        let is_each_another = u64::from(a != b && b != c && a != c);
+        // SAFETY: nobody uses them.
+        areas.iter().for_each(|area| unsafe { pcpu.free(*area) }.expect("it is live"));
+        // SAFETY: they are not live.
+        let again = areas.iter().filter(|area| unsafe { pcpu.free(**area) }.is_err()).count();
+        let stats = pcpu.stats();
+        let counted = stats.nr_alloc - taken.replace(stats.nr_alloc);
+        let is_sound = u64::from(pcpu.verify().is_ok());
+        found.0.set(
+            1 + is_each_another
+                + (again as u64) * 10
+                + counted * 100
+                + stats.nr_cur_alloc * 10_000
+                + is_sound * 1_000_000,
+        );
+    };
+    operation();
+    let expected = 1 + 1 + 3 * 10 + 3 * 100 + 1_000_000;
+    assert_eq!(found.0.get(), expected);
+    let stopped = stop_everywhere(&operation, &found, expected, super::usable_cpus());
+    let (sequences, stops) = stopped.unwrap_or_else(|failure| panic!("{failure}"));
+    println!("aborts: areas: {sequences} sequences, {stops} stops");
+    assert!(sequences >= 3, "pop, count and push");
 }
 
 /// Returns how many sequences there were, and how many stops.

@@ -93,7 +93,8 @@ mod interrupted {
 
     /// In a thread of its own: it remains without system call.
     fn first_operation<I: CopyIndex>(words: &Words<I>, operation: fn()) {
-        LazyLock::force(words);
+        // By another thread: to allocate registers an area, too.
+        thread::scope(|scope| _ = scope.spawn(|| LazyLock::force(words)).join());
         install();
         OPERATION.set(Some(operation));
         words.add(1);

@@ -28,6 +28,8 @@
 
 mod lists;
 mod marks;
+#[cfg(test)]
+mod model;
 
 use std::iter;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -401,6 +403,11 @@ impl Cache {
             self.set_limit(&mut budget, cpu, class, 0);
             lists.push((class, self.lists.take_all(cpu, class)));
         }
+    }
+
+    /// Waits until what another thread has taken off the lists to empty them is in the placement.
+    pub(super) fn wait_for_drain(&self) -> MutexGuard<'_, ()> {
+        self.draining.lock()
     }
 
     /// What is cached now, and what happened to it. Exact while nothing else happens.

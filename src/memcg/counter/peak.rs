@@ -23,13 +23,16 @@ impl Peak {
     }
 
     pub(crate) fn raise(&self, usage: u64) {
-        // Relaxed: a maximum needs no order.
-        self.0.fetch_max(usage, Ordering::Relaxed);
+        // SeqCst: see `reset`.
+        self.0.fetch_max(usage, Ordering::SeqCst);
     }
 
+    /// Begins again with 0. The reader notes the present usage after this.
+    ///
+    /// A charge changes usage and then raises the peak. A reader resets the peak and then loads usage. All
+    /// four accesses are SeqCst: either the reader sees the charge, or the charge is noted after the reset.
     pub(crate) fn reset(&self) {
-        // Relaxed: later charges raise it, and the reader notes the present usage after this.
-        self.0.store(0, Ordering::Relaxed);
+        self.0.store(0, Ordering::SeqCst);
     }
 }
 
