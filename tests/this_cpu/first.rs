@@ -35,6 +35,7 @@ mod interrupted {
     use std::mem;
     use std::ptr;
     use std::sync::LazyLock;
+    use std::thread;
 
     use libc::{c_int, c_void, siginfo_t, ucontext_t};
     use percpu_memcg::{ByConcurrency, ByCpu, CopyIndex, PerCpu};
