@@ -31,6 +31,14 @@ pub(super) fn gate_add_second(_: &RseqGate, _value: i64) -> bool {
     false
 }
 
+pub(super) unsafe fn gate_push(_: &RseqGate, _item: usize, _most: u32) -> Option<u32> {
+    None
+}
+
+pub(super) unsafe fn gate_pop(_: &RseqGate) -> Option<(u32, usize)> {
+    None
+}
+
 pub(super) unsafe fn compare_exchange_on(
     _: isize,
     _: usize,

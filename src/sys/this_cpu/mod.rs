@@ -18,10 +18,12 @@
 //! | file | owns |
 //! |---|---|
 //! | `x86_64/sequences` | every sequence, line by line |
+//! | `x86_64/gated_stacks` | those on stacks behind a gate |
 //! | `x86_64/area` | where a thread's rseq area is, and registering our own |
 //! | `x86_64/self_test` | refuses a kernel whose restartable sequences do not restart |
 //! | `generic` | the same interface for other architectures: no sequences |
 //! | `gate` | words that can be taken away while others use them |
+//! | `stack_gate` | stacks of all CPUs that one thread can empty while others use them |
 //! | `int` | [`LocalInt`], the widths, and the atomic fallback of every sequence |
 //! | `tier` | [`Tier`], [`ThisCpu`]: the choice made once per process |
 //!
@@ -41,6 +43,7 @@
 
 pub(crate) mod gate;
 mod int;
+mod stack_gate;
 mod tier;
 
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(miri)))]
@@ -63,6 +66,7 @@ pub(crate) use int::{
     AtomicOps, Bound, Collect, STACK_HEADER, STACK_LOCKED, Sequences, add_or_take_fallback,
     add_within_fallback, pop_fallback, push_fallback,
 };
+pub(crate) use stack_gate::StackGate;
 pub use tier::{RegisteredBy, ThisCpu, Tier};
 
 /// Distance in bytes between the copies of neighbouring CPU ids that sequences can reach.

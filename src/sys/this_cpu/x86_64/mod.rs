@@ -2,7 +2,10 @@
 
 mod area;
 mod self_test;
+// `section!` is for the modules below it.
+#[macro_use]
 mod sequences;
+mod gated_stacks;
 
 use std::ffi::c_long;
 
@@ -10,6 +13,7 @@ use super::tier::{Choice, RegisteredBy, Tier};
 use super::{REAL_CPU_IDS, UNIT_STRIDE, gate};
 use area::RseqArea;
 
+pub(super) use gated_stacks::{gate_pop, gate_push};
 pub(super) use sequences::{compare_exchange_on, gate_add_second, gate_add_unless};
 
 /// How much farther into a rseq area the concurrency id is than the CPU id.
