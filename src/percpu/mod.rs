@@ -11,6 +11,8 @@ mod builder;
 mod counter;
 mod local;
 mod object;
+mod open_stacks;
+mod pool;
 mod raw;
 mod remains;
 mod stack;
@@ -26,6 +28,7 @@ pub use counter::{
 };
 pub use local::{CompactLocal, Local, LocalRef};
 pub use object::{Iter, IterMut, PerCpu};
+pub use pool::{PerCpuPool, Pooled};
 pub use raw::PcpuPtr;
 pub use stack::{LocalStack, StackFull};
 pub use statics::StaticLocal;

@@ -39,9 +39,9 @@ use crate::sys::{
 #[derive(FromZeros)]
 #[repr(C, align(8))]
 pub struct LocalStack<N: LocalInt, const CAP: usize, I: CopyIndex = ByCpu> {
-    len: AtomicU32,
+    pub(super) len: AtomicU32,
     padding: AtomicU32,
-    items: [N::Atomic; CAP],
+    pub(super) items: [N::Atomic; CAP],
     index: PhantomData<I>,
 }
 

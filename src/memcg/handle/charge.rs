@@ -11,7 +11,7 @@ use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::memcg::Memcg;
-use crate::memcg::node::{Node, Token, reparent};
+use crate::memcg::node::{Node, Token, reparent, walk};
 use crate::memcg::stock::objcg::Payer;
 use crate::sys::text::Quoted;
 
@@ -197,6 +197,23 @@ impl Memcg {
         let stock = self.tree().stock();
         let token = charge_for_good(self.node(), stock, self.token(), bytes, gfp)?;
         Ok(Charge { token, bytes })
+    }
+
+    /// Charges `bytes` for what is only kept in case that it is needed: `None` where a limit stands against
+    /// them. Nobody is asked for memory then, no stock is drained, and no event is raised.
+    #[inline]
+    pub(crate) fn charge_spare(&self, bytes: u64) -> Option<Charge> {
+        let token = self.token();
+        match token.take(bytes, 1) {
+            true => Some(Charge { token, bytes }),
+            false => self.charge_spare_missed(bytes),
+        }
+    }
+
+    #[cold]
+    fn charge_spare_missed(&self, bytes: u64) -> Option<Charge> {
+        let has_room = walk::has_room(self.node().live().token(), bytes);
+        has_room.then(|| self.charge_missed(bytes, Gfp::NOWAIT).ok()).flatten()
     }
 }
 
