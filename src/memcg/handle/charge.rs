@@ -200,7 +200,7 @@ impl Memcg {
     }
 
     /// Charges `bytes` for what is only kept in case that it is needed: `None` where a limit stands against
-    /// them. Nobody is asked for memory then, no stock is drained, and no event is raised.
+    /// them, or would but for what stocks hold. Nobody is asked for memory then, and no event is raised.
     #[inline]
     pub(crate) fn charge_spare(&self, bytes: u64) -> Option<Charge> {
         let token = self.token();
