@@ -367,6 +367,7 @@ fn idle_objects_make_room_for_siblings() {
 
     // The limit of a tenant is no reason to free what it does not pay for.
     drop((some, all));
+    parent.set_max(Limit::MAX).unwrap();
     fill(&pool, &tenant, 10);
     tenant.set_max(Limit::bytes(COST)).unwrap();
     assert!(tenant.charge(2 * COST).is_err());
@@ -386,6 +387,19 @@ fn an_object_is_freed_where_its_pool_has_no_room() {
     drop(objects);
     assert_eq!((pool.idle(), tenant.current(), spare.current()), (3, 0, own + 3 * COST));
     assert_eq!((pcpu.stats().nr_cur_alloc, spare.events().max), (areas + 3, 0));
+}
+
+#[test]
+fn a_return_calls_no_hook_and_no_callback() {
+    let (_pcpu, [parent]) = cgroups(["parent"]);
+    let [spare, tenant] = ["spare", "tenant"].map(|name| parent.create(name).unwrap());
+    let pool = plain(&spare);
+    let objects: Vec<_> = (0..4).map(|_| pool.take(&tenant).unwrap()).collect();
+    let _hook = spare.on_reclaim(0, |_| panic!("a hook"));
+    let _high = spare.on_high(|_| panic!("a callback"));
+    spare.set_high(Limit::bytes(spare.current() + COST)).unwrap();
+    drop(objects);
+    assert_eq!((pool.idle(), spare.stat().charged, spare.events().high), (1, COST, 0));
 }
 
 #[test]

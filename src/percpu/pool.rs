@@ -60,10 +60,12 @@ const ORDER: i32 = i32::MIN;
 /// | in use | the cgroup that took it, as bytes of a [`Charge`]: [`MemcgUsage::charged`](crate::MemcgUsage::charged) |
 /// | idle | the cgroup that the pool was created with, likewise |
 ///
-/// The charge is that of [an accounted area](crate#what-is-charged) of that size. Idle objects never keep
-/// memory from others: they are freed before a limit refuses a charge at the pool's cgroup or above it. The
-/// pool has registered a [reclaim hook](Memcg::on_reclaim) for that, whose order is lower than any other. An
-/// object that is returned is freed, not kept, when the pool's cgroup has no room for it.
+/// The charge is that of [an accounted area](crate#what-is-charged) of that size.
+///
+/// Idle objects give way. The pool registers a [reclaim hook](Memcg::on_reclaim) at its cgroup, which runs
+/// before all others. So where a limit of that cgroup or of one above it stands against a charge that may
+/// block, idle objects of all CPUs are freed first. And an object that is returned is kept only where that
+/// exceeds neither `max` nor `high`, with what stocks hold. So a return calls no hook and no callback.
 ///
 /// An object that is in use keeps no cgroup from being removed: its charge passes to the parent, like all
 /// charges. When the pool's own cgroup was removed, its parent pays for idle objects, and only

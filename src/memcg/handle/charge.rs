@@ -199,8 +199,8 @@ impl Memcg {
         Ok(Charge { token, bytes })
     }
 
-    /// Charges `bytes` for what is only kept in case that it is needed: `None` where a limit stands against
-    /// them, or would but for what stocks hold. Nobody is asked for memory then, and no event is raised.
+    /// Charges `bytes` for what is only kept in case that it is needed: `None` where usage, with what stocks
+    /// hold, would exceed `max` or `high`. Nobody is asked for memory, and no callback is called.
     #[inline]
     pub(crate) fn charge_spare(&self, bytes: u64) -> Option<Charge> {
         let token = self.token();
@@ -212,8 +212,13 @@ impl Memcg {
 
     #[cold]
     fn charge_spare_missed(&self, bytes: u64) -> Option<Charge> {
-        let has_room = walk::has_room(self.node().live().token(), bytes);
-        has_room.then(|| self.charge_missed(bytes, Gfp::NOWAIT).ok()).flatten()
+        let node = self.node().live();
+        if !walk::counters(node.token()).all(|counter| counter.fits_quietly(bytes)) {
+            return None;
+        }
+        // A charge that brings usage above `high` at the same time tells of it.
+        let (charged, _untold) = try_charge::charge_untold(node, bytes, Gfp::NOWAIT).ok()?;
+        Some(Charge { token: charged.commit(), bytes })
     }
 }
 
