@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::Instant;
 
-use percpu_memcg::{Gfp, Limit, PerCpu};
+use percpu_memcg::{Gfp, Limit, PerCpu, PerCpuPool};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::processes::Threads::{All, This};
@@ -52,6 +52,31 @@ fn a_drain_empties_the_stocks_of_all_cpus() {
         assert_unused(&leaves[0]);
         assert_unused(&leaves[1]);
         assert_eq!((pcpu.root().current(), pcpu.root().cached()), (before, 0));
+    });
+}
+
+#[test]
+fn a_pool_gives_back_the_objects_of_all_cpus() {
+    in_children(|cpus| {
+        let (_pcpu, tenant) = tenant();
+        let pool = PerCpuPool::new(&tenant, |_| 0_u64, |_| ()).unwrap();
+        let fill = || {
+            let objects: Vec<_> = (0..20).map(|_| pool.take(&tenant).unwrap()).collect();
+            let mut objects = objects.into_iter();
+            for &cpu in &cpus {
+                let some: Vec<_> = objects.by_ref().take(10).collect();
+                on(cpu, || drop(some));
+            }
+            assert_eq!(pool.idle(), 20);
+        };
+        fill();
+        refuse(All);
+        // More than once: the stacks are in use again afterwards.
+        for _ in 0..2 {
+            assert_eq!((pool.shrink(usize::MAX), pool.idle()), (20, 0));
+            assert_eq!(tenant.stat().charged, 0);
+            fill();
+        }
     });
 }
 
