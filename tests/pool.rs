@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use percpu_memcg::{
     CpuId, Limit, Local, Machine, Memcg, PerCpu, PerCpuAllocator, PerCpuPool, Pooled,
@@ -477,6 +478,43 @@ fn operations_work_on_what_is_pooled() {
         hits.add(3);
         assert_eq!(hits.sum(), 3);
     }
+}
+
+/// One thread takes and returns as fast as it can, and another one takes what is idle on that CPU.
+#[test]
+fn a_shrink_and_a_take_do_not_get_the_same_object() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let alive = Alive::default();
+    let value = alive.clone();
+    let pool = PerCpuPool::new(&pcpu.root(), move |_| value.value(), |_| ()).unwrap();
+    let (users, is_over) = (AtomicI64::new(0), AtomicBool::new(false));
+    let mut shrunk = 0;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            on_cpu(1, || {
+                while !is_over.load(Ordering::Relaxed) {
+                    let objects = [(); 3].map(|()| pool.take(&pcpu.root()).unwrap());
+                    users.fetch_add(1, Ordering::Relaxed);
+                    for (nth, object) in objects.iter().enumerate() {
+                        let others = &objects[nth + 1..];
+                        assert!(others.iter().all(|other| address(other) != address(object)));
+                    }
+                }
+            });
+        });
+        on_cpu(0, || {
+            let since = Instant::now();
+            while since.elapsed() < Duration::from_millis(500) {
+                shrunk += pool.shrink(2);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+    });
+    assert!(shrunk > 0 && users.into_inner() > 0);
+    let possible = pcpu.machine().nr_possible() as i64;
+    assert_eq!(alive.count(), pool.idle() as i64 * possible);
+    drop(pool);
+    assert_eq!((alive.count(), pcpu.stats().nr_cur_alloc), (0, 0));
 }
 
 /// Objects change threads and CPUs, the pool is shrunk and its cgroup reclaimed, and tenants come to their
