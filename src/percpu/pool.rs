@@ -104,9 +104,30 @@ pub struct PerCpuPool<T> {
 /// An object of a [`PerCpuPool`] that is in use. Dropping it returns it to the pool.
 ///
 /// It behaves as a [`PerCpu<T>`](PerCpu). `P` is how it holds on to its pool: a reference, or an [`Arc`].
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{Local, PerCpuAllocator, PerCpuPool, Pooled};
+/// use std::sync::Arc;
+///
+/// struct Request {
+///     bytes_read: Pooled<Local<u64>, Arc<PerCpuPool<Local<u64>>>>,
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let pool = PerCpuPool::<Local<u64>>::new(&pcpu.root(), |_cpu| Local::new(0), |bytes| {
+///     bytes.take();
+/// })?;
+/// let pool = Arc::new(pool);
+/// let request = Request { bytes_read: pool.take_owned(&tenant)? };
+/// request.bytes_read.add(1500);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Pooled<T, P: Deref<Target = PerCpuPool<T>>> {
     pool: P,
-    object: ManuallyDrop<Box<Object<T>>>,
+    object: ManuallyDrop<Boxed<T>>,
 }
 
 /// Fields are dropped in this order: freed, then uncharged.
@@ -116,6 +137,11 @@ struct Object<T> {
     charge: Option<Charge>,
 }
 
+/// In a box, because its address is what lies on a stack.
+type Boxed<T> = Box<Object<T>>;
+
+type Reset<T> = Box<dyn Fn(&mut PerCpu<T>) + Send + Sync>;
+
 struct Inner<T> {
     stacks: OpenStacks<CAP>,
     /// The pool's cgroup.
@@ -124,11 +150,11 @@ struct Inner<T> {
     bytes: u64,
     max_idle: AtomicUsize,
     init: Box<dyn Fn(CpuId) -> T + Send + Sync>,
-    reset: Box<dyn Fn(&mut PerCpu<T>) + Send + Sync>,
+    reset: Reset<T>,
     /// What is idle beyond the stacks.
-    common: CachePadded<Mutex<Vec<Box<Object<T>>>>>,
+    common: CachePadded<Mutex<Vec<Boxed<T>>>>,
     /// What the addresses on the stacks refer to.
-    stacked: PhantomData<Mutex<Box<Object<T>>>>,
+    stacked: PhantomData<Mutex<Boxed<T>>>,
 }
 
 impl<T> Object<T> {
@@ -146,7 +172,7 @@ impl<T> Object<T> {
 }
 
 impl<T> Inner<T> {
-    fn pop(&self) -> Option<Box<Object<T>>> {
+    fn pop(&self) -> Option<Boxed<T>> {
         match self.stacks.pop() {
             // SAFETY: it was on a stack (U1).
             Some(address) => Some(unsafe { Object::from_address(address) }),
@@ -156,7 +182,7 @@ impl<T> Inner<T> {
     }
 
     /// Keeps an object that nobody pays for, or frees it.
-    fn keep(&self, mut object: Box<Object<T>>) {
+    fn keep(&self, mut object: Boxed<T>) {
         object.charge = self.memcg.charge_spare(self.bytes);
         if object.charge.is_none() {
             return;
@@ -170,19 +196,15 @@ impl<T> Inner<T> {
         // SAFETY: it is on no stack.
         let object = unsafe { Object::from_address(address) };
         let mut common = self.common.lock();
-        // A panic of `T`'s drop must not find the lock held, and neither must anything else (U2).
-        let too_many = match common.len() < max_idle {
-            true => {
-                common.push(object);
-                None
-            }
-            false => Some(object),
-        };
-        drop(common);
-        drop(too_many);
+        if common.len() < max_idle {
+            common.push(object);
+        } else {
+            // Before the object is (U2).
+            drop(common);
+        }
     }
 
-    fn take(&self, memcg: &Memcg) -> Result<Box<Object<T>>, AllocError> {
+    fn take(&self, memcg: &Memcg) -> Result<Boxed<T>, AllocError> {
         if !Arc::ptr_eq(memcg.tree(), self.memcg.tree()) {
             return Err(AllocError::OtherTree);
         }
@@ -208,12 +230,12 @@ impl<T> Inner<T> {
     }
 
     #[cold]
-    fn construct(&self) -> Result<Box<Object<T>>, AllocError> {
+    fn construct(&self) -> Result<Boxed<T>, AllocError> {
         let value = PerCpu::new_from(Source::Tree(self.memcg.tree()), &self.init)?;
         Ok(Box::new(Object { value, charge: None }))
     }
 
-    fn put(&self, mut object: Box<Object<T>>) {
+    fn put(&self, mut object: Boxed<T>) {
         // If this panics, the object is freed and uncharged.
         (self.reset)(&mut object.value);
         object.charge = None;
@@ -374,6 +396,18 @@ impl<T> PerCpuPool<T> {
     /// # Panics
     ///
     /// When the drop of a `T` does. The other objects are freed all the same.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuPool};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let pool = PerCpuPool::new(&pcpu.root(), |_cpu| 1_u64, |_object| ())?;
+    /// drop(pool.take(&pcpu.root())?);
+    /// assert_eq!((pool.shrink(usize::MAX), pool.idle()), (1, 0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn shrink(&self, count: usize) -> usize {
         self.inner.shrink(count)
     }
