@@ -8,18 +8,20 @@
 //! | `fill/{2,256}_cpus` | the mean of 100 000 allocations of 8 bytes in a row: `plain`, `padded_array`, `batches_of_{10,64,700}`; and of freeing them: `free` |
 //! | `steady/{2,64,256}_cpus` | one of 1 000 areas is freed and allocated |
 //! | `new_in/{2,256}_cpus` | an object whose copies are all initialised, beside the bare writing |
+//! | `pool/{2,256}_cpus` | an object of 8 bytes in each copy is taken and returned, on one thread and on each of two: `take`, `take_owned`; beside a pair that is `plain` or `accounted`, and `new_in` with a drop |
 //! | `threads` | a pair on each of two pinned threads; one allocates, another frees |
 
 use std::alloc::Layout;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use core_affinity::CoreId;
 use criterion::{Criterion, criterion_group, criterion_main};
 use crossbeam_utils::CachePadded;
-use percpu_memcg::{Gfp, Machine, PcpuPtr, PerCpu, PerCpuAllocator};
+use percpu_memcg::{Gfp, Machine, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuPool};
 
 const FILL: usize = 100_000;
 
@@ -200,9 +202,61 @@ fn new_in(criterion: &mut Criterion) {
     }
 }
 
+/// The CPUs that this process may use, asked before a thread is pinned.
+fn cores() -> &'static [CoreId] {
+    static CORES: OnceLock<Vec<CoreId>> = OnceLock::new();
+    CORES.get_or_init(|| core_affinity::get_core_ids().expect("this process's CPUs"))
+}
+
+fn pool(criterion: &mut Criterion) {
+    let cores = cores();
+    for cpus in [2, 256] {
+        let pcpu = allocator(cpus, None);
+        let [spare, tenant] = ["spare", "tenant"].map(|name| pcpu.root().create(name).unwrap());
+        crowd(&pcpu);
+        let pool = PerCpuPool::new(&spare, |_| AtomicU64::new(1), |_| ()).expect("room");
+        let pool = Arc::new(pool);
+        let layout = Layout::new::<u64>();
+        let new = || PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| AtomicU64::new(1)).expect("room");
+        let ways: [(&str, &(dyn Fn() + Sync)); 5] = [
+            ("take", &|| drop(black_box(pool.take(&tenant).expect("room")))),
+            ("take_owned", &|| drop(black_box(pool.take_owned(&tenant).expect("room")))),
+            ("plain", &|| pair(&pcpu, layout, Gfp::KERNEL)),
+            ("accounted", &|| pair(&pcpu, layout, Gfp::KERNEL_ACCOUNT)),
+            ("new_in", &|| drop(black_box(new()))),
+        ];
+        let mut group = criterion.benchmark_group(format!("pool/{cpus}_cpus"));
+        group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+        for others in 0..cores.len().min(2) {
+            for (name, way) in ways {
+                let is_over = AtomicBool::new(false);
+                thread::scope(|scope| {
+                    for nth in 0..others {
+                        let (is_over, tenant, core) = (&is_over, &tenant, cores[nth + 1]);
+                        scope.spawn(move || {
+                            core_affinity::set_for_current(core);
+                            let _in = tenant.enter();
+                            while !is_over.load(Ordering::Relaxed) {
+                                way();
+                            }
+                        });
+                    }
+                    core_affinity::set_for_current(cores[0]);
+                    let _in = tenant.enter();
+                    group.bench_function(format!("{name}/{}_threads", others + 1), |bencher| {
+                        bencher.iter(way);
+                    });
+                    is_over.store(true, Ordering::Relaxed);
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
 fn threads(criterion: &mut Criterion) {
     let layout = Layout::new::<u64>();
-    let cpus = core_affinity::get_core_ids().expect("this process's CPUs");
+    let cpus = cores();
     if cpus.len() < 2 {
         println!("threads: skipped, because this process may use one CPU only");
         return;
@@ -252,5 +306,5 @@ fn threads(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, alloc_free, fill, steady, new_in, threads);
+criterion_group!(benches, alloc_free, fill, steady, new_in, pool, threads);
 criterion_main!(benches);

@@ -9,6 +9,7 @@
 //! | an allocator | [`PerCpuAllocator`] |
 //! | one `T` per CPU | [`PerCpu<T>`](PerCpu) |
 //! | to count without atomic instructions | [`Local`], [`PerCpuCounter`], [`PerCpuCounters`], [`PerCpuHistogram`], [`per_cpu!`] |
+//! | objects that are initialised once and used again and again | [`PerCpuPool<T>`](PerCpuPool) |
 //! | to know which of them to take, and what "this CPU" means | [`this_cpu`] |
 //! | untyped areas, for a data structure of your own | [`PerCpuAllocator::alloc`], [`PcpuPtr`] |
 //! | to limit what a tenant uses | [`Memcg`], [`Limit`], [`Gfp::ACCOUNT`] |
@@ -115,7 +116,7 @@ pub use memcg::{
 pub use percpu::{
     BuildError, CompactLocal, HistogramError, HistogramSnapshot, Iter, IterMut, Local, LocalRef,
     LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
-    PerCpuCounters, PerCpuHistogram, StackFull, StaticLocal,
+    PerCpuCounters, PerCpuHistogram, PerCpuPool, Pooled, StackFull, StaticLocal,
 };
 pub use placement::Profile;
 pub use report::{CgroupFile, CgroupFiles, FileError};

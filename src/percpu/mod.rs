@@ -9,8 +9,10 @@ mod allocator;
 mod bounds;
 mod builder;
 mod counter;
+mod idle_lists;
 mod local;
 mod object;
+mod pool;
 mod raw;
 mod remains;
 mod stack;
@@ -26,6 +28,7 @@ pub use counter::{
 };
 pub use local::{CompactLocal, Local, LocalRef};
 pub use object::{Iter, IterMut, PerCpu};
+pub use pool::{PerCpuPool, Pooled};
 pub use raw::PcpuPtr;
 pub use stack::{LocalStack, StackFull};
 pub use statics::StaticLocal;

@@ -74,6 +74,8 @@ pub(super) enum Source<'a> {
     Allocator(&'a PerCpuAllocator, Gfp),
     /// This cgroup pays. The call may block.
     Memcg(&'a Memcg),
+    /// Nobody pays for the area itself. The call may block.
+    Tree(&'a Arc<Tree>),
 }
 
 impl<'a> Source<'a> {
@@ -81,6 +83,7 @@ impl<'a> Source<'a> {
         match self {
             Source::Allocator(allocator, _) => allocator.tree(),
             Source::Memcg(memcg) => memcg.tree(),
+            Source::Tree(tree) => tree,
         }
     }
 
@@ -95,6 +98,7 @@ impl<'a> Source<'a> {
             Source::Memcg(memcg) => {
                 memcg.tree().alloc_for(memcg.node(), size, align, Gfp::KERNEL, content)
             }
+            Source::Tree(tree) => tree.alloc(layout, Gfp::KERNEL, content),
         }
     }
 }
@@ -255,7 +259,10 @@ impl<T> PerCpu<T> {
         Self::new_from(Source::Allocator(allocator, gfp), init)
     }
 
-    fn new_from(source: Source<'_>, mut init: impl FnMut(CpuId) -> T) -> Result<Self, AllocError> {
+    pub(super) fn new_from(
+        source: Source<'_>,
+        mut init: impl FnMut(CpuId) -> T,
+    ) -> Result<Self, AllocError> {
         let mut area = AreaGuard::new(source, Content::Any)?;
         for &cpu in source.machine().possible() {
             let value = init(cpu);

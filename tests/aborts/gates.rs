@@ -8,7 +8,7 @@ use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+use percpu_memcg::{CpuId, Gfp, PerCpu, PerCpuAllocator, PerCpuPool};
 
 use crate::plan::Cpus;
 use crate::sequence::{Place, Sequence, Stop, find_used};
@@ -101,6 +101,37 @@ fn an_area_is_handed_out_once_wherever_it_is_aborted() {
     let (sequences, stops) = stopped.unwrap_or_else(|failure| panic!("{failure}"));
     println!("aborts: areas: {sequences} sequences, {stops} stops");
     assert!(sequences >= 3, "pop, count and push");
+}
+
+#[test]
+fn a_pool_neither_loses_nor_doubles_an_object_wherever_it_is_aborted() {
+    if super::is_impossible() {
+        return;
+    }
+    let pcpu: PerCpuAllocator = super::real();
+    let [spare, tenant] = ["spare", "tenant"].map(|name| pcpu.root().create(name).expect("room"));
+    let pool = PerCpuPool::new(&spare, |_| 0_u64, |_| ()).expect("room");
+    drop([(); 2].map(|()| pool.take(&tenant).expect("room")));
+    let one = spare.stat().charged / 2;
+    let found = Found(Cell::new(0));
+    let operation = || {
+        let objects = [(); 2].map(|()| pool.take(&tenant).expect("room"));
+        let [first, second] = objects.each_ref().map(|object| object.get(CpuId::new(0)));
+        let is_doubled = first.map(std::ptr::from_ref) == second.map(std::ptr::from_ref);
+        let charged = tenant.current();
+        drop(objects);
+        // How many there are depends on the CPUs that the thread has been on.
+        let is_lost = spare.stat().charged != pool.idle() as u64 * one;
+        found.0.set(usage(charged, tenant.current(), (is_doubled || is_lost).into()));
+    };
+    operation();
+    let expected = usage(2 * one, 0, 0);
+    assert_eq!(found.0.get(), expected);
+
+    let stopped = stop_everywhere(&operation, &found, expected, super::usable_cpus());
+    let (sequences, stops) = stopped.unwrap_or_else(|failure| panic!("{failure}"));
+    println!("aborts: pools: {sequences} sequences, {stops} stops");
+    assert!(sequences >= 4, "take and put of bytes, pop and push");
 }
 
 /// Returns how many sequences there were, and how many stops.

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::Instant;
 
-use percpu_memcg::{Gfp, Limit, PerCpu};
+use percpu_memcg::{Gfp, Limit, PerCpu, PerCpuPool};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::processes::Threads::{All, This};
 use crate::processes::in_forked_child;
 use crate::refused::{assert_unused, drains_all, fill_stocks, in_children, refuse};
-use crate::{Choices, budget, move_to, on, tenant};
+use crate::tiers::in_each_tier;
+use crate::{Choices, budget, move_to, on, tenant, two_cpus};
 
 #[test]
 fn nothing_is_refused_beside_bytes_in_stocks() {
@@ -53,6 +54,38 @@ fn a_drain_empties_the_stocks_of_all_cpus() {
         assert_unused(&leaves[1]);
         assert_eq!((pcpu.root().current(), pcpu.root().cached()), (before, 0));
     });
+}
+
+/// Fills a pool on these CPUs and empties it, more than once.
+fn empty_a_pool(cpus: [usize; 2], is_filled: impl FnOnce()) {
+    let (_pcpu, tenant) = tenant();
+    let pool = PerCpuPool::new(&tenant, |_| 0_u64, |_| ()).unwrap();
+    let fill = || {
+        let objects: Vec<_> = (0..20).map(|_| pool.take(&tenant).unwrap()).collect();
+        let mut objects = objects.into_iter();
+        for cpu in cpus {
+            let some: Vec<_> = objects.by_ref().take(10).collect();
+            on(cpu, || drop(some));
+        }
+        assert_eq!(pool.idle(), 20);
+    };
+    fill();
+    is_filled();
+    for _ in 0..2 {
+        assert_eq!((pool.shrink(usize::MAX), pool.idle()), (20, 0));
+        assert_eq!(tenant.stat().charged, 0);
+        fill();
+    }
+}
+
+#[test]
+fn a_pool_gives_back_the_objects_of_all_cpus() {
+    in_children(|cpus| empty_a_pool(cpus, || refuse(All)));
+}
+
+#[test]
+fn so_does_one_in_every_tier() {
+    in_each_tier(|| two_cpus().into_iter().for_each(|cpus| empty_a_pool(cpus, || ())));
 }
 
 #[test]

@@ -11,16 +11,12 @@
 //! one gate. A thread that has shut the gate, and then fenced, has all lists to itself. In a process
 //! without a fence the gate is never open, and the lists of a CPU are changed under its lock.
 
-use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sys::gate::{LEN_SHIFT, Popped, Pushed, RseqGate};
+use crate::sys::gate::{LEN_SHIFT, Links, Popped, Pushed, RseqGate, list_len, list_limit};
 use crate::sys::{CopyLocator, Machine, MapError, Reservation, UNIT_STRIDE, page_size};
 
 use super::{CLASSES, Class};
-
-/// The longest list.
-pub(super) const MAX_LEN: usize = (1 << (u64::BITS - LEN_SHIFT)) - 1;
 
 /// Bytes of a list's two words.
 const LIST: usize = 16;
@@ -107,29 +103,29 @@ impl Lists {
 
     /// How many areas are on a CPU's list. A snapshot.
     pub(super) fn len(&self, cpu: usize, class: Class) -> usize {
-        (self.head(cpu, class).load(Ordering::Relaxed) >> LEN_SHIFT) as usize
+        list_len(self.head(cpu, class).load(Ordering::Relaxed))
     }
 
     /// How many areas may be on a CPU's list.
     pub(super) fn limit(&self, cpu: usize, class: Class) -> usize {
-        (self.word(cpu, 2 * class.0 + 1).load(Ordering::Relaxed) >> LEN_SHIFT) as usize
+        list_len(self.word(cpu, 2 * class.0 + 1).load(Ordering::Relaxed))
     }
 
     /// Says how many areas may be on a CPU's list. Its lock is held. A push that is under way on that CPU
     /// may go by the limit before.
     pub(super) fn set_limit(&self, cpu: usize, class: Class, limit: usize) {
-        debug_assert!(limit <= MAX_LEN);
         // Relaxed: sequences on that CPU, and holders of its lock, read it.
-        self.word(cpu, 2 * class.0 + 1).store((limit as u64) << LEN_SHIFT, Ordering::Relaxed);
+        self.word(cpu, 2 * class.0 + 1).store(list_limit(limit), Ordering::Relaxed);
     }
 
     /// As [`pop`](Self::pop), in a process without a fence. The CPU's lock is held.
     pub(super) fn pop_locked(&self, cpu: usize, class: Class) -> Popped {
         let head = self.head(cpu, class);
-        let Some(link) = Link::of(head.load(Ordering::Relaxed)) else { return Popped::Empty };
-        // SAFETY: it is on a list that this thread has to itself.
-        head.store(unsafe { link.next() }, Ordering::Relaxed);
-        Popped::Link(link.0)
+        // SAFETY: under the lock, this thread has the list to itself.
+        let mut links = unsafe { Links::new(head.load(Ordering::Relaxed)) };
+        let Some(slot) = links.next() else { return Popped::Empty };
+        head.store(links.rest(), Ordering::Relaxed);
+        Popped::Link(slot)
     }
 
     /// As [`push`](Self::push), in a process without a fence. The CPU's lock is held.
@@ -146,7 +142,7 @@ impl Lists {
         // SAFETY: the caller's promise: aligned, mapped, and this thread's alone.
         let slot = unsafe { AtomicU64::from_ptr(slot) };
         slot.store(head.load(Ordering::Relaxed), Ordering::Relaxed);
-        head.store((len as u64 + 1) << LEN_SHIFT | link as u64, Ordering::Relaxed);
+        head.store(((len as u64 + 1) << LEN_SHIFT) | link as u64, Ordering::Relaxed);
         Pushed::Done
     }
 
@@ -156,56 +152,12 @@ impl Lists {
     }
 
     /// Takes all areas off a CPU's list. The CPU's lock is held, and no sequence is under way.
-    pub(super) fn take_all(&self, cpu: usize, class: Class) -> Taken {
+    pub(super) fn take_all(&self, cpu: usize, class: Class) -> Links {
         let head = self.head(cpu, class);
-        // Acquire: what the CPU has written to the links. It was ordered by the fence.
-        let first = head.load(Ordering::Acquire);
-        head.store(0, Ordering::Release);
-        Taken(first)
-    }
-}
-
-/// The address of the owner slot of an area that is on a list.
-#[derive(Clone, Copy)]
-struct Link(usize);
-
-impl Link {
-    /// The first one of a list that begins with these bits.
-    fn of(head: u64) -> Option<Self> {
-        let address = (head & ((1 << LEN_SHIFT) - 1)) as usize;
-        (address != 0).then_some(Link(address))
-    }
-
-    /// The rest of the list.
-    ///
-    /// # Safety
-    ///
-    /// The link is on a list that this thread has to itself.
-    unsafe fn next(self) -> u64 {
-        let slot = ptr::with_exposed_provenance_mut(self.0);
-        // SAFETY: it is mapped, as the area is cached (N1), and aligned. The provenance was exposed when it
-        // was pushed. Only this thread accesses it.
-        unsafe { AtomicU64::from_ptr(slot) }.load(Ordering::Relaxed)
-    }
-}
-
-/// Areas that were on a list, and are this thread's alone.
-#[derive(Debug)]
-pub(super) struct Taken(u64);
-
-impl Iterator for Taken {
-    /// The address of an area's slot.
-    type Item = usize;
-
-    fn next(&mut self) -> Option<usize> {
-        let link = Link::of(self.0)?;
-        // SAFETY: `take_all` has taken it off for this thread.
-        self.0 = unsafe { link.next() };
-        Some(link.0)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let len = (self.0 >> LEN_SHIFT) as usize;
-        (len, Some(len))
+        // Relaxed: the fence, or the lock, has ordered what the CPU has written.
+        let first = head.load(Ordering::Relaxed);
+        head.store(0, Ordering::Relaxed);
+        // SAFETY: they are on no list any more, and areas that nobody has. `push` exposes slots.
+        unsafe { Links::new(first) }
     }
 }

@@ -38,12 +38,12 @@ use crossbeam_utils::CachePadded;
 
 use super::geometry::Window;
 use crate::placement::{Bitmap, GRANULE_SIZE, Request};
-use crate::sys::gate::{self, Popped};
+use crate::sys::gate::{self, Links, MAX_LEN, Popped};
 use crate::sys::locks::{LeafMutex, Mutex, MutexGuard};
 use crate::sys::{Machine, MapError};
 
 pub(super) use crate::sys::gate::Pushed;
-use lists::{Lists, MAX_LEN, Taken};
+use lists::Lists;
 pub(super) use marks::{Mark, Marked};
 
 /// The largest area that is cached, in granules: 1008 bytes.
@@ -161,7 +161,7 @@ impl Flushed {
 /// The lists are emptied. They stay empty until this is dropped.
 #[derive(Debug)]
 pub(super) struct Drain<'a> {
-    lists: Vec<(Class, Taken)>,
+    lists: Vec<(Class, Links)>,
     /// Another thread has emptied them while this one waited.
     has_waited: bool,
     #[expect(dead_code, reason = "until the areas are in the placement")]
@@ -389,7 +389,7 @@ impl Cache {
         Drain { lists, has_waited, alone }
     }
 
-    fn drain_cpu(&self, cpu: usize, lists: &mut Vec<(Class, Taken)>) {
+    fn drain_cpu(&self, cpu: usize, lists: &mut Vec<(Class, Links)>) {
         let mut class = Class(0);
         loop {
             // Nothing is allocated under the lock.

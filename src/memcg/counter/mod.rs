@@ -108,6 +108,13 @@ impl Counter {
         }
     }
 
+    /// Whether `bytes` could be added now without exceeding `max` or `high`.
+    pub(crate) fn fits_quietly(&self, bytes: u64) -> bool {
+        // A decision that concurrent charges may make wrong; `try_add` checks again.
+        let most = self.get(Bound::Max).min(self.get(Bound::High)).number();
+        self.usage().checked_add(bytes).is_some_and(|new| new <= most)
+    }
+
     /// Whether `bytes`, of which some are charged ahead, could be added now without exceeding
     /// `max`, `high` or the peak.
     pub(crate) fn has_room_to_spare(&self, bytes: u64) -> bool {

@@ -11,7 +11,7 @@ use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::memcg::Memcg;
-use crate::memcg::node::{Node, Token, reparent};
+use crate::memcg::node::{Node, Token, reparent, walk};
 use crate::memcg::stock::objcg::Payer;
 use crate::sys::text::Quoted;
 
@@ -197,6 +197,28 @@ impl Memcg {
         let stock = self.tree().stock();
         let token = charge_for_good(self.node(), stock, self.token(), bytes, gfp)?;
         Ok(Charge { token, bytes })
+    }
+
+    /// Charges `bytes` for what is only kept in case that it is needed: `None` where usage, with what stocks
+    /// hold, would exceed `max` or `high`. Nobody is asked for memory, and no callback is called.
+    #[inline]
+    pub(crate) fn charge_spare(&self, bytes: u64) -> Option<Charge> {
+        let token = self.token();
+        match token.take(bytes, 1) {
+            true => Some(Charge { token, bytes }),
+            false => self.charge_spare_missed(bytes),
+        }
+    }
+
+    #[cold]
+    fn charge_spare_missed(&self, bytes: u64) -> Option<Charge> {
+        let node = self.node().live();
+        if !walk::counters(node.token()).all(|counter| counter.fits_quietly(bytes)) {
+            return None;
+        }
+        // A charge that brings usage above `high` at the same time tells of it.
+        let (charged, _untold) = try_charge::charge_untold(node, bytes, Gfp::NOWAIT).ok()?;
+        Some(Charge { token: charged.commit(), bytes })
     }
 }
 

@@ -19,6 +19,12 @@ impl Tree {
         &self.arena
     }
 
+    /// What an accounted area of that size and alignment costs.
+    pub(crate) fn cost_of(&self, size: u64, align: u64) -> Result<u64, AllocError> {
+        let request = Request::new(size, align, RequestFlags::default())?;
+        Ok(self.shared.cost.full_size(request.size()))
+    }
+
     /// Allocates an area that reads as zero on every possible CPU. With `Gfp::ACCOUNT`, the calling
     /// thread's current cgroup is charged. Returns the copy of CPU 0.
     #[inline(always)]

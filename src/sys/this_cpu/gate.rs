@@ -23,7 +23,7 @@
 //! In a process without sequences, or without `membarrier` at the start, gates stay closed, and the
 //! words are used under locks.
 
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::{fmt, ptr};
 
 use rustix::thread::{
@@ -33,11 +33,64 @@ use rustix::thread::{
 use super::tier::{self, Miss};
 use super::{CopyLocator, platform};
 
-/// A list of links, as two words say it: the first has the address of the list's first link, and in its
-/// 16 highest bits how many links there are; the second has, in the same bits, how many there may be.
+/// The highest bits of the two words of a list.
 ///
-/// A link is a word that holds what the first word of the list was before the link was pushed.
+/// The first word has the address of the first link, and above this bit how many links there are. The
+/// second one has, above this bit, how many there may be. A link is a word that holds what the first word
+/// was before the link was pushed.
 pub(crate) const LEN_SHIFT: u32 = 48;
+
+/// The longest list.
+pub(crate) const MAX_LEN: usize = (1 << (u64::BITS - LEN_SHIFT)) - 1;
+
+/// The second word of a list that may be so long.
+pub(crate) fn list_limit(len: usize) -> u64 {
+    (len.min(MAX_LEN) as u64) << LEN_SHIFT
+}
+
+/// How many links there are on a list with that first word, or may be with that second one.
+pub(crate) fn list_len(word: u64) -> usize {
+    (word >> LEN_SHIFT) as usize
+}
+
+/// Links that were on a list, by its first word.
+#[derive(Debug)]
+pub(crate) struct Links(u64);
+
+impl Links {
+    /// # Safety
+    ///
+    /// They are on no list any more, and this thread has them to itself as long as it asks for the next one.
+    /// Their provenance was exposed.
+    pub(crate) unsafe fn new(first: u64) -> Self {
+        Links(first)
+    }
+
+    /// The first word of a list of those that are left.
+    pub(crate) fn rest(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Iterator for Links {
+    /// The address of a link.
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let address = (self.0 & ((1 << LEN_SHIFT) - 1)) as usize;
+        if address == 0 {
+            return None;
+        }
+        // SAFETY: a link, which exists (`RseqGate::push`), and is this thread's alone (`new`).
+        let link = unsafe { AtomicU64::from_ptr(ptr::with_exposed_provenance_mut(address)) };
+        self.0 = link.load(Ordering::Relaxed);
+        Some(address)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (list_len(self.0), Some(list_len(self.0)))
+    }
+}
 
 /// What a pop found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
