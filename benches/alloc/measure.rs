@@ -33,7 +33,7 @@ pub(crate) fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGr
     let mut group = criterion.benchmark_group(name);
     group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(300));
     // A sample may be as long as a batch of many objects.
-    group.sampling_mode(SamplingMode::Flat).sample_size(10).nresamples(1000);
+    group.sampling_mode(SamplingMode::Flat).sample_size(10).nresamples(2000);
     group
 }
 
