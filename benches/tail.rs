@@ -2,8 +2,7 @@
 //!
 //! Each of two threads, pinned to CPUs of their own, allocates and frees 10 million areas of 8 bytes
 //! of one allocator on this machine. Each pair is timed by itself, with `Instant`. The row `clock`
-//! times nothing, so it is the cost of the clock, and of what else runs on the machine. No figure is
-//! finer than a step of the clock, which is measured too.
+//! times nothing, so it is the cost of the clock, and of what else runs on the machine.
 //!
 //! | load | what is timed |
 //! |---|---|
@@ -125,24 +124,10 @@ fn times<T: Timed>(cpus: &[CoreId], new: impl Fn() -> T + Sync) -> Vec<u32> {
     all
 }
 
-/// The smallest difference between two readings of the clock that differ, in nanoseconds.
-fn clock_step() -> u128 {
-    let step = || {
-        let start = Instant::now();
-        loop {
-            let elapsed = start.elapsed().as_nanos();
-            if elapsed > 0 {
-                break elapsed;
-            }
-        }
-    };
-    (0..10_000).map(|_| step()).min().expect("some readings")
-}
-
 fn main() {
     let mut cpus = core_affinity::get_core_ids().expect("this process's CPUs");
     cpus.truncate(2);
-    let mut csv = format!("# step_ns={}\n{COLUMNS}\n", clock_step());
+    let mut csv = format!("{COLUMNS}\n");
     print!("{csv}");
     let mut report = |load: &str, subject: &str, times: Vec<u32>| {
         let at = |percentile: f64| {

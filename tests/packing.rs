@@ -333,7 +333,7 @@ impl Row {
 
     /// What does not hold for this file.
     fn broken(&self) -> Vec<String> {
-        let Row { file, linux_5_10: old, default: own, linux_6_13: new } = self;
+        let Row { file, linux_5_10: old, default: own, linux_6_13: new, .. } = self;
         let mut broken = Vec::new();
         let mut expect = |rule: &str, own: f64, limit: f64, holds: bool| {
             if !holds {
