@@ -214,9 +214,9 @@ alloc,9,8,8,,,
 
 #[test]
 fn content_and_counters_are_right_where_areas_are_kept_for_reuse() {
-    let file = shipped("workloads/network-namespaces.csv.gz");
+    let file = shipped("workloads/cgroup-churn.csv.gz");
     let with_cache = |cache: &str| {
-        let run = replay([&*file, "--backed", "--cpus", "5", "--cache", cache]);
+        let run = replay([&*file, "--backed", "--cpus", "3", "--cache", cache]);
         run.expect(0, "placement: nothing to compare");
         let packing = run.stdout.lines().find(|line| line.starts_with("packing: "));
         packing.expect("a line on packing").to_owned()
