@@ -56,10 +56,11 @@ fn bare(group: &mut Group<'_>, cpus: usize) {
     let words: Vec<NonNull<u64>> = ours.words(area).collect();
     for (name, value) in [("bare_clearing", 0), ("bare_writing", 1)] {
         group.bench_function(format!("{cpus}_cpus/{name}/8"), |bencher| {
+            let value = black_box(value);
             bencher.iter(|| {
                 for word in &words {
                     // SAFETY: an aligned word of a live area, which no other thread uses.
-                    unsafe { word.write(black_box(value)) };
+                    unsafe { word.write_volatile(value) };
                 }
             });
         });
