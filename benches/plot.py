@@ -163,8 +163,9 @@ def tables(medians):
             of = [median(f"workloads/{recording}/{cpus}_cpus/{subject}")
                   for subject in ["ours", "ours_uncached", "padded_array"]]
             malloc = median(f"workloads/{recording}/malloc")
-            rows.append([recording, str(cpus)] + [time_text(time) for time in of + [malloc]]
-                        + [ratio(of[0], of[2])])
+            if of[0] is not None:
+                rows.append([recording, str(cpus)] + [time_text(time) for time in of + [malloc]]
+                            + [ratio(of[0], of[2])])
     out["workloads"] = table(["recording", "CPUs", "ours", "without caches", "padded array",
                               "malloc of one copy", "ours / padded array"], rows)
 
