@@ -213,6 +213,21 @@ alloc,9,8,8,,,
 }
 
 #[test]
+fn content_and_counters_are_right_where_areas_are_kept_for_reuse() {
+    let file = shipped("workloads/cgroup-churn.csv.gz");
+    let with_cache = |cache: &str| {
+        let run = replay([&*file, "--backed", "--cpus", "3", "--cache", cache]);
+        run.expect(0, "placement: nothing to compare");
+        let packing = run.stdout.lines().find(|line| line.starts_with("packing: "));
+        packing.expect("a line on packing").to_owned()
+    };
+    let without = with_cache("0");
+    for cache in ["default", "3000"] {
+        assert_ne!(with_cache(cache), without, "--cache {cache} changes nothing");
+    }
+}
+
+#[test]
 fn a_malformed_file_is_refused_with_line_and_reason() {
     let text = shipped_text(RECORDING);
     let at = text.lines().position(|line| line.starts_with("alloc,")).expect("an allocation");
@@ -242,6 +257,7 @@ fn bad_arguments_are_refused_with_the_reason() {
     refused(&[&file, "--backed", "--cpus", "1025"], "--cpus needs at most 1024");
     refused(&[&file, "--touch", "-1"], "--touch needs a number");
     refused(&[&file, "--cgroups", "0"], "--cgroups needs at least 1");
+    refused(&[&file, "--cache", "much"], "--cache needs a number");
     refused(&[&file, "--placements", "/no/such/folder/out"], "/no/such/folder/out");
     refused(&[&file, "--placements", &file], "is the recording itself");
 }
@@ -250,7 +266,9 @@ fn bad_arguments_are_refused_with_the_reason() {
 fn help_is_no_error() {
     let run = replay(["--help"]);
     assert_eq!(run.status, Some(0));
-    for option in ["--profile", "--placements", "--backed", "--cpus", "--touch", "--cgroups"] {
+    let options =
+        ["--profile", "--placements", "--backed", "--cpus", "--touch", "--cgroups", "--cache"];
+    for option in options {
         assert!(run.stdout.contains(option), "{}", run.stdout);
     }
 }

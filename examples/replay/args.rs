@@ -18,6 +18,8 @@ usage: replay FILE [options]
   --cpus N             with --backed: possible CPUs, instead of what the file says
   --touch N            with --backed: write the copies of the first N CPUs (2)
   --cgroups N          with --backed: charge accounted allocations to N cgroups (8)
+  --cache N|default    with --backed: bytes of a unit that a CPU keeps for reuse (0); with
+                       more than 0, areas land elsewhere than in the recording
   --help               print this
 
 exit status: 0 nothing differs, 1 something differs, 2 bad file or bad arguments
@@ -38,6 +40,8 @@ pub struct Options {
     pub cpus: Option<usize>,
     pub touch: usize,
     pub cgroups: usize,
+    /// `None`: the allocator's default.
+    pub cache: Option<usize>,
 }
 
 /// Reads the arguments behind the program's name; an error is a sentence for the user.
@@ -51,6 +55,7 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String
         cpus: None,
         touch: 2,
         cgroups: 8,
+        cache: Some(0),
     };
     while let Some(arg) = args.next() {
         let Some(option) = arg.to_str().filter(|arg| arg.starts_with('-')) else {
@@ -68,6 +73,7 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String
             "--cpus" => options.cpus = Some(cpus(option, &value()?)?),
             "--touch" => options.touch = number(option, &value()?)?,
             "--cgroups" => options.cgroups = positive(option, &value()?)?,
+            "--cache" => options.cache = cache(option, &value()?)?,
             _ => return Err(format!("unknown option {option}, see --help")),
         }
     }
@@ -94,6 +100,10 @@ fn positive(option: &str, text: &OsString) -> Result<usize, String> {
         0 => Err(format!("{option} needs at least 1")),
         number => Ok(number),
     }
+}
+
+fn cache(option: &str, text: &OsString) -> Result<Option<usize>, String> {
+    if text == "default" { Ok(None) } else { number(option, text).map(Some) }
 }
 
 fn cpus(option: &str, text: &OsString) -> Result<usize, String> {

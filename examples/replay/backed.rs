@@ -53,8 +53,12 @@ impl Backed {
         let step = others.len().div_ceil(MAX_UNTOUCHED_LOOKED_AT).max(1);
         let (touched, untouched) =
             (touched.to_vec(), others.iter().copied().step_by(step).collect());
-        let allocator = PerCpuAllocator::builder()
-            .cache_size(0)
+        let builder = PerCpuAllocator::builder();
+        let builder = match options.cache {
+            Some(bytes) => builder.cache_size(bytes),
+            None => builder,
+        };
+        let allocator = builder
             .machine(machine)
             .profile(profile)
             .unit_size(header.unit_size)
