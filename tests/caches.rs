@@ -1,8 +1,6 @@
 //! Freed areas that CPUs keep: what may be seen of them, and what must not.
 
 use std::alloc::Layout;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use percpu_memcg::placement::Regions;

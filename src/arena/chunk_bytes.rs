@@ -55,8 +55,10 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
     #[inline]
     pub(crate) unsafe fn around(geometry: &'a Geometry, address: usize) -> Self {
         let base = ptr::with_exposed_provenance_mut(address - geometry.offset_in_span(address));
-        // SAFETY: the caller's promise: nothing is mapped at 0.
-        unsafe { ChunkBytes::new(geometry, NonNull::new_unchecked(base)) }
+        // SAFETY: nothing is mapped at 0.
+        let base = unsafe { NonNull::new_unchecked(base) };
+        // SAFETY: the caller's promise.
+        unsafe { ChunkBytes::new(geometry, base) }
     }
 
     fn at(&self, offset: usize) -> NonNull<u8> {

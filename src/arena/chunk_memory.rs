@@ -32,7 +32,7 @@ impl<O: Owner> ChunkMemory<O> {
     pub(crate) fn new(machine: &Machine, geometry: Geometry) -> Result<Self, MapError> {
         let reservation = Reservation::new(machine, geometry.len(), geometry.span())?;
         // For `ChunkBytes::around`.
-        reservation.base().expose_provenance();
+        reservation.base().as_ptr().expose_provenance();
         let (chunk, keeps_owners) = (AtomicU32::new(NO_CHUNK), AtomicBool::new(false));
         let memory =
             ChunkMemory { reservation, geometry, chunk, keeps_owners, owners: PhantomData };

@@ -59,7 +59,8 @@ impl<O: Owner> Arena<O> {
             state.placement.finish_alloc(&area);
             let one = |nth| Area { chunk, offset: start + nth * size, size };
             let mut is_owned = false;
-            (0..run).for_each(|nth| is_owned = self.register(&mut state, request, &one(nth), owner));
+            (0..run)
+                .for_each(|nth| is_owned = self.register(&mut state, request, &one(nth), owner));
             handed_out.push(self.handed_out(&state, request, &area, is_owned));
         }
         let pending = state.placement.is_balance_pending();
@@ -96,7 +97,9 @@ impl<O: Owner> Arena<O> {
         let mut freed = Vec::with_capacity(addresses.len());
         let mut state = self.state.lock();
         for &address in addresses {
-            state.area_in_use(&self.geometry, &self.chunks, address).map_err(|why| (address, why))?;
+            state
+                .area_in_use(&self.geometry, &self.chunks, address)
+                .map_err(|why| (address, why))?;
         }
         for &address in addresses {
             // One that another thread frees at this moment is left to that thread.

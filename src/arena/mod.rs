@@ -55,8 +55,8 @@ pub(crate) use revocable::{RevocableWords, TakenOut, WordPair};
 pub(crate) use words::Words;
 
 use balance::Worker;
-pub(crate) use cache::CacheStats;
 use cache::Cache;
+pub(crate) use cache::CacheStats;
 use chunk_bytes::ChunkBytes;
 use chunk_memory::ChunkMemory;
 use chunks::Chunks;
@@ -281,7 +281,8 @@ impl<O: Owner> Arena<O> {
         content: Content,
     ) -> Result<Allocated, NoArea> {
         let Request { len, align, flags } = *request;
-        let reused = (!flags.reserved).then(|| self.take(len, align, flags.account, owner, content));
+        let reused =
+            (!flags.reserved).then(|| self.take(len, align, flags.account, owner, content));
         reused.flatten().map_or_else(|| self.alloc_past_cache(request, owner, content), Ok)
     }
 

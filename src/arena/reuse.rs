@@ -116,7 +116,10 @@ impl<O: Owner> Arena<O> {
     fn keeps_owners(&self, cache: &Cache, address: usize, is_accounted: bool) -> bool {
         match cache.splits_types() {
             true => is_accounted,
-            false => self.chunks.get(self.geometry.span_of(address)).is_some_and(ChunkMemory::keeps_owners),
+            false => self
+                .chunks
+                .get(self.geometry.span_of(address))
+                .is_some_and(ChunkMemory::keeps_owners),
         }
     }
 

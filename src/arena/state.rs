@@ -245,7 +245,8 @@ impl<O: Owner> State<O> {
             mark.clear();
         }
         // SAFETY: the area was just freed.
-        let owner = memory.keeps_owners().then(|| unsafe { memory.bytes().take_owner(unit) }).flatten();
+        let owner =
+            memory.keeps_owners().then(|| unsafe { memory.bytes().take_owner(unit) }).flatten();
         self.give_back(&area, 1, remains);
         Ok(Freed { size: area.size, owner })
     }
@@ -352,7 +353,9 @@ impl<O: Owner> State<O> {
                     Marked::Nothing => {}
                     Marked::Live(granules) if len == Some(granules) => {}
                     Marked::Cached(_) if len.is_some() => {}
-                    _ => return Err(format!("N1: {marked:?} at {unit}, where {len:?} granules are")),
+                    _ => {
+                        return Err(format!("N1: {marked:?} at {unit}, where {len:?} granules are"));
+                    }
                 }
                 let has_owner = memory.keeps_owners() && memory.bytes().owner(unit).is_some();
                 if has_owner && len.is_none() {

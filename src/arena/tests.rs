@@ -111,8 +111,9 @@ fn dirty(arena: &Arena<Owned>, area: NonNull<u8>, size: usize) {
 /// every CPU's copy. Returns how many granules that were. Nobody else may use the arena.
 fn check_clean_granules(arena: &Arena<Owned>, live: &[NonNull<u8>]) -> usize {
     let state = arena.state.lock();
-    let chunk_of =
-        |area: &NonNull<u8>| state.live_area(&arena.geometry, &arena.chunks, area.addr().get()).unwrap().chunk;
+    let chunk_of = |area: &NonNull<u8>| {
+        state.live_area(&arena.geometry, &arena.chunks, area.addr().get()).unwrap().chunk
+    };
     let chunks: HashSet<_> = live.iter().map(chunk_of).collect();
     let mut clean = 0;
     for chunk in chunks {
@@ -204,7 +205,8 @@ fn freed_granules_are_dirty_until_their_pages_are_discarded() {
     let live = dirty_and_depopulate(&arena);
     let state = arena.state.lock();
     let dirty_bytes = |area: &NonNull<u8>| {
-        let chunk = state.live_area(&arena.geometry, &arena.chunks, area.addr().get()).unwrap().chunk;
+        let chunk =
+            state.live_area(&arena.geometry, &arena.chunks, area.addr().get()).unwrap().chunk;
         state.dirty_part(&Area { chunk, offset: 0, size: UNIT_SIZE }).map_or(0, |unit| unit.len())
     };
     let dirty: Vec<usize> = live.iter().map(dirty_bytes).collect();

@@ -120,7 +120,8 @@ impl IdleLists {
     /// Takes all links.
     pub(super) fn drain(&mut self) -> Vec<usize> {
         // SAFETY: `self` is borrowed exclusively, so that no sequence is under way.
-        let links = |(_, list): (_, &List)| unsafe { Links::new(list.first.swap(0, Ordering::Relaxed)) };
+        let links =
+            |(_, list): (_, &List)| unsafe { Links::new(list.first.swap(0, Ordering::Relaxed)) };
         self.lists.iter().flat_map(links).collect()
     }
 

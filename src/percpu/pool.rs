@@ -33,8 +33,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 
 use super::PerCpu;
-use super::object::Source;
 use super::idle_lists::IdleLists;
+use super::object::Source;
 use crate::memcg::{AllocError, Charge, Memcg, Registration};
 use crate::sys::CpuId;
 use crate::sys::locks::Mutex;

@@ -129,7 +129,9 @@ impl State {
         let mut next = *self;
         match self.drain {
             0 => next.is_open = without == Without::Gate,
-            1 if without != Without::Fence => next.threads.iter_mut().for_each(|thread| thread.at = 0),
+            1 if without != Without::Fence => {
+                next.threads.iter_mut().for_each(|thread| thread.at = 0)
+            }
             2 => next.found = self.head,
             3 => next.head = 0,
             4 => next.is_open = true,
