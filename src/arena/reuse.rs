@@ -72,7 +72,7 @@ impl<O: Owner> Arena<O> {
             }
         }
         let mut pending = false;
-        for &slot in misfits.sorted() {
+        for &slot in misfits.slots() {
             pending |= self.put_back(cache, class, slot);
         }
         if pending {
@@ -218,7 +218,7 @@ impl<O: Owner> Arena<O> {
             return false;
         }
         let mut state = self.state.lock();
-        state.flush(&self.geometry, &self.chunks, areas);
+        state.flush(&self.geometry, &self.chunks, &areas);
         state.placement.is_balance_pending()
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cache::{Flushed, Marked};
+use super::cache::{BATCH, Flushed, Marked};
 use super::chunk_memory::ChunkMemory;
 use super::chunks::Chunks;
 use super::geometry::{Geometry, Window};
@@ -252,38 +252,53 @@ impl<O: Owner> State<O> {
     }
 
     /// Gives areas back that were cached and are on no list any more.
-    pub(super) fn flush(&mut self, geometry: &Geometry, chunks: &Chunks<O>, mut areas: Flushed) {
+    pub(super) fn flush(&mut self, geometry: &Geometry, chunks: &Chunks<O>, areas: &Flushed) {
+        // Neighbours at once, and in an order that does not depend on where chunks are mapped.
+        let mut places = [(0, 0); BATCH];
+        let places = &mut places[..areas.slots().len()];
+        for (place, &slot) in places.iter_mut().zip(areas.slots()) {
+            let memory = chunks.get(geometry.span_of(slot)).expect("N1");
+            *place = (memory.chunk().expect("N1").index(), geometry.unit_of_slot(slot));
+        }
+        places.sort_unstable();
         let size = areas.class.size();
         let mut run: Option<(Area, usize, Remains)> = None;
-        for &slot in areas.sorted() {
-            let memory = chunks.get(geometry.span_of(slot)).expect("N1");
-            let (id, unit) = (memory.chunk().expect("N1"), geometry.unit_of_slot(slot));
-            let mark = memory.bytes().mark(unit);
-            let Marked::Cached(remains) = mark.get() else { unreachable!("N1") };
-            mark.clear();
-            if memory.keeps_owners() {
-                // SAFETY: nobody has the area. It has a link in its slot, and no owner.
-                unsafe { memory.bytes().set_owner(unit, None) };
-            }
-            let offset = unit - self.backing(id).base;
+        for &(chunk, unit) in &*places {
+            let chunk = ChunkId::from_index(chunk);
+            let (remains, offset) = self.forget_cached(chunk, unit);
             match &mut run {
                 Some((area, count, all))
-                    if *all == remains && area.chunk == id && area.offset + area.size == offset =>
+                    if *all == remains
+                        && area.chunk == chunk
+                        && area.offset + area.size == offset =>
                 {
                     area.size += size;
                     *count += 1;
                 }
                 _ => {
-                    let next = (Area { chunk: id, offset, size }, 1, remains);
-                    run.replace(next).into_iter().for_each(|(area, count, remains)| {
+                    let next = (Area { chunk, offset, size }, 1, remains);
+                    if let Some((area, count, remains)) = run.replace(next) {
                         self.give_back(&area, count, remains);
-                    });
+                    }
                 }
             }
         }
         if let Some((area, count, remains)) = run {
             self.give_back(&area, count, remains);
         }
+    }
+
+    /// Takes the mark and the link off a cached area. Returns what it holds, and its offset.
+    fn forget_cached(&self, chunk: ChunkId, unit: usize) -> (Remains, usize) {
+        let Backing { memory, base, .. } = self.backing(chunk);
+        let mark = memory.bytes().mark(unit);
+        let Marked::Cached(remains) = mark.get() else { unreachable!("N1") };
+        mark.clear();
+        if memory.keeps_owners() {
+            // SAFETY: nobody has the area. It has a link in its slot, and no owner.
+            unsafe { memory.bytes().set_owner(unit, None) };
+        }
+        (remains, unit - base)
     }
 
     /// Gives `count` neighbours back to the placement, which together are this area.
@@ -354,7 +369,9 @@ impl<O: Owner> State<O> {
                     Marked::Live(granules) if len == Some(granules) => {}
                     Marked::Cached(_) if len.is_some() => {}
                     _ => {
-                        return Err(format!("N1: {marked:?} at {unit}, where {len:?} granules are"));
+                        return Err(format!(
+                            "N1: {marked:?} at {unit}, where {len:?} granules are"
+                        ));
                     }
                 }
                 let has_owner = memory.keeps_owners() && memory.bytes().owner(unit).is_some();

@@ -150,11 +150,8 @@ impl Flushed {
         self.len += 1;
     }
 
-    /// By address.
-    pub(super) fn sorted(&mut self) -> &[usize] {
-        let slots = &mut self.slots[..self.len];
-        slots.sort_unstable();
-        slots
+    pub(super) fn slots(&self) -> &[usize] {
+        &self.slots[..self.len]
     }
 }
 

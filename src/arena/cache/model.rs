@@ -130,7 +130,7 @@ impl State {
         match self.drain {
             0 => next.is_open = without == Without::Gate,
             1 if without != Without::Fence => {
-                next.threads.iter_mut().for_each(|thread| thread.at = 0)
+                next.threads.iter_mut().for_each(|thread| thread.at = 0);
             }
             2 => next.found = self.head,
             3 => next.head = 0,
