@@ -1,20 +1,27 @@
 //! Carrying out steps: creating, populating, giving back, destroying; and which thread runs balance work.
+//!
+//! A run has three parts: the caches are emptied, the placement decides, and memory is given back (see
+//! [`deferred`](super::deferred)). An operation that runs it for itself does a bounded part of the first
+//! and of the last at a time. What is left keeps the work pending.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::{io, thread};
 
 use super::chunk_memory::ChunkMemory;
+use super::state::State;
 use super::{Arena, Owner, Populate, Window};
 use crate::placement::{Balance, ChunkId, ChunkType, Step};
-use crate::sys::MapError;
+use crate::sys::locks::MutexGuard;
+use crate::sys::{MapError, Reservation, page_size};
 
 /// Which thread runs balance work: destroying spare chunks, giving pages back, populating reserves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BalanceMode {
     /// The operation that asked for it, right after it is done; an allocation that must not block
-    /// leaves it to the next operation that may.
+    /// leaves it to the next operation that may. On machines with many CPUs an operation gives back
+    /// the memory of some of them, and leaves the others to the next ones.
     #[default]
     Inline,
     /// A thread of the allocator's own.
@@ -23,12 +30,23 @@ pub enum BalanceMode {
     Manual,
 }
 
+/// What an operation that runs balance work for itself gives back, in pages: some 10 µs.
+const PORTION: usize = 32;
+
+/// What giving back a copy costs at least, and a cached area, in pages.
+const LEAST_COST: usize = 4;
+
 impl<O: Owner> Arena<O> {
     /// Balance work is pending: has it run by whom this mode calls for.
     pub(super) fn balance_as_configured(&self) {
         match self.balance_mode {
             BalanceMode::Manual => {}
-            BalanceMode::Inline => self.balance(),
+            BalanceMode::Inline => {
+                // Another thread that has it will not be long, or is at this work itself.
+                if let Some(populating) = self.populate_lock.try_lock() {
+                    self.work(&populating, PORTION);
+                }
+            }
             BalanceMode::Background => {
                 if let Some(worker) = self.worker.get() {
                     worker.wake();
@@ -46,16 +64,56 @@ impl<O: Owner> Arena<O> {
         pending
     }
 
-    /// True when balance work was asked for and has not begun.
+    /// True when balance work was asked for, or has not ended.
     pub(crate) fn is_balance_pending(&self) -> bool {
-        self.state.lock().placement.is_balance_pending()
+        self.state.lock().is_balance_pending()
     }
 
     /// Empties the caches and runs balance work, asked for or not. Blocks.
     pub(crate) fn balance(&self) {
-        let _populating = self.populate_lock.lock();
+        let populating = self.populate_lock.lock();
         // Cached areas keep pages and chunks.
         self.drain();
+        self.state.lock().deferred.drained = None;
+        self.decide(&populating);
+        self.give_back(&populating, usize::MAX);
+    }
+
+    /// Does a part of the work that is pending, of about the cost `budget`.
+    fn work(&self, populating: &MutexGuard<'_, ()>, budget: usize) {
+        let Some(budget) = self.drain_some(budget) else { return };
+        if self.state.lock().placement.is_balance_pending() {
+            self.decide(populating);
+        }
+        self.give_back(populating, budget);
+    }
+
+    /// Goes on to empty the caches, if that has begun or is to begin. Returns what is left of the budget once
+    /// all are empty.
+    fn drain_some(&self, mut budget: usize) -> Option<usize> {
+        let state = self.state.lock();
+        let to_begin = state.placement.is_balance_pending().then_some(0);
+        let Some(mut cpu) = state.deferred.drained.or(to_begin) else { return Some(budget) };
+        drop(state);
+        let drained = loop {
+            match self.cache.drain_some(cpu, budget.div_ceil(LEAST_COST)) {
+                None => break None,
+                Some(names) if names.is_empty() => cpu += 1,
+                Some(names) => {
+                    self.flush(&names);
+                    budget = budget.saturating_sub(names.len() * LEAST_COST);
+                    if budget == 0 {
+                        break Some(cpu);
+                    }
+                }
+            }
+        };
+        self.state.lock().deferred.drained = drained;
+        drained.is_none().then_some(budget)
+    }
+
+    /// Has the placement decide what is destroyed, given back, populated and created.
+    fn decide(&self, _populating: &MutexGuard<'_, ()>) {
         let mut balance = Balance::start(&mut self.state.lock().placement);
         loop {
             let step = balance.next(&mut self.state.lock().placement);
@@ -64,28 +122,88 @@ impl<O: Owner> Arena<O> {
             let success = match &step {
                 Step::Create(chunk_type) => self.create_chunk(*chunk_type).is_ok(),
                 Step::Populate(chunk, pages) => self.populate_pages(*chunk, pages).is_ok(),
-                Step::Depopulate(chunk, pages) => {
-                    self.depopulate_pages(*chunk, pages);
-                    true
-                }
-                Step::Destroy(_) => true,
+                Step::Depopulate(..) | Step::Destroy(_) => true,
             };
             let mut state = self.state.lock();
-            let dead = match step {
-                Step::Destroy(chunk) => state.remove_memory(chunk),
-                _ => None,
-            };
+            let mut dead = None;
+            match &step {
+                Step::Depopulate(chunk, pages) => {
+                    // The memory of a doomed one is unmapped as a whole, soon.
+                    if !state.placement.is_doomed(*chunk) {
+                        state.deferred.discard(*chunk, pages.clone());
+                    }
+                }
+                Step::Destroy(chunk) => dead = state.remove_memory(*chunk),
+                Step::Populate(chunk, pages) if success => state.deferred.keep(*chunk, pages),
+                Step::Populate(..) | Step::Create(_) => {}
+            }
             balance.complete(&mut state.placement, &step, success);
             let chunks = (dead.is_some() && self.cache.is_on()).then(|| state.chunks());
             drop(state);
             chunks.iter().for_each(|chunks| self.cache.publish(chunks));
-            // Unmapped here, with no lock but the populate lock held.
-            drop(dead);
+            drop(chunks);
+            // If a thread still looks at it, that one unmaps it.
+            if let Some(memory) = dead.and_then(Arc::into_inner) {
+                self.state.lock().deferred.unmap(memory.into_reservation());
+            }
         }
+    }
+
+    /// Gives memory back that was decided to be, of about the cost `budget`.
+    fn give_back(&self, _populating: &MutexGuard<'_, ()>, mut budget: usize) {
+        while budget > 0 {
+            let mut state = self.state.lock();
+            if let Some(dead) = state.deferred.take_dead() {
+                drop(state);
+                budget = self.unmap_some(dead, budget);
+                continue;
+            }
+            let State { placement, deferred, .. } = &mut *state;
+            let widen =
+                |chunk, pages: &Range<usize>| placement.unpopulated_around(chunk, pages.clone());
+            let Some(mut discard) = deferred.current(widen) else { return };
+            let (memory, unit) = state.unit_range_of_pages(discard.chunk, &discard.pages);
+            drop(state);
+            let cost = (unit.len() / page_size()).max(LEAST_COST);
+            let copies = discard.next..discard.next.saturating_add(budget.div_ceil(cost));
+            // SAFETY: pages that are not populated (A6) hold no live area, and no thread places one there
+            // while the populate lock is held (A2), as it is.
+            let discarded = unsafe { memory.discard(&self.machine, &unit, copies.clone()) };
+            budget = budget.saturating_sub(discarded.copies * cost);
+            discard.next = copies.end;
+            discard.complete &= discarded.complete;
+            let mut state = self.state.lock();
+            let is_last = discarded.copies < copies.len();
+            if is_last && discard.complete {
+                state.mark_clean(discard.chunk, &self.geometry, &unit);
+            }
+            state.deferred.advance((!is_last).then_some(discard));
+        }
+    }
+
+    /// Unmaps a part of a destroyed chunk. Returns what is left of the budget.
+    fn unmap_some(&self, mut dead: Reservation, budget: usize) -> usize {
+        // Page tables go too, so that a copy takes longer than to discard it.
+        let cost = (self.geometry.unit_size() / page_size()).max(2 * LEAST_COST);
+        let copies = budget.div_ceil(cost);
+        let len = dead.len();
+        let rest = self.geometry.without_last(len, copies);
+        dead.shorten(rest);
+        if dead.len() > 0 && dead.len() < len {
+            self.state.lock().deferred.unmap(dead);
+        }
+        budget.saturating_sub(copies.saturating_mul(cost))
+    }
+
+    /// Unmaps a destroyed chunk before another is mapped, so that they do not become many.
+    fn unmap_one(&self) {
+        let dead = self.state.lock().deferred.take_dead();
+        drop(dead);
     }
 
     /// Adds a chunk of the type. The populate lock is held.
     pub(super) fn create_chunk(&self, chunk_type: ChunkType) -> Result<(), MapError> {
+        self.unmap_one();
         let memory = ChunkMemory::new(&self.machine, self.geometry, self.cache.is_on())?;
         let whole = self.populate == Populate::Whole;
         if whole {
@@ -115,27 +233,6 @@ impl<O: Owner> Arena<O> {
         }
         let (memory, unit) = self.state.lock().unit_range_of_pages(chunk, pages);
         memory.prefault(&self.machine, Window::Coloured, &unit)
-    }
-
-    /// Gives the memory of `pages` back, which the placement counts as depopulated already.
-    /// The populate lock is held.
-    fn depopulate_pages(&self, chunk: ChunkId, pages: &Range<usize>) {
-        let state = self.state.lock();
-        if state.placement.is_doomed(chunk) {
-            // Its memory is unmapped as a whole, soon.
-            return;
-        }
-        // Copies do not start at pages: together with its neighbours a page can be given back
-        // wholly, alone it cannot.
-        let around = state.placement.unpopulated_around(chunk, pages.clone());
-        let (memory, unit) = state.unit_range_of_pages(chunk, &around);
-        drop(state);
-        // SAFETY: pages that are not populated hold no live area, and nobody places one there while the
-        // populate lock is held (A2), as it is.
-        let complete = unsafe { memory.discard(&self.machine, &unit) };
-        if complete {
-            self.state.lock().mark_clean(chunk, &self.geometry, &unit);
-        }
     }
 }
 

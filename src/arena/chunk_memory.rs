@@ -12,7 +12,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use super::cache::Marks;
 use super::geometry::{Geometry, Window};
@@ -25,7 +25,17 @@ pub(crate) struct ChunkMemory<O: Owner> {
     reservation: Reservation,
     geometry: Geometry,
     marks: Marks,
+    /// The paged window was ever used. Until then it holds nothing.
+    has_paged: AtomicBool,
     owners: PhantomData<O>,
+}
+
+/// What became of a part of a discard.
+pub(super) struct Discarded {
+    /// The whole pages inside the copies are gone.
+    pub(super) complete: bool,
+    /// How many copies it was done for: fewer than were asked for when there are no more.
+    pub(super) copies: usize,
 }
 
 impl<O: Owner> ChunkMemory<O> {
@@ -37,17 +47,24 @@ impl<O: Owner> ChunkMemory<O> {
     ) -> Result<Self, MapError> {
         let reservation = Reservation::new(machine, geometry.len(), geometry.span())?;
         let marks = Marks::new(if is_cached { geometry.unit_size() } else { 0 });
-        let memory = ChunkMemory { reservation, geometry, marks, owners: PhantomData };
-        if machine.nr_nodes() > 1 {
-            memory.bind_copies(machine)?;
-        }
+        let has_paged = AtomicBool::new(false);
+        let memory = ChunkMemory { reservation, geometry, marks, has_paged, owners: PhantomData };
+        memory.bind_copies(machine);
         Ok(memory)
     }
 
-    fn bind_copies(&self, machine: &Machine) -> Result<(), MapError> {
+    fn bind_copies(&self, machine: &Machine) {
         self.geometry
             .bindings(machine)
-            .try_for_each(|(bytes, node)| self.reservation.bind(bytes, node))
+            .for_each(|(bytes, node)| self.reservation.bind(bytes, node));
+    }
+
+    /// The mapping as far as it may hold memory, when no area is left in it.
+    pub(super) fn into_reservation(mut self) -> Reservation {
+        if !self.has_paged.into_inner() {
+            self.reservation.shorten(self.geometry.coloured_len());
+        }
+        self.reservation
     }
 
     /// Which of its areas are cached.
@@ -76,6 +93,14 @@ impl<O: Owner> ChunkMemory<O> {
         self.at(self.geometry.detached_offset(unit_offset))
     }
 
+    /// Notes that an area of the window is about to be used.
+    pub(super) fn use_window(&self, window: Window) {
+        if window == Window::Paged {
+            // Relaxed: see `discard`.
+            self.has_paged.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Backs the unit bytes `unit` of every possible CPU's copy with memory.
     pub(crate) fn prefault(
         &self,
@@ -83,6 +108,7 @@ impl<O: Owner> ChunkMemory<O> {
         window: Window,
         unit: &Range<usize>,
     ) -> Result<(), MapError> {
+        self.use_window(window);
         for &cpu in machine.possible() {
             let start = self.geometry.copy_offset(window, cpu, unit.start);
             self.reservation.prefault(start..start + unit.len())?;
@@ -90,33 +116,39 @@ impl<O: Owner> ChunkMemory<O> {
         Ok(())
     }
 
-    /// Gives the memory of the unit bytes `unit` back, in every copy and in the owners' vector.
-    /// Returns true when the whole pages inside every copy are gone.
+    /// Gives the memory of the unit bytes `unit` back, in the copies `copies` and in the owners' vector.
+    /// Copies that cannot have memory are not counted.
     ///
     /// # Safety
     ///
     /// No live area has bytes in `unit`, and none gets any during the call. The caller holds the
     /// arena's populate lock.
-    pub(crate) unsafe fn discard(&self, machine: &Machine, unit: &Range<usize>) -> bool {
-        let mut complete = true;
-        for window in [Window::Coloured, Window::Paged] {
-            for &cpu in machine.possible() {
-                let start = self.geometry.copy_offset(window, cpu, unit.start);
-                // SAFETY: by R2 the bytes belong to nobody, as no live area is in `unit`: no thread
-                // accesses them or relies on them.
-                complete &= unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
-            }
-        }
-        if detached_is_used() {
-            let start = self.geometry.detached_offset(unit.start);
-            // SAFETY: as above.
-            complete &= unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
-        }
-        // SAFETY: by R3 the slots of granules without a live area are zero, and zero is what discarded
-        // memory reads as. No thread looks at them: under the area lock alone, only slots of live areas
-        // are touched, and `verify` holds the populate lock, as the caller of this does.
-        let _ = unsafe { self.reservation.discard(self.geometry.owner_range(unit)) };
-        complete
+    pub(super) unsafe fn discard(
+        &self,
+        machine: &Machine,
+        unit: &Range<usize>,
+        copies: Range<usize>,
+    ) -> Discarded {
+        let of_cpus = |window| {
+            let start = move |&cpu| self.geometry.copy_offset(window, cpu, unit.start);
+            machine.possible().iter().map(start)
+        };
+        // Relaxed, here and there: who has seen pages without areas under the area lock has also seen
+        // that areas on them used the window. Those on other pages do not matter.
+        let paged = self.has_paged.load(Ordering::Relaxed).then(|| of_cpus(Window::Paged));
+        let detached = detached_is_used().then(|| self.geometry.detached_offset(unit.start));
+        // What comes into use between two calls is at the end.
+        let starts = of_cpus(Window::Coloured).chain(paged.into_iter().flatten()).chain(detached);
+        let mut done = 0;
+        let ranges = starts.skip(copies.start).take(copies.len()).inspect(|_| done += 1);
+        let owners = (copies.start == 0).then(|| self.geometry.owner_range(unit));
+        let ranges = ranges.map(|start| start..start + unit.len()).chain(owners);
+        // SAFETY: by R2 the bytes of copies belong to nobody, as no live area is in `unit`: no thread
+        // accesses them or relies on them. By R3 the slots of granules without a live area are zero, and
+        // zero is what discarded memory reads as. No thread looks at them: under the area lock alone, only
+        // slots of live areas are touched, and `verify` holds the populate lock, as the caller of this does.
+        let complete = unsafe { self.reservation.discard(ranges) };
+        Discarded { complete, copies: done }
     }
 
     /// Makes the unit bytes `unit` hold `content`.

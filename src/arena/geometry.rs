@@ -42,6 +42,11 @@ impl Window {
     }
 }
 
+/// Copies are bound to nodes on machines with at most so many runs of neighbouring CPUs of one node: two
+/// runs for each of four nodes, as where the second threads of all cores come last. A process may have
+/// 65 530 mappings by default, and a chunk takes at most two for each run, and the gaps between.
+pub(crate) const MAX_RUNS: usize = 8;
+
 /// The memory map of every chunk of an arena; all sizes in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
@@ -54,20 +59,25 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// The map for units of `unit_size` bytes and CPU ids below `cpu_id_limit`, or `None` for
-    /// units above [`MAX_UNIT_SIZE`].
+    /// The map for units of `unit_size` bytes and CPU ids below `cpu_id_limit`. `None` for units above
+    /// [`MAX_UNIT_SIZE`], and where a chunk is larger than an object may be.
     pub(crate) fn new(unit_size: usize, cpu_id_limit: usize) -> Option<Self> {
+        Self::within(isize::MAX as usize, unit_size, cpu_id_limit)
+    }
+
+    /// As [`new`](Self::new), with spans of at most `most` bytes.
+    fn within(most: usize, unit_size: usize, cpu_id_limit: usize) -> Option<Self> {
         if unit_size > MAX_UNIT_SIZE {
             return None;
         }
-        // Not 2^35 bytes: MAX_CPUS × MAX_UNIT_SIZE is 2^31.
-        let page = page_size();
-        let detached = cpu_id_limit * UNIT_STRIDE;
-        let paged = (detached + UNIT_STRIDE).next_multiple_of(page);
-        let owners = (paged + cpu_id_limit * unit_size).next_multiple_of(page);
+        let whole_pages = |bytes: usize| bytes.checked_next_multiple_of(page_size());
+        let detached = cpu_id_limit.checked_mul(UNIT_STRIDE)?;
+        let paged = whole_pages(detached.checked_add(UNIT_STRIDE)?)?;
+        let owners = whole_pages(paged.checked_add(cpu_id_limit.checked_mul(unit_size)?)?)?;
         let slots = unit_size / GRANULE_SIZE * size_of::<usize>();
-        let len = (owners + slots).next_multiple_of(page);
-        let span_shift = len.next_power_of_two().trailing_zeros();
+        let len = whole_pages(owners.checked_add(slots)?)?;
+        let span = len.checked_next_power_of_two().filter(|span| *span <= most)?;
+        let span_shift = span.trailing_zeros();
         Some(Geometry { unit_size, detached, paged, owners, len, span_shift })
     }
 
@@ -113,6 +123,22 @@ impl Geometry {
         self.detached + unit_offset
     }
 
+    /// The first bytes of a chunk of which the first `len` bytes are left, without the last `copies`
+    /// copies of these. Whole pages.
+    pub(super) fn without_last(&self, len: usize, copies: usize) -> usize {
+        let (start, stride) = match len.checked_sub(self.paged) {
+            Some(in_paged) if in_paged > 0 => (self.paged, self.unit_size),
+            _ => (0, UNIT_STRIDE),
+        };
+        let rest = (len - start).saturating_sub(copies.saturating_mul(stride));
+        start + rest / page_size() * page_size()
+    }
+
+    /// The bytes in front of the paged window.
+    pub(super) fn coloured_len(&self) -> usize {
+        self.paged
+    }
+
     /// The window and unit offset of an address in the copy of CPU 0.
     pub(crate) fn locate(&self, offset_in_span: usize) -> Option<(Window, usize)> {
         if offset_in_span < self.unit_size {
@@ -141,12 +167,17 @@ impl Geometry {
 
     /// Where memory of which node belongs: the copies of runs of neighbouring CPUs of one node, as byte
     /// ranges from the reservation's base, in either window.
+    ///
+    /// Nothing on a machine with more than [`MAX_RUNS`] runs: each range is a mapping of its own to the
+    /// kernel. Memory is then on the node of the CPU that writes it first.
     pub(crate) fn bindings(
         self,
         machine: &Machine,
     ) -> impl Iterator<Item = (Range<usize>, NodeId)> + '_ {
         let node = |cpu: &CpuId| machine.node_of(*cpu);
-        let runs = machine.possible().chunk_by(move |a, b| node(a) == node(b));
+        let runs = move || machine.possible().chunk_by(move |a, b| node(a) == node(b));
+        let are_few = machine.nr_nodes() > 1 && runs().nth(MAX_RUNS).is_none();
+        let runs = are_few.then(runs).into_iter().flatten();
         runs.flat_map(move |run| {
             let (first, last) = (run[0], run[run.len() - 1]);
             let ranges = [Window::Coloured, Window::Paged].map(|window| {
@@ -199,12 +230,13 @@ mod tests {
     /// comes twice, and one without CPUs.
     #[test]
     fn every_byte_of_a_copy_is_bound_to_the_node_of_its_cpu_once() {
-        let machines: [&[(u32, &[u32])]; 5] = [
+        let machines: [&[(u32, &[u32])]; 6] = [
             &[(0, &[0, 2, 4]), (1, &[1, 3, 5])],
             &[(0, &[0, 1, 2, 3]), (1, &[4, 5, 6, 7])],
             &[(3, &[1, 3, 8]), (7, &[4, 6]), (9, &[20])],
             &[(1, &[0, 1, 6, 7]), (0, &[2, 3, 4, 5])],
             &[(2, &[0]), (5, &[])],
+            &[(0, &[0, 2, 4, 6]), (1, &[1, 3, 5, 7])],
         ];
         for nodes in machines {
             let build = |builder: crate::sys::MachineBuilder, (node, cpus): &(u32, &[u32])| {
@@ -237,6 +269,20 @@ mod tests {
         }
     }
 
+    /// CPU ids whose nodes alternate would make a mapping of each copy.
+    #[test]
+    fn copies_of_many_runs_are_left_to_their_first_writers() {
+        let bindings = |runs: u32| {
+            let cpu = |builder: crate::sys::MachineBuilder, id| {
+                builder.cpu(CpuId::new(id), NodeId::new(id % 2))
+            };
+            let machine = (0..runs).fold(Machine::builder(), cpu).build().unwrap();
+            let map = Geometry::new(32 << 10, machine.cpu_id_limit()).unwrap();
+            map.bindings(&machine).count()
+        };
+        assert_eq!([1, 2, 8, 9, 256, 1024].map(bindings), [0, 4, 16, 0, 0, 0]);
+    }
+
     #[test]
     fn copies_of_one_object_spread_over_the_l1_sets() {
         let map = Geometry::new(1 << 20, 256).unwrap();
@@ -247,9 +293,48 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_is_cut_copy_by_copy_from_its_end() {
+        let map = Geometry::new(64 << 10, 3).unwrap();
+        let mut len = map.len;
+        let mut cuts = Vec::new();
+        while len > 0 {
+            let rest = map.without_last(len, 1);
+            assert!(rest < len && rest.is_multiple_of(page_size()), "{rest} of {len}");
+            assert!(
+                len <= map.paged || len - rest <= 2 * map.unit_size,
+                "a copy of the paged window"
+            );
+            assert!(len - rest < UNIT_STRIDE + page_size(), "a copy of the coloured one");
+            cuts.push(rest);
+            len = rest;
+        }
+        assert!(cuts.contains(&map.paged), "the windows are cut one after the other");
+        assert_eq!(map.without_last(map.len, usize::MAX), map.paged);
+        assert_eq!(map.without_last(map.paged, usize::MAX), 0);
+    }
+
+    #[test]
     fn units_that_would_overlap_are_refused() {
         assert!(Geometry::new(MAX_UNIT_SIZE, MAX_CPUS).is_some());
         assert!(Geometry::new(MAX_UNIT_SIZE + 4096, 1).is_none());
         assert!(Geometry::new(usize::MAX / 4096 * 4096, MAX_CPUS).is_none());
+    }
+
+    #[test]
+    fn chunks_that_do_not_fit_into_the_address_space_are_refused() {
+        let on_32_bits = |unit_size, cpus| {
+            Geometry::within(i32::MAX as usize, unit_size, cpus).map(|map| map.len <= 1 << 30)
+        };
+        assert_eq!(on_32_bits(32 << 10, 256), Some(true));
+        assert_eq!(on_32_bits(MAX_UNIT_SIZE, 240), Some(true));
+        for (unit_size, cpus) in [(32 << 10, 512), (32 << 10, 1024), (MAX_UNIT_SIZE, 1024)] {
+            assert_eq!(on_32_bits(unit_size, cpus), None, "{unit_size} bytes on {cpus} CPUs");
+        }
+        for cpus in [usize::MAX / UNIT_STRIDE, usize::MAX / UNIT_STRIDE + 1, usize::MAX] {
+            assert!(Geometry::new(MAX_UNIT_SIZE, cpus).is_none(), "sums do not wrap");
+            assert!(Geometry::within(usize::MAX, MAX_UNIT_SIZE, cpus).is_none());
+        }
+        // A multiple of the stride that wraps to a small number.
+        assert!(Geometry::within(usize::MAX, 4096, usize::MAX / UNIT_STRIDE - 1).is_none());
     }
 }

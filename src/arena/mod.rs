@@ -25,10 +25,12 @@
 //!   live area covers them. What is set there is set in `dirty`, too. It is overwritten before it is
 //!   handed out, and never read.
 //! * A4: owner slots are set only for live areas of accounted chunks.
+//! * A6: pages whose memory is still to be discarded are not populated (see [`deferred`]).
 
 mod balance;
 mod cache;
 mod chunk_memory;
+mod deferred;
 mod geometry;
 mod many;
 mod revocable;
@@ -164,7 +166,7 @@ pub(crate) enum NoArea {
 #[derive(Debug)]
 pub(crate) enum NoArena {
     Layout(LayoutError),
-    /// The unit is above the largest.
+    /// The unit is above the largest, or a chunk is larger than the address space.
     TooLarge,
     Memory(MapError),
     /// The background thread could not be started.
@@ -296,7 +298,7 @@ impl<O: Owner> Arena<O> {
             self.place_blocking(&mut state, request)
         };
         let result = result.map(|area| self.hand_out(&mut state, request, &area, owner));
-        let pending = state.placement.is_balance_pending();
+        let pending = state.is_balance_pending();
         drop(state);
         drop(populating);
         let result = result.map(|handed_out| handed_out.cleaned(&self.machine, content));
@@ -349,7 +351,7 @@ impl<O: Owner> Arena<O> {
             if self.populate != Populate::Lazy {
                 Guard::unlocked(state, || self.populate_pages(area.chunk, &pages))?;
             }
-            state.placement.populated(area.chunk, pages);
+            state.populated(area.chunk, pages);
         }
         if self.populate != Populate::Lazy && request.window() == Window::Paged {
             let (memory, unit) = state.unit_range_of(area);
@@ -406,7 +408,7 @@ impl<O: Owner> Arena<O> {
         for name in names {
             state.flush(&self.geometry, name.address(), name.remains());
         }
-        state.placement.is_balance_pending()
+        state.is_balance_pending()
     }
 
     /// Empties the caches, if that may be of use to a request. Returns whether something was in them.
@@ -431,7 +433,7 @@ impl<O: Owner> Arena<O> {
     fn free_past_cache(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
         let mut state = self.state.lock();
         let freed = state.free(&self.geometry, address, remains)?;
-        let pending = state.placement.is_balance_pending();
+        let pending = state.is_balance_pending();
         drop(state);
         if pending {
             self.balance_as_configured();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::cache::{Chunks, IsCached, is_cacheable};
 use super::chunk_memory::ChunkMemory;
+use super::deferred::Deferred;
 use super::geometry::{Geometry, Window};
 use super::{Freed, NotLive, Owner, Remains};
 use crate::placement::{
@@ -52,11 +53,14 @@ pub(super) struct State<O: Owner> {
     backings: Vec<Option<Backing<O>>>,
     /// Chunks by the span of their memory. Two share the first, see `live_area`.
     by_span: BTreeMap<usize, ChunkId>,
+    pub(super) deferred: Deferred,
 }
 
 impl<O: Owner> State<O> {
     pub(super) fn new(placement: Placement, regions: &Regions, first: ChunkMemory<O>) -> Self {
-        let mut state = State { placement, backings: Vec::new(), by_span: BTreeMap::new() };
+        let deferred = Deferred::default();
+        let mut state =
+            State { placement, backings: Vec::new(), by_span: BTreeMap::new(), deferred };
         let first = Arc::new(first);
         let first_chunk = state.placement.first_chunk();
         let immutable = [
@@ -114,7 +118,19 @@ impl<O: Owner> State<O> {
     pub(super) fn remove_memory(&mut self, id: ChunkId) -> Option<Arc<ChunkMemory<O>>> {
         let backing = self.backings[id.index()].take()?;
         self.by_span.remove(&backing.memory.span());
+        self.deferred.forget(id);
         Some(backing.memory)
+    }
+
+    /// Pages get their memory.
+    pub(super) fn populated(&mut self, id: ChunkId, pages: Range<usize>) {
+        self.deferred.keep(id, &pages);
+        self.placement.populated(id, pages);
+    }
+
+    /// True when balance work was asked for, or has not ended.
+    pub(super) fn is_balance_pending(&self) -> bool {
+        self.placement.is_balance_pending() || !self.deferred.is_empty()
     }
 
     fn backing(&self, id: ChunkId) -> &Backing<O> {
@@ -155,6 +171,7 @@ impl<O: Owner> State<O> {
         owner: Option<&'static O::Target>,
     ) -> bool {
         let backing = self.backing_mut(area.chunk);
+        backing.memory.use_window(request.window());
         if request.window() == Window::Paged {
             backing.paged.insert(area.offset / GRANULE_SIZE);
         }

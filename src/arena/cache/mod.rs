@@ -326,6 +326,17 @@ impl<O: Owner> Cache<O> {
         Some(names)
     }
 
+    /// Takes up to `most` areas off the shelves of a CPU. None where there is no such CPU.
+    pub(super) fn drain_some(&self, cpu: usize, most: usize) -> Option<Vec<Name>> {
+        let shelves = self.cpus.get(cpu)?;
+        if shelves.lock().bytes == 0 {
+            return Some(Vec::new());
+        }
+        let mut names = as_if_held(|| Vec::with_capacity(most));
+        shelves.lock().shed(&mut names);
+        Some(names)
+    }
+
     /// Empties the shelves of all CPUs.
     pub(super) fn drain(&self) -> Vec<Name> {
         let mut names = Vec::new();
