@@ -2,7 +2,7 @@
 //!
 //! A run has three parts: the caches are emptied, the placement decides, and memory is given back (see
 //! [`deferred`](super::deferred)). An operation that runs it for itself does a bounded part of the first
-//! and of the last at a time. What is left keeps the work pending.
+//! and of the last at a time. The next operations go on with what is left.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -13,7 +13,7 @@ use super::state::State;
 use super::{Arena, Owner, Populate, Window};
 use crate::placement::{Balance, ChunkId, ChunkType, Step};
 use crate::sys::locks::MutexGuard;
-use crate::sys::{MapError, Reservation, page_size};
+use crate::sys::{MapError, Reservation, UNIT_STRIDE, page_size};
 
 /// Which thread runs balance work: destroying spare chunks, giving pages back, populating reserves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -55,18 +55,20 @@ impl<O: Owner> Arena<O> {
         }
     }
 
-    /// Runs balance work if it is pending. Returns whether it was.
+    /// Runs balance work if it is pending, and gives back what was left over. Returns whether it was pending.
     pub(crate) fn balance_if_pending(&self) -> bool {
-        let pending = self.is_balance_pending();
-        if pending {
+        let state = self.state.lock();
+        let (pending, has_work) = (state.placement.is_balance_pending(), state.has_work());
+        drop(state);
+        if has_work {
             self.balance();
         }
         pending
     }
 
-    /// True when balance work was asked for, or has not ended.
+    /// True when balance work was asked for and has not begun.
     pub(crate) fn is_balance_pending(&self) -> bool {
-        self.state.lock().is_balance_pending()
+        self.state.lock().placement.is_balance_pending()
     }
 
     /// Empties the caches and runs balance work, asked for or not. Blocks.
@@ -79,37 +81,35 @@ impl<O: Owner> Arena<O> {
         self.give_back(&populating, usize::MAX);
     }
 
-    /// Does a part of the work that is pending, of about the cost `budget`.
+    /// Has the placement decide, if it asks for that, and does a part of all other work, of about the cost
+    /// `budget`.
     fn work(&self, populating: &MutexGuard<'_, ()>, budget: usize) {
-        let Some(budget) = self.drain_some(budget) else { return };
+        let budget = self.drain_some(budget);
         if self.state.lock().placement.is_balance_pending() {
             self.decide(populating);
         }
         self.give_back(populating, budget);
     }
 
-    /// Goes on to empty the caches, if that has begun or is to begin. Returns what is left of the budget once
-    /// all are empty.
-    fn drain_some(&self, mut budget: usize) -> Option<usize> {
+    /// Empties the caches, as far as the budget goes. Returns what is left of it.
+    fn drain_some(&self, mut budget: usize) -> usize {
         let state = self.state.lock();
         let to_begin = state.placement.is_balance_pending().then_some(0);
-        let Some(mut cpu) = state.deferred.drained.or(to_begin) else { return Some(budget) };
+        let mut cpu = state.deferred.drained.or(to_begin);
         drop(state);
-        let drained = loop {
-            match self.cache.drain_some(cpu, budget.div_ceil(LEAST_COST)) {
-                None => break None,
-                Some(names) if names.is_empty() => cpu += 1,
+        while let Some(next) = cpu.filter(|_| budget > 0) {
+            cpu = match self.cache.drain_some(next, budget.div_ceil(LEAST_COST)) {
+                None => None,
+                Some(names) if names.is_empty() => Some(next + 1),
                 Some(names) => {
                     self.flush(&names);
                     budget = budget.saturating_sub(names.len() * LEAST_COST);
-                    if budget == 0 {
-                        break Some(cpu);
-                    }
+                    Some(next)
                 }
-            }
-        };
-        self.state.lock().deferred.drained = drained;
-        drained.is_none().then_some(budget)
+            };
+        }
+        self.state.lock().deferred.drained = cpu;
+        budget
     }
 
     /// Has the placement decide what is destroyed, given back, populated and created.
@@ -185,14 +185,14 @@ impl<O: Owner> Arena<O> {
     fn unmap_some(&self, mut dead: Reservation, budget: usize) -> usize {
         // Page tables go too, so that a copy takes longer than to discard it.
         let cost = (self.geometry.unit_size() / page_size()).max(2 * LEAST_COST);
-        let copies = budget.div_ceil(cost);
         let len = dead.len();
-        let rest = self.geometry.without_last(len, copies);
+        let rest = self.geometry.without_last(len, budget.div_ceil(cost));
         dead.shorten(rest);
         if dead.len() > 0 && dead.len() < len {
             self.state.lock().deferred.unmap(dead);
         }
-        budget.saturating_sub(copies.saturating_mul(cost))
+        let copies = (len - rest).div_ceil(UNIT_STRIDE);
+        budget.saturating_sub(copies * cost)
     }
 
     /// Unmaps a destroyed chunk before another is mapped, so that they do not become many.

@@ -57,7 +57,7 @@ impl<O: Owner> Arena<O> {
                 }
             }
         }
-        let pending = state.is_balance_pending();
+        let pending = state.has_work();
         drop(state);
         drop(populating);
         let clean = |handed_out: HandedOut<O>| handed_out.cleaned(&self.machine, content);
@@ -89,7 +89,7 @@ impl<O: Owner> Arena<O> {
             // One that another thread frees at this moment is left to that thread.
             freed.extend(state.free(&self.geometry, address, remains));
         }
-        let pending = state.is_balance_pending();
+        let pending = state.has_work();
         drop(state);
         if pending {
             self.balance_as_configured();

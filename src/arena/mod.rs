@@ -298,7 +298,7 @@ impl<O: Owner> Arena<O> {
             self.place_blocking(&mut state, request)
         };
         let result = result.map(|area| self.hand_out(&mut state, request, &area, owner));
-        let pending = state.is_balance_pending();
+        let pending = state.has_work();
         drop(state);
         drop(populating);
         let result = result.map(|handed_out| handed_out.cleaned(&self.machine, content));
@@ -402,13 +402,13 @@ impl<O: Owner> Arena<O> {
         }
     }
 
-    /// Gives cached areas back to the placement. Returns whether balance work is pending.
+    /// Gives cached areas back to the placement. Returns whether there is balance work.
     fn flush(&self, names: &[Name]) -> bool {
         let mut state = self.state.lock();
         for name in names {
             state.flush(&self.geometry, name.address(), name.remains());
         }
-        state.is_balance_pending()
+        state.has_work()
     }
 
     /// Empties the caches, if that may be of use to a request. Returns whether something was in them.
@@ -433,7 +433,7 @@ impl<O: Owner> Arena<O> {
     fn free_past_cache(&self, address: usize, remains: Remains) -> Result<Freed<O>, NotLive> {
         let mut state = self.state.lock();
         let freed = state.free(&self.geometry, address, remains)?;
-        let pending = state.is_balance_pending();
+        let pending = state.has_work();
         drop(state);
         if pending {
             self.balance_as_configured();

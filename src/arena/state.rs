@@ -128,8 +128,8 @@ impl<O: Owner> State<O> {
         self.placement.populated(id, pages);
     }
 
-    /// True when balance work was asked for, or has not ended.
-    pub(super) fn is_balance_pending(&self) -> bool {
+    /// True when balance work was asked for, or some of it was left.
+    pub(super) fn has_work(&self) -> bool {
         self.placement.is_balance_pending() || !self.deferred.is_empty()
     }
 

@@ -21,6 +21,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::{fs, thread};
 
 use super::machine::{Machine, MachineBuilder};
@@ -90,6 +91,22 @@ fn read(root: &Path) -> Result<MachineBuilder, MachineError> {
         builder = builder.cpu(cpu, node_of.get(&cpu).copied().unwrap_or(lowest));
     }
     Ok(builder)
+}
+
+/// The ids of the real CPUs are below this, whatever machine is injected; `None` when that is not known.
+///
+/// The kernel fixes the possible CPUs when it starts. A container may show others: those that the process
+/// may run on are asked for as well.
+pub(super) fn real_cpu_id_limit() -> Option<usize> {
+    static LIMIT: OnceLock<Option<usize>> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
+        let text = fs::read_to_string(Path::new(ROOT).join("cpu/possible")).ok()?;
+        let highest = parse_list(&text)?.into_iter().map(|(_, last)| last as usize).max()?;
+        let usable = rustix::thread::sched_getaffinity(None).ok()?;
+        let is_usable = |cpu: &usize| usable.is_set(*cpu);
+        let highest_usable = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(is_usable)?;
+        (highest_usable <= highest).then_some(highest + 1)
+    })
 }
 
 /// CPUs 0 up to the number this process may run on.
