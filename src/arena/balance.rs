@@ -13,7 +13,7 @@ use super::state::State;
 use super::{Arena, Owner, Populate, Window};
 use crate::placement::{Balance, ChunkId, ChunkType, Step};
 use crate::sys::locks::MutexGuard;
-use crate::sys::{MapError, Reservation, UNIT_STRIDE, page_size};
+use crate::sys::{MapError, Reservation, page_size};
 
 /// Which thread runs balance work: destroying spare chunks, giving pages back, populating reserves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -84,9 +84,9 @@ impl<O: Owner> Arena<O> {
     /// Has the placement decide, if it asks for that, and does a part of all other work, of about the cost
     /// `budget`.
     fn work(&self, populating: &MutexGuard<'_, ()>, budget: usize) {
-        let budget = self.drain_some(budget);
+        let mut budget = self.drain_some(budget);
         if self.state.lock().placement.is_balance_pending() {
-            self.decide(populating);
+            budget = budget.saturating_sub(self.decide(populating) * LEAST_COST);
         }
         self.give_back(populating, budget);
     }
@@ -112,12 +112,15 @@ impl<O: Owner> Arena<O> {
         budget
     }
 
-    /// Has the placement decide what is destroyed, given back, populated and created.
-    fn decide(&self, _populating: &MutexGuard<'_, ()>) {
+    /// Has the placement decide what is destroyed, given back, populated and created. Returns how many
+    /// steps that were.
+    fn decide(&self, _populating: &MutexGuard<'_, ()>) -> usize {
+        let mut steps = 0;
         let mut balance = Balance::start(&mut self.state.lock().placement);
         loop {
             let step = balance.next(&mut self.state.lock().placement);
-            let Some(step) = step else { return };
+            let Some(step) = step else { return steps };
+            steps += 1;
             // Lack of memory is not an error here: the caller that needs the pages will meet it.
             let success = match &step {
                 Step::Create(chunk_type) => self.create_chunk(*chunk_type).is_ok(),
@@ -183,16 +186,15 @@ impl<O: Owner> Arena<O> {
 
     /// Unmaps a part of a destroyed chunk. Returns what is left of the budget.
     fn unmap_some(&self, mut dead: Reservation, budget: usize) -> usize {
-        // Page tables go too, so that a copy takes longer than to discard it.
-        let cost = (self.geometry.unit_size() / page_size()).max(2 * LEAST_COST);
-        let len = dead.len();
-        let rest = self.geometry.without_last(len, budget.div_ceil(cost));
+        if budget == usize::MAX {
+            return budget;
+        }
+        let rest = self.geometry.without_last(dead.len(), budget);
         dead.shorten(rest);
-        if dead.len() > 0 && dead.len() < len {
+        if dead.len() > 0 && dead.len() == rest {
             self.state.lock().deferred.unmap(dead);
         }
-        let copies = (len - rest).div_ceil(UNIT_STRIDE);
-        budget.saturating_sub(copies * cost)
+        0
     }
 
     /// Unmaps a destroyed chunk before another is mapped, so that they do not become many.

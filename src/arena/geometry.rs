@@ -123,15 +123,17 @@ impl Geometry {
         self.detached + unit_offset
     }
 
-    /// The first bytes of a chunk of which the first `len` bytes are left, without the last `copies`
-    /// copies of these. Whole pages.
-    pub(super) fn without_last(&self, len: usize, copies: usize) -> usize {
+    /// How much is left of the first `len` bytes of a chunk without the last copy that is in them, or without
+    /// the last `pages` pages of that. Whole pages.
+    pub(super) fn without_last(&self, len: usize, pages: usize) -> usize {
         let (start, stride) = match len.checked_sub(self.paged) {
             Some(in_paged) if in_paged > 0 => (self.paged, self.unit_size),
             _ => (0, UNIT_STRIDE),
         };
-        let rest = (len - start).saturating_sub(copies.saturating_mul(stride));
-        start + rest / page_size() * page_size()
+        let (page, last) = (page_size(), (len - start).saturating_sub(1) / stride);
+        let copy = start + last * stride;
+        let end = len.min((copy + self.unit_size).next_multiple_of(page));
+        end.saturating_sub(pages.saturating_mul(page)).max(copy / page * page)
     }
 
     /// The bytes in front of the paged window.
@@ -293,24 +295,31 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_is_cut_copy_by_copy_from_its_end() {
-        let map = Geometry::new(64 << 10, 3).unwrap();
-        let mut len = map.len;
-        let mut cuts = Vec::new();
-        while len > 0 {
-            let rest = map.without_last(len, 1);
-            assert!(rest < len && rest.is_multiple_of(page_size()), "{rest} of {len}");
-            assert!(
-                len <= map.paged || len - rest <= 2 * map.unit_size,
-                "a copy of the paged window"
-            );
-            assert!(len - rest < UNIT_STRIDE + page_size(), "a copy of the coloured one");
-            cuts.push(rest);
-            len = rest;
+    fn a_chunk_is_cut_from_its_end_few_pages_of_copies_at_a_time() {
+        const PAGES: usize = 5;
+        for unit_size in [64 << 10, MAX_UNIT_SIZE] {
+            let map = Geometry::new(unit_size, 3).unwrap();
+            let copies: Vec<_> = [Window::Coloured, Window::Paged]
+                .into_iter()
+                .flat_map(|window| (0..3).map(move |cpu| (window, CpuId::new(cpu))))
+                .map(|(window, cpu)| map.copy_offset(window, cpu, 0))
+                .chain([map.detached_offset(0)])
+                .map(|start| start..start + unit_size)
+                .collect();
+            let mut len = map.owners;
+            while len > 0 {
+                let rest = map.without_last(len, PAGES);
+                assert!(rest < len && rest.is_multiple_of(page_size()), "{rest} of {len}");
+                let cut =
+                    |copy: &Range<usize>| copy.end.min(len).saturating_sub(copy.start.max(rest));
+                let bytes: usize = copies.iter().map(cut).sum();
+                assert!(
+                    bytes <= (PAGES + 1) * page_size(),
+                    "{bytes} bytes between {rest} and {len}"
+                );
+                len = rest;
+            }
         }
-        assert!(cuts.contains(&map.paged), "the windows are cut one after the other");
-        assert_eq!(map.without_last(map.len, usize::MAX), map.paged);
-        assert_eq!(map.without_last(map.paged, usize::MAX), 0);
     }
 
     #[test]

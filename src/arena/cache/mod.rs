@@ -52,7 +52,7 @@ pub(super) const MAX_GRANULES: usize = 254;
 const LOOKS: usize = 8;
 
 /// So many areas at most are given back at once by a free that finds the shelves full.
-const SHED: usize = 64;
+const SHED: usize = 16;
 
 /// What the shelves of all CPUs hold and have done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
