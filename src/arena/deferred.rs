@@ -152,7 +152,7 @@ mod tests {
             (0..2, vec![(2..8, 5)]),
             (8..9, vec![(2..8, 5)]),
         ] {
-            let mut deferred = deferred(&[2..8]);
+            let mut deferred = deferred(std::slice::from_ref(&(2..8)));
             let begun = Discard { next: 5, complete: false, ..Discard::new(chunk(3), 2..8) };
             deferred.advance(Some(begun));
             deferred.keep(chunk(2), &populated);

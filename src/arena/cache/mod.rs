@@ -19,8 +19,8 @@
 //! * N2: an area is on one shelf at most. The thread that takes it off has it alone.
 //! * N3: marks change by compare-exchange: of two frees of one address one wins.
 //! * N4: the shelves of a CPU hold at most [`Cache::most`] bytes of a unit, and one area more for each
-//!   thread that is about to take some off. They are emptied before balance
-//!   work, and by a request that finds no room.
+//!   thread that is about to take some off. They are emptied by balance work, bit by bit where an
+//!   operation runs it for itself, and by a request that finds no room.
 //!
 //! A CPU's shelves are guarded by a leaf lock. An area is taken and put under it, if no other thread has
 //! it; otherwise allocations and frees go past the shelves. It is waited for where shelves hold too much,
