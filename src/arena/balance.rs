@@ -42,7 +42,7 @@ impl<O: Owner> Arena<O> {
         match self.balance_mode {
             BalanceMode::Manual => {}
             BalanceMode::Inline => {
-                // Another thread that has it will not be long, or is at this work itself.
+                // A thread that has it populates pages, or is at this work: a later operation goes on.
                 if let Some(populating) = self.populate_lock.try_lock() {
                     self.work(&populating, PORTION);
                 }
