@@ -7,8 +7,17 @@ use percpu_memcg::{Gfp, Machine, Memcg, PcpuPtr, PerCpuAllocator};
 
 /// Resident bytes of this process that are not backed by files.
 fn resident() -> u64 {
+    status("RssAnon:")
+}
+
+/// Bytes of page tables of this process.
+fn page_tables() -> u64 {
+    status("VmPTE:")
+}
+
+fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("since Linux 4.5");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("since Linux 4.5");
     let kib = line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
     kib.expect("a number of KiB") << 10
 }
@@ -31,6 +40,11 @@ fn a_hundred_thousand_cgroups_take_less_than_100_mb() {
     println!("{CGROUPS} cgroups: {} bytes each, {} once charged", idle / 100_000, used / 100_000);
     assert!(used <= 100_000_000, "{used} bytes");
     let full = 256 * 16 + 4 * 8;
+    let tables = page_tables();
+    let percpu = parent.stat().percpu;
+    let tables = page_tables() - tables;
+    println!("page tables to read that they have {percpu} bytes: {tables} bytes");
+    assert!(tables <= 2_000_000, "{tables} bytes of page tables to read what was never written");
     assert_eq!((parent.current(), parent.stat().percpu), (CGROUPS as u64 * full, parent.current()));
     for memcg in &cgroups {
         memcg.remove().expect("nobody is there");

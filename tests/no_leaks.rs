@@ -53,6 +53,31 @@ fn child(top: &Memcg) -> Memcg {
     top.create("child").expect("nothing limits it")
 }
 
+/// Many cgroups at once: what they leave to be used again is used again.
+fn waves_of_cgroups_take_no_more_than_the_first() {
+    const WAVE: usize = 4000;
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let top = pcpu.root().create("top").unwrap();
+    let wave = || {
+        let create = |nth: usize| {
+            let memcg = top.create(&format!("{nth}")).unwrap();
+            drop(memcg.charge(512).unwrap());
+            memcg
+        };
+        let cgroups: Vec<_> = (0..WAVE).map(create).collect();
+        let live = LIVE.load(Relaxed);
+        cgroups.iter().for_each(|memcg| memcg.remove().unwrap());
+        live
+    };
+    let empty = LIVE.load(Relaxed);
+    let full = wave() - empty;
+    let left = LIVE.load(Relaxed) - empty;
+    println!("a cgroup has {} bytes and leaves {}", full / WAVE as i64, left / WAVE as i64);
+    (0..5).for_each(|_| _ = wave());
+    let more = LIVE.load(Relaxed) - empty - left;
+    assert!(more <= left / 10, "{more} bytes more than {left} after five more waves");
+}
+
 fn in_one_tree(pcpu: &PerCpuAllocator, top: &Memcg) {
     // Ten times as often: the cgroups' own words come in chunks for thousands.
     takes_no_more("ten cgroups", || (0..10).for_each(|_| child(top).remove().unwrap()));
@@ -172,6 +197,7 @@ fn in_one_tree(pcpu: &PerCpuAllocator, top: &Memcg) {
 /// In one test, so that nothing else allocates.
 #[test]
 fn what_is_done_again_takes_no_more_memory() {
+    waves_of_cgroups_take_no_more_than_the_first();
     // Each CPU has a table of its own, once it is used.
     let cores = core_affinity::get_core_ids().expect("the thread may run somewhere");
     assert!(core_affinity::set_for_current(cores[0]));

@@ -1,20 +1,28 @@
 //! Carrying out steps: creating, populating, giving back, destroying; and which thread runs balance work.
+//!
+//! A run has three parts: the caches are emptied, the placement decides, and memory is given back. An
+//! operation that runs it for itself does a bounded part of that (see [`deferred`](super::deferred)). The
+//! next operations go on with what is left.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::{io, thread};
 
 use super::chunk_memory::ChunkMemory;
+use super::deferred::Dead;
+use super::state::State;
 use super::{Arena, Owner, Populate, Window};
 use crate::placement::{Balance, ChunkId, ChunkType, Step};
-use crate::sys::MapError;
+use crate::sys::locks::MutexGuard;
+use crate::sys::{MapError, page_size};
 
 /// Which thread runs balance work: destroying spare chunks, giving pages back, populating reserves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BalanceMode {
     /// The operation that asked for it, right after it is done; an allocation that must not block
-    /// leaves it to the next operation that may.
+    /// leaves it to the next operation that may. On machines with many CPUs an operation gives back
+    /// the memory of some of them, and leaves the others to the next ones.
     #[default]
     Inline,
     /// A thread of the allocator's own.
@@ -23,12 +31,23 @@ pub enum BalanceMode {
     Manual,
 }
 
+/// What an operation that runs balance work for itself gives back, in pages: some 10 µs.
+const PORTION: usize = 32;
+
+/// What giving back a copy costs at least, in pages. An area costs one.
+const LEAST_COST: usize = 4;
+
 impl<O: Owner> Arena<O> {
     /// Balance work is pending: has it run by whom this mode calls for.
     pub(super) fn balance_as_configured(&self) {
         match self.balance_mode {
             BalanceMode::Manual => {}
-            BalanceMode::Inline => self.balance(),
+            BalanceMode::Inline => {
+                // A thread that has it populates pages, or is at this work: a later operation goes on.
+                if let Some(populating) = self.populate_lock.try_lock() {
+                    self.work(&populating, PORTION);
+                }
+            }
             BalanceMode::Background => {
                 if let Some(worker) = self.worker.get() {
                     worker.wake();
@@ -37,10 +56,12 @@ impl<O: Owner> Arena<O> {
         }
     }
 
-    /// Runs balance work if it is pending. Returns whether it was.
+    /// Runs balance work if it is pending, and gives back what was left over. Returns whether it was pending.
     pub(crate) fn balance_if_pending(&self) -> bool {
-        let pending = self.is_balance_pending();
-        if pending {
+        let state = self.state.lock();
+        let (pending, has_work) = (state.placement.is_balance_pending(), state.has_work());
+        drop(state);
+        if has_work {
             self.balance();
         }
         pending
@@ -53,35 +74,118 @@ impl<O: Owner> Arena<O> {
 
     /// Empties the caches and runs balance work, asked for or not. Blocks.
     pub(crate) fn balance(&self) {
-        let _populating = self.populate_lock.lock();
+        let populating = self.populate_lock.lock();
         // Cached areas keep pages and chunks.
         self.drain();
+        self.decide(&populating);
+        self.give_back(&populating, usize::MAX);
+    }
+
+    /// Has the placement decide, if it asks for that, and does a part of all other work, of about the cost
+    /// `budget`.
+    fn work(&self, populating: &MutexGuard<'_, ()>, mut budget: usize) {
+        let is_pending = self.is_balance_pending();
+        if is_pending {
+            self.empty_caches();
+        }
+        budget -= self.flush_drained(budget);
+        if is_pending {
+            budget = budget.saturating_sub(self.decide(populating) * LEAST_COST);
+        }
+        self.give_back(populating, budget);
+    }
+
+    /// Has the placement decide what is destroyed, given back, populated and created. Returns how many
+    /// steps that were.
+    fn decide(&self, _populating: &MutexGuard<'_, ()>) -> usize {
+        let mut steps = 0;
         let mut balance = Balance::start(&mut self.state.lock().placement);
         loop {
             let step = balance.next(&mut self.state.lock().placement);
-            let Some(step) = step else { return };
+            let Some(step) = step else { return steps };
+            steps += 1;
             // Lack of memory is not an error here: the caller that needs the pages will meet it.
             let success = match &step {
                 Step::Create(chunk_type) => self.create_chunk(*chunk_type).is_ok(),
                 Step::Populate(chunk, pages) => self.populate_pages(*chunk, pages).is_ok(),
-                Step::Depopulate(chunk, pages) => {
-                    self.depopulate_pages(*chunk, pages);
-                    true
-                }
-                Step::Destroy(_) => true,
+                Step::Depopulate(..) | Step::Destroy(_) => true,
             };
             let mut state = self.state.lock();
-            let dead = match step {
-                Step::Destroy(chunk) => state.remove_memory(chunk),
-                _ => None,
-            };
+            let mut dead = None;
+            match &step {
+                Step::Depopulate(chunk, pages) => {
+                    // The memory of a doomed one is unmapped as a whole, soon.
+                    if !state.placement.is_doomed(*chunk) {
+                        state.deferred.discard(*chunk, pages.clone());
+                    }
+                }
+                Step::Destroy(chunk) => dead = state.remove_memory(*chunk),
+                Step::Populate(chunk, pages) if success => state.deferred.keep(*chunk, pages),
+                Step::Populate(..) | Step::Create(_) => {}
+            }
             balance.complete(&mut state.placement, &step, success);
             drop(state);
             if let Some(memory) = dead {
-                // SAFETY: the chunk is gone, and no other has the memory.
-                unsafe { memory.reset(&self.machine) };
-                self.state.lock().keep_spare(memory);
+                self.state.lock().deferred.give_back(Dead::new(memory));
             }
+        }
+    }
+
+    /// Gives memory back that was decided to be, of about the cost `budget`.
+    fn give_back(&self, _populating: &MutexGuard<'_, ()>, mut budget: usize) {
+        while budget > 0 {
+            let mut state = self.state.lock();
+            if let Some(dead) = state.deferred.take_dead() {
+                drop(state);
+                budget = self.give_back_dead(dead, budget);
+                continue;
+            }
+            let State { placement, deferred, .. } = &mut *state;
+            let widen =
+                |chunk, pages: &Range<usize>| placement.unpopulated_around(chunk, pages.clone());
+            let Some(mut discard) = deferred.current(widen) else { return };
+            let (memory, unit) = state.unit_range_of_pages(discard.chunk, &discard.pages);
+            drop(state);
+            let cost = (unit.len() / page_size()).max(LEAST_COST);
+            let copies = discard.next..discard.next.saturating_add(budget.div_ceil(cost));
+            // SAFETY: pages that are not populated (A6) hold no live area, and no thread places one there
+            // while the populate lock is held (A2), as it is.
+            let discarded = unsafe { memory.discard(&self.machine, &unit, copies.clone()) };
+            budget = budget.saturating_sub(discarded.copies * cost);
+            discard.next = copies.end;
+            discard.complete &= discarded.complete;
+            let mut state = self.state.lock();
+            let is_last = discarded.copies < copies.len();
+            if is_last && discard.complete {
+                state.mark_clean(discard.chunk, &self.geometry, &unit);
+            }
+            state.deferred.advance((!is_last).then_some(discard));
+        }
+    }
+
+    /// Gives back a part of the memory of a destroyed chunk; the rest is spare, or left for later. Returns what
+    /// is left of the budget.
+    fn give_back_dead(&self, mut dead: Dead<O>, budget: usize) -> usize {
+        let cost = (self.geometry.unit_size() / page_size()).max(LEAST_COST);
+        let copies = dead.next..dead.next.saturating_add(budget.div_ceil(cost));
+        // SAFETY: it is the memory of a chunk that is destroyed, and of no other.
+        let discarded = unsafe { dead.memory.discard_all(&self.machine, copies.clone()) };
+        (dead.next, dead.complete) = (copies.end, dead.complete & discarded.complete);
+        if discarded.copies == copies.len() {
+            self.state.lock().deferred.give_back(dead);
+        } else {
+            self.keep_if_zero(dead, budget == usize::MAX);
+        }
+        budget.saturating_sub(discarded.copies * cost)
+    }
+
+    /// Keeps memory of which all is done, for another chunk. Gives page tables back if there is time.
+    fn keep_if_zero(&self, dead: Dead<O>, has_time: bool) {
+        let is_to_be_remapped = has_time || !dead.complete;
+        // SAFETY: as in `give_back_dead`.
+        let is_remapped = is_to_be_remapped && unsafe { dead.memory.remap(&self.machine) };
+        if is_remapped || dead.complete {
+            self.state.lock().keep_spare(dead.memory);
         }
     }
 
@@ -104,8 +208,16 @@ impl<O: Owner> Arena<O> {
 
     /// Memory for a chunk, which reads as zero: of one that is gone, or new.
     fn chunk_memory(&self) -> Result<Arc<ChunkMemory<O>>, MapError> {
-        if let Some(memory) = self.state.lock().take_spare() {
-            return Ok(memory);
+        loop {
+            let mut state = self.state.lock();
+            if let Some(memory) = state.take_spare() {
+                return Ok(memory);
+            }
+            // Before there are many.
+            let Some(dead) = state.deferred.take_dead() else { break };
+            drop(state);
+            // All of it, but without the time that page tables take.
+            self.give_back_dead(dead, usize::MAX - 1);
         }
         let memory = Arc::new(ChunkMemory::new(&self.machine, self.geometry)?);
         self.chunks.insert(Arc::clone(&memory))?;
@@ -123,27 +235,6 @@ impl<O: Owner> Arena<O> {
         }
         let (memory, unit) = self.state.lock().unit_range_of_pages(chunk, pages);
         memory.prefault(&self.machine, Window::Coloured, &unit)
-    }
-
-    /// Gives the memory of `pages` back, which the placement counts as depopulated already.
-    /// The populate lock is held.
-    fn depopulate_pages(&self, chunk: ChunkId, pages: &Range<usize>) {
-        let state = self.state.lock();
-        if state.placement.is_doomed(chunk) {
-            // Its memory is unmapped as a whole, soon.
-            return;
-        }
-        // Copies do not start at pages: together with its neighbours a page can be given back
-        // wholly, alone it cannot.
-        let around = state.placement.unpopulated_around(chunk, pages.clone());
-        let (memory, unit) = state.unit_range_of_pages(chunk, &around);
-        drop(state);
-        // SAFETY: pages that are not populated hold no live area, and nobody places one there while the
-        // populate lock is held (A2), as it is.
-        let complete = unsafe { memory.discard(&self.machine, &unit) };
-        if complete {
-            self.state.lock().mark_clean(chunk, &self.geometry, &unit);
-        }
     }
 }
 

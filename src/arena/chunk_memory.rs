@@ -12,7 +12,7 @@ use super::Owner;
 use super::chunk_bytes::ChunkBytes;
 use super::geometry::{Geometry, Window};
 use crate::placement::ChunkId;
-use crate::sys::{Machine, MapError, Reservation, detached_is_used};
+use crate::sys::{Machine, MapError, Reservation, detached_is_used, page_size};
 
 /// The memory of one chunk (the first one serves the first and the reserved chunk).
 #[derive(Debug)]
@@ -22,7 +22,17 @@ pub(crate) struct ChunkMemory<O: Owner> {
     /// The chunk that it is the memory of, or [`NO_CHUNK`].
     chunk: AtomicU32,
     keeps_owners: AtomicBool,
+    /// The paged window was used since all of it was given back. It holds nothing otherwise.
+    has_paged: AtomicBool,
     owners: PhantomData<O>,
+}
+
+/// What became of a part of a discard.
+pub(super) struct Discarded {
+    /// The whole pages inside the copies are gone.
+    pub(super) complete: bool,
+    /// How many copies it was done for: fewer than were asked for when there are no more.
+    pub(super) copies: usize,
 }
 
 const NO_CHUNK: u32 = u32::MAX;
@@ -33,24 +43,34 @@ impl<O: Owner> ChunkMemory<O> {
         let reservation = Reservation::new(machine, geometry.len(), geometry.span())?;
         // For `ChunkBytes::around`.
         reservation.base().as_ptr().expose_provenance();
-        let (chunk, keeps_owners) = (AtomicU32::new(NO_CHUNK), AtomicBool::new(false));
-        let memory =
-            ChunkMemory { reservation, geometry, chunk, keeps_owners, owners: PhantomData };
-        memory.bind_copies(machine)?;
+        let memory = ChunkMemory {
+            reservation,
+            geometry,
+            chunk: AtomicU32::new(NO_CHUNK),
+            keeps_owners: AtomicBool::new(false),
+            has_paged: AtomicBool::new(false),
+            owners: PhantomData,
+        };
+        memory.bind_copies(machine);
         Ok(memory)
     }
 
-    /// Gives all memory back, and the page tables. Addresses stay reserved, and read as zero.
+    /// Gives the page tables back as well, when [`discard_all`](Self::discard_all) has given back the memory.
+    /// False when the system refuses, and nothing is changed.
     ///
     /// # Safety
     ///
-    /// No area is live, or will be before the call returns.
-    pub(crate) unsafe fn reset(&self, machine: &Machine) {
-        // SAFETY: by R2 the copies belong to nobody. No slot and no mark is set where no area is live, and
-        // what reads one at this time finds zero before and after.
-        unsafe { self.reservation.reset() };
-        // A hint. If it is refused, memory may come from another node.
-        let _ = self.bind_copies(machine);
+    /// It is the memory of no chunk.
+    #[must_use]
+    pub(super) unsafe fn remap(&self, machine: &Machine) -> bool {
+        // SAFETY: by R2 the copies, and by R3 the slots, belong to nobody. Marks may be looked at, and stay.
+        let is_done = unsafe { self.reservation.remap(self.geometry.without_marks()) };
+        if is_done {
+            // Relaxed: no area uses it.
+            self.has_paged.store(false, Ordering::Relaxed);
+            self.bind_copies(machine);
+        }
+        is_done
     }
 
     /// Says which chunk has the memory from now on, and whether that has a vector of owners. The area lock
@@ -73,13 +93,18 @@ impl<O: Owner> ChunkMemory<O> {
         self.keeps_owners.load(Ordering::Relaxed)
     }
 
-    fn bind_copies(&self, machine: &Machine) -> Result<(), MapError> {
-        if machine.nr_nodes() <= 1 {
-            return Ok(());
-        }
+    fn bind_copies(&self, machine: &Machine) {
         self.geometry
             .bindings(machine)
-            .try_for_each(|(bytes, node)| self.reservation.bind(bytes, node))
+            .for_each(|(bytes, node)| self.reservation.bind(bytes, node));
+    }
+
+    /// Notes that an area of the window is about to be used.
+    pub(super) fn use_window(&self, window: Window) {
+        if window == Window::Paged {
+            // Relaxed: see `discard`.
+            self.has_paged.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The span that its addresses lie in.
@@ -105,6 +130,7 @@ impl<O: Owner> ChunkMemory<O> {
         window: Window,
         unit: &Range<usize>,
     ) -> Result<(), MapError> {
+        self.use_window(window);
         for &cpu in machine.possible() {
             let start = self.geometry.copy_offset(window, cpu, unit.start);
             self.reservation.prefault(start..start + unit.len())?;
@@ -112,32 +138,63 @@ impl<O: Owner> ChunkMemory<O> {
         Ok(())
     }
 
-    /// Gives the memory of the unit bytes `unit` back, in every copy and in the owners' vector.
-    /// Returns true when the whole pages inside every copy are gone.
+    /// Gives the memory of the unit bytes `unit` back, in the copies `copies` and in the owners' vector.
+    /// Copies that cannot have memory are not counted.
     ///
     /// # Safety
     ///
     /// No live area has bytes in `unit`, and none gets any during the call. The caller holds the
     /// arena's populate lock.
-    pub(crate) unsafe fn discard(&self, machine: &Machine, unit: &Range<usize>) -> bool {
-        let mut complete = true;
-        for window in [Window::Coloured, Window::Paged] {
-            for &cpu in machine.possible() {
-                let start = self.geometry.copy_offset(window, cpu, unit.start);
-                // SAFETY: by R2 the bytes belong to nobody, as no live area is in `unit`: no thread
-                // accesses them or relies on them.
-                complete &= unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
-            }
-        }
-        if detached_is_used() {
-            let start = self.geometry.detached_offset(unit.start);
-            // SAFETY: as above.
-            complete &= unsafe { self.reservation.discard(start..start + unit.len()) }.is_ok();
-        }
-        // SAFETY: by R3 the slots of granules without a live area are zero, and zero is what discarded
-        // memory reads as. No thread looks at them: under the area lock alone, only slots of live areas
-        // are touched, and `verify` holds the populate lock, as the caller of this does.
-        let _ = unsafe { self.reservation.discard(self.geometry.owner_range(unit)) };
-        complete
+    pub(super) unsafe fn discard(
+        &self,
+        machine: &Machine,
+        unit: &Range<usize>,
+        copies: Range<usize>,
+    ) -> Discarded {
+        let of_cpus = |window| {
+            let start = move |&cpu| self.geometry.copy_offset(window, cpu, unit.start);
+            machine.possible().iter().map(start)
+        };
+        // Relaxed, here and there: who has seen pages without areas under the area lock has also seen
+        // that areas on them used the window. Those on other pages do not matter.
+        let paged = self.has_paged.load(Ordering::Relaxed).then(|| of_cpus(Window::Paged));
+        let detached = detached_is_used().then(|| self.geometry.detached_offset(unit.start));
+        // What comes into use between two calls is at the end.
+        let starts = of_cpus(Window::Coloured).chain(paged.into_iter().flatten()).chain(detached);
+        let mut done = 0;
+        let ranges = starts.skip(copies.start).take(copies.len()).inspect(|_| done += 1);
+        let owners = (copies.start == 0).then(|| self.geometry.owner_range(unit));
+        let ranges = ranges.map(|start| start..start + unit.len()).chain(owners);
+        // SAFETY: by R2 the bytes of copies belong to nobody, as no live area is in `unit`: no thread
+        // accesses them or relies on them. By R3 the slots of granules without a live area are zero, and
+        // zero is what discarded memory reads as. No thread looks at them: under the area lock alone, only
+        // slots of live areas are touched, and `verify` holds the populate lock, as the caller of this does.
+        let complete = unsafe { self.reservation.discard(ranges) };
+        Discarded { complete, copies: done }
+    }
+
+    /// As [`discard`](Self::discard), of all memory of a chunk that is gone, but for the marks, which are
+    /// zero. The pages around the copies belong to nobody, and go with them.
+    ///
+    /// # Safety
+    ///
+    /// It is the memory of no chunk.
+    pub(super) unsafe fn discard_all(&self, machine: &Machine, copies: Range<usize>) -> Discarded {
+        let of_cpus = |window| {
+            let copy = move |&cpu| {
+                let start = self.geometry.copy_offset(window, cpu, 0);
+                start / page_size() * page_size()
+                    ..(start + self.geometry.unit_size()).next_multiple_of(page_size())
+            };
+            machine.possible().iter().map(copy)
+        };
+        let paged = self.has_paged.load(Ordering::Relaxed).then(|| of_cpus(Window::Paged));
+        let rest = [self.geometry.detached_range(), self.geometry.all_owners()];
+        let ranges = of_cpus(Window::Coloured).chain(paged.into_iter().flatten()).chain(rest);
+        let mut done = 0;
+        let ranges = ranges.skip(copies.start).take(copies.len()).inspect(|_| done += 1);
+        // SAFETY: by R2 the copies, and by R3 the slots, belong to nobody.
+        let complete = unsafe { self.reservation.discard(ranges) };
+        Discarded { complete, copies: done }
     }
 }

@@ -43,6 +43,11 @@ impl Window {
     }
 }
 
+/// Copies are bound to nodes on machines with at most so many runs of neighbouring CPUs of one node: two
+/// runs for each of four nodes, as where the second threads of all cores come last. A process may have
+/// 65 530 mappings by default, and a chunk takes at most two for each run, and the gaps between.
+pub(crate) const MAX_RUNS: usize = 8;
+
 /// The memory map of every chunk of an arena; all sizes in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
@@ -56,21 +61,26 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// The map for units of `unit_size` bytes and CPU ids below `cpu_id_limit`, or `None` for
-    /// units above [`MAX_UNIT_SIZE`].
+    /// The map for units of `unit_size` bytes and CPU ids below `cpu_id_limit`. `None` for units above
+    /// [`MAX_UNIT_SIZE`], and where a chunk is larger than an object may be.
     pub(crate) fn new(unit_size: usize, cpu_id_limit: usize) -> Option<Self> {
+        Self::within(isize::MAX as usize, unit_size, cpu_id_limit)
+    }
+
+    /// As [`new`](Self::new), with spans of at most `most` bytes.
+    fn within(most: usize, unit_size: usize, cpu_id_limit: usize) -> Option<Self> {
         if unit_size > MAX_UNIT_SIZE {
             return None;
         }
-        // Not 2^35 bytes: MAX_CPUS × MAX_UNIT_SIZE is 2^31.
-        let page = page_size();
-        let detached = cpu_id_limit * UNIT_STRIDE;
-        let paged = (detached + UNIT_STRIDE).next_multiple_of(page);
-        let owners = (paged + cpu_id_limit * unit_size).next_multiple_of(page);
+        let whole_pages = |bytes: usize| bytes.checked_next_multiple_of(page_size());
+        let detached = cpu_id_limit.checked_mul(UNIT_STRIDE)?;
+        let paged = whole_pages(detached.checked_add(UNIT_STRIDE)?)?;
+        let owners = whole_pages(paged.checked_add(cpu_id_limit.checked_mul(unit_size)?)?)?;
         let slots = unit_size / GRANULE_SIZE * size_of::<usize>();
-        let marks = (owners + slots).next_multiple_of(page);
-        let len = (marks + unit_size / GRANULE_SIZE).next_multiple_of(page);
-        let span_shift = len.next_power_of_two().trailing_zeros();
+        let marks = whole_pages(owners.checked_add(slots)?)?;
+        let len = whole_pages(marks.checked_add(unit_size / GRANULE_SIZE)?)?;
+        let span = len.checked_next_power_of_two().filter(|span| *span <= most)?;
+        let span_shift = span.trailing_zeros();
         Some(Geometry { unit_size, detached, paged, owners, marks, len, span_shift })
     }
 
@@ -121,6 +131,21 @@ impl Geometry {
         self.detached + unit_offset
     }
 
+    /// The detached copy, and what is between it and the paged window. Whole pages.
+    pub(super) fn detached_range(&self) -> Range<usize> {
+        self.detached / page_size() * page_size()..self.paged
+    }
+
+    /// The owners' vector, in whole pages.
+    pub(super) fn all_owners(&self) -> Range<usize> {
+        self.owners..self.marks
+    }
+
+    /// The bytes in front of the marks.
+    pub(super) fn without_marks(&self) -> Range<usize> {
+        0..self.marks
+    }
+
     /// The window and unit offset of an address in the copy of CPU 0.
     pub(crate) fn locate(&self, offset_in_span: usize) -> Option<(Window, usize)> {
         if offset_in_span < self.unit_size {
@@ -167,12 +192,17 @@ impl Geometry {
 
     /// Where memory of which node belongs: the copies of runs of neighbouring CPUs of one node, as byte
     /// ranges from the reservation's base, in either window.
+    ///
+    /// Nothing on a machine with more than [`MAX_RUNS`] runs: each range is a mapping of its own to the
+    /// kernel. Memory is then on the node of the CPU that writes it first.
     pub(crate) fn bindings(
         self,
         machine: &Machine,
     ) -> impl Iterator<Item = (Range<usize>, NodeId)> + '_ {
         let node = |cpu: &CpuId| machine.node_of(*cpu);
-        let runs = machine.possible().chunk_by(move |a, b| node(a) == node(b));
+        let runs = move || machine.possible().chunk_by(move |a, b| node(a) == node(b));
+        let are_few = machine.nr_nodes() > 1 && runs().nth(MAX_RUNS).is_none();
+        let runs = are_few.then(runs).into_iter().flatten();
         runs.flat_map(move |run| {
             let (first, last) = (run[0], run[run.len() - 1]);
             let ranges = [Window::Coloured, Window::Paged].map(|window| {
@@ -230,12 +260,13 @@ mod tests {
     /// comes twice, and one without CPUs.
     #[test]
     fn every_byte_of_a_copy_is_bound_to_the_node_of_its_cpu_once() {
-        let machines: [&[(u32, &[u32])]; 5] = [
+        let machines: [&[(u32, &[u32])]; 6] = [
             &[(0, &[0, 2, 4]), (1, &[1, 3, 5])],
             &[(0, &[0, 1, 2, 3]), (1, &[4, 5, 6, 7])],
             &[(3, &[1, 3, 8]), (7, &[4, 6]), (9, &[20])],
             &[(1, &[0, 1, 6, 7]), (0, &[2, 3, 4, 5])],
             &[(2, &[0]), (5, &[])],
+            &[(0, &[0, 2, 4, 6]), (1, &[1, 3, 5, 7])],
         ];
         for nodes in machines {
             let build = |builder: crate::sys::MachineBuilder, (node, cpus): &(u32, &[u32])| {
@@ -268,6 +299,20 @@ mod tests {
         }
     }
 
+    /// CPU ids whose nodes alternate would make a mapping of each copy.
+    #[test]
+    fn copies_of_many_runs_are_left_to_their_first_writers() {
+        let bindings = |runs: u32| {
+            let cpu = |builder: crate::sys::MachineBuilder, id| {
+                builder.cpu(CpuId::new(id), NodeId::new(id % 2))
+            };
+            let machine = (0..runs).fold(Machine::builder(), cpu).build().unwrap();
+            let map = Geometry::new(32 << 10, machine.cpu_id_limit()).unwrap();
+            map.bindings(&machine).count()
+        };
+        assert_eq!([1, 2, 8, 9, 256, 1024].map(bindings), [0, 4, 16, 0, 0, 0]);
+    }
+
     #[test]
     fn copies_of_one_object_spread_over_the_l1_sets() {
         let map = Geometry::new(1 << 20, 256).unwrap();
@@ -282,5 +327,23 @@ mod tests {
         assert!(Geometry::new(MAX_UNIT_SIZE, MAX_CPUS).is_some());
         assert!(Geometry::new(MAX_UNIT_SIZE + 4096, 1).is_none());
         assert!(Geometry::new(usize::MAX / 4096 * 4096, MAX_CPUS).is_none());
+    }
+
+    #[test]
+    fn chunks_that_do_not_fit_into_the_address_space_are_refused() {
+        let on_32_bits = |unit_size, cpus| {
+            Geometry::within(i32::MAX as usize, unit_size, cpus).map(|map| map.len <= 1 << 30)
+        };
+        assert_eq!(on_32_bits(32 << 10, 256), Some(true));
+        assert_eq!(on_32_bits(MAX_UNIT_SIZE, 240), Some(true));
+        for (unit_size, cpus) in [(32 << 10, 512), (32 << 10, 1024), (MAX_UNIT_SIZE, 1024)] {
+            assert_eq!(on_32_bits(unit_size, cpus), None, "{unit_size} bytes on {cpus} CPUs");
+        }
+        for cpus in [usize::MAX / UNIT_STRIDE, usize::MAX / UNIT_STRIDE + 1, usize::MAX] {
+            assert!(Geometry::new(MAX_UNIT_SIZE, cpus).is_none(), "sums do not wrap");
+            assert!(Geometry::within(usize::MAX, MAX_UNIT_SIZE, cpus).is_none());
+        }
+        // A multiple of the stride that wraps to a small number.
+        assert!(Geometry::within(usize::MAX, 4096, usize::MAX / UNIT_STRIDE - 1).is_none());
     }
 }

@@ -63,7 +63,7 @@ impl<O: Owner> Arena<O> {
                 .for_each(|nth| is_owned = self.register(&mut state, request, &one(nth), owner));
             handed_out.push(self.handed_out(&state, request, &area, is_owned));
         }
-        let pending = state.placement.is_balance_pending();
+        let pending = state.has_work();
         drop(state);
         drop(populating);
         for run in handed_out {
@@ -105,7 +105,7 @@ impl<O: Owner> Arena<O> {
             // One that another thread frees at this moment is left to that thread.
             freed.extend(state.free(&self.geometry, &self.chunks, address, remains));
         }
-        let pending = state.placement.is_balance_pending();
+        let pending = state.has_work();
         drop(state);
         if pending {
             self.balance_as_configured();

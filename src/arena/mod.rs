@@ -25,12 +25,14 @@
 //!   live area covers them. What is set there is set in `dirty`, too. It is overwritten before it is
 //!   handed out, and never read.
 //! * A4: owner slots are set only for live areas of accounted chunks.
+//! * A6: pages whose memory is still to be discarded are not populated (see [`deferred`]).
 
 mod balance;
 mod cache;
 mod chunk_bytes;
 mod chunk_memory;
 mod chunks;
+mod deferred;
 mod geometry;
 mod many;
 mod reuse;
@@ -173,7 +175,7 @@ pub(crate) enum NoArea {
 #[derive(Debug)]
 pub(crate) enum NoArena {
     Layout(LayoutError),
-    /// The unit is above the largest.
+    /// The unit is above the largest, or a chunk is larger than the address space.
     TooLarge,
     Memory(MapError),
     /// The background thread could not be started.
@@ -322,7 +324,7 @@ impl<O: Owner> Arena<O> {
             self.place_blocking(&mut state, request)
         };
         let result = result.map(|area| self.hand_out(&mut state, request, area, more, owner));
-        let mut pending = state.placement.is_balance_pending();
+        let mut pending = state.has_work();
         drop(state);
         drop(populating);
         let result = result.map(|handed_out| {
@@ -379,7 +381,7 @@ impl<O: Owner> Arena<O> {
             if self.populate != Populate::Lazy {
                 Guard::unlocked(state, || self.populate_pages(area.chunk, &pages))?;
             }
-            state.placement.populated(area.chunk, pages);
+            state.populated(area.chunk, pages);
         }
         if self.populate != Populate::Lazy && request.window() == Window::Paged {
             let (memory, unit) = state.unit_range_of(area);
@@ -451,7 +453,7 @@ impl<O: Owner> Arena<O> {
         }
         let mut state = self.state.lock();
         let freed = state.free(&self.geometry, &self.chunks, address, remains)?;
-        let pending = state.placement.is_balance_pending();
+        let pending = state.has_work();
         drop(state);
         if pending {
             self.balance_as_configured();

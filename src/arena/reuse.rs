@@ -1,5 +1,6 @@
 //! Handing cached areas out, and caching freed ones.
 
+use std::mem;
 use std::ops::Range;
 
 use super::cache::{Cache, Class, Flushed, MAX_GRANULES, Marked, Pushed};
@@ -7,7 +8,7 @@ use super::chunk_bytes::ChunkBytes;
 use super::chunk_memory::ChunkMemory;
 use super::geometry::Window;
 use super::{Allocated, Arena, CacheStats, Content, Freed, HandedOut, Owner, Remains};
-use crate::placement::{GRANULE_SIZE, Placement, Request, Stats};
+use crate::placement::{GRANULE_SIZE, Request, Stats};
 use crate::sys::UNIT_STRIDE_ALIGN;
 
 /// Areas that are aligned to more granules are not cached: they are in the other window.
@@ -219,31 +220,54 @@ impl<O: Owner> Arena<O> {
         }
         let mut state = self.state.lock();
         state.flush(&self.geometry, &self.chunks, &areas);
-        state.placement.is_balance_pending()
+        state.has_work()
     }
 
     /// Empties the caches, if that may be of use to a request. Returns whether it may be.
     pub(super) fn drain_for(&self, request: &Request) -> bool {
-        self.cache.is_some() && !self.is_too_full_for(request) && self.drain()
+        !self.is_too_full_for(request) && self.drain()
     }
 
-    /// Empties the caches. Returns whether something was in them, or is in the placement since this began.
+    /// Gives all that is cached back to the placement. Returns whether there was any.
     pub(super) fn drain(&self) -> bool {
+        let was_any = self.empty_caches();
+        let flushed = self.flush_drained(usize::MAX);
+        was_any || flushed > 0
+    }
+
+    /// Empties the caches. What was in them is given back by [`flush_drained`](Self::flush_drained). Returns
+    /// whether there was any.
+    pub(super) fn empty_caches(&self) -> bool {
         let Some(cache) = &self.cache else { return false };
-        let mut drain = cache.drain();
-        let is_of_use = drain.is_of_use();
-        while let Some(areas) = drain.next() {
-            self.flush(areas);
+        let mut emptied = cache.empty();
+        let was_any = emptied.has_waited || !emptied.areas.is_empty();
+        self.state.lock().deferred.drained.append(mem::take(&mut emptied.areas));
+        was_any
+    }
+
+    /// Gives areas back to the placement that were cached before the caches were emptied, about so many at
+    /// most. Returns how many.
+    pub(super) fn flush_drained(&self, most: usize) -> usize {
+        let mut count = 0;
+        while count < most {
+            let mut state = self.state.lock();
+            let Some(areas) = state.deferred.drained.next() else { break };
+            state.flush(&self.geometry, &self.chunks, &areas);
+            count += areas.slots().len();
         }
-        is_of_use
+        count.min(most)
     }
 
     /// The statistics of the placement, and what is cached. Together they are no snapshot, unless no thread
     /// allocates or frees.
     pub(crate) fn stats(&self) -> (Stats, CacheStats) {
-        let cache = self.cache.as_ref();
-        let _quiet = cache.map(Cache::wait_for_drain);
-        let stats = self.with_placement(Placement::stats);
-        (stats, cache.map_or_else(CacheStats::default, Cache::stats))
+        let _quiet = self.cache.as_ref().map(Cache::wait);
+        let state = self.state.lock();
+        let (stats, (areas, bytes)) = (state.placement.stats(), state.deferred.drained.count());
+        drop(state);
+        let mut cached = self.cache.as_ref().map_or_else(CacheStats::default, Cache::stats);
+        cached.areas += areas;
+        cached.bytes += bytes;
+        (stats, cached)
     }
 }

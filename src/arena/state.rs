@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::cache::{BATCH, Flushed, Marked};
 use super::chunk_memory::ChunkMemory;
 use super::chunks::Chunks;
+use super::deferred::Deferred;
 use super::geometry::{Geometry, Window};
 use super::{Freed, NotLive, Owner, Remains};
 use crate::placement::{
@@ -51,6 +52,7 @@ pub(super) struct State<O: Owner> {
     backings: Vec<Option<Backing<O>>>,
     /// Memory of chunks that were destroyed, for others: it reads as zero.
     spare: Vec<Arc<ChunkMemory<O>>>,
+    pub(super) deferred: Deferred<O>,
 }
 
 impl<O: Owner> State<O> {
@@ -59,7 +61,12 @@ impl<O: Owner> State<O> {
         regions: &Regions,
         first: &Arc<ChunkMemory<O>>,
     ) -> Self {
-        let mut state = State { placement, backings: Vec::new(), spare: Vec::new() };
+        let mut state = State {
+            placement,
+            backings: Vec::new(),
+            spare: Vec::new(),
+            deferred: Deferred::default(),
+        };
         let first_chunk = state.placement.first_chunk();
         let immutable = [
             (Some(first_chunk), regions.dynamic()),
@@ -121,7 +128,19 @@ impl<O: Owner> State<O> {
     pub(super) fn remove_memory(&mut self, id: ChunkId) -> Option<Arc<ChunkMemory<O>>> {
         let backing = self.backings[id.index()].take()?;
         backing.memory.set_chunk(None, false);
+        self.deferred.forget(id);
         Some(backing.memory)
+    }
+
+    /// Pages get their memory.
+    pub(super) fn populated(&mut self, id: ChunkId, pages: Range<usize>) {
+        self.deferred.keep(id, &pages);
+        self.placement.populated(id, pages);
+    }
+
+    /// True when balance work was asked for, or some of it was left.
+    pub(super) fn has_work(&self) -> bool {
+        self.placement.is_balance_pending() || !self.deferred.is_empty()
     }
 
     fn backing(&self, id: ChunkId) -> &Backing<O> {
@@ -163,6 +182,7 @@ impl<O: Owner> State<O> {
     ) -> bool {
         let backing = self.backing_mut(area.chunk);
         if window == Window::Paged {
+            backing.memory.use_window(window);
             backing.paged.insert(area.offset / GRANULE_SIZE);
         }
         let owner = owner.filter(|_| backing.memory.keeps_owners());

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::{Allocated, Arena, Content, Freed, NoArea, Owner, Remains};
 use crate::placement::{Request, RequestFlags};
-use crate::sys::{AtomicOps, ByCpu, CopyLocator, Sequences, UNIT_STRIDE, Word};
+use crate::sys::{AtomicOps, ByCpu, CopyLocator, Sequences, UNIT_STRIDE, Word, detached_is_used};
 
 /// `N` signed 64-bit words on every possible CPU, zero at first.
 ///
@@ -72,10 +72,15 @@ impl<O: Owner, const N: usize> Words<O, N> {
         );
     }
 
-    /// A word in the copies of all possible CPUs, and in the detached one if it was ever used.
+    /// A word in the copies that may not be zero: those of all CPUs on which threads add, and the detached
+    /// one if it was ever used. To read others would take page tables.
     pub(super) fn copies(&self, index: usize) -> impl Iterator<Item = &AtomicI64> {
+        let (first, machine) = (self.word(index), self.arena.machine());
+        let detached = detached_is_used().then(|| CopyLocator::detached(machine));
+        let cpus = machine.reachable().iter().map(|cpu| cpu.index()).chain(detached);
+        let word = move |index| first.wrapping_byte_add(index * UNIT_STRIDE);
         // SAFETY: as in `add`.
-        self.arena.copies(self.word(index)).map(|word| unsafe { &*word.cast::<AtomicI64>() })
+        cpus.map(move |index| unsafe { &*word(index).cast::<AtomicI64>() })
     }
 
     /// A word in the copy of a CPU that sequences reach.

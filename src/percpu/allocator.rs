@@ -22,6 +22,9 @@ use crate::sys::{CpuId, Machine};
 /// 4096. A new area reads as zero on every CPU. Mirrors the kernel's `alloc_percpu_gfp` and
 /// `free_percpu` with the memcg accounting of Linux 5.9.
 ///
+/// Memory is taken where a copy is written. A process that locks its memory does that with
+/// `MCL_ONFAULT`: see [`rules`](crate::rules).
+///
 /// # Examples
 ///
 /// ```
@@ -349,7 +352,11 @@ impl PerCpuAllocator {
     }
 
     /// Runs balance work, if it was asked for: destroys spare chunks, gives free pages back,
-    /// populates reserves. Returns whether there was any to do. Blocks.
+    /// populates reserves. Returns whether it was asked for. Blocks.
+    ///
+    /// Also gives back what operations have left to later ones: see [`BalanceMode::Inline`].
+    ///
+    /// [`BalanceMode::Inline`]: crate::BalanceMode::Inline
     pub fn balance(&self) -> bool {
         self.tree.arena().balance_if_pending()
     }

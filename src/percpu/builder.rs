@@ -7,7 +7,7 @@ use super::PerCpuAllocator;
 use crate::arena::{Arena, BalanceMode, Config, NoArea, NoArena, Populate};
 use crate::memcg::Tree;
 use crate::placement::{AllocInfo, LayoutError, MIN_UNIT_SIZE, PAGE_SIZE, Profile, Regions};
-use crate::sys::{CpuId, Machine, MachineError, MapError};
+use crate::sys::{CpuId, MAX_UNIT_SIZE, Machine, MachineError, MapError};
 
 /// See [`PerCpuAllocatorBuilder::cache_size`].
 const DEFAULT_CACHE_SIZE: usize = 32 << 10;
@@ -28,8 +28,8 @@ pub enum BuildError {
     /// Unit size and regions do not go together.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// The unit is larger than 2 MiB.
-    #[error("a unit of {unit_size} bytes is above 2 MiB")]
+    /// The unit is larger than 2 MiB, or the units of all CPUs do not fit into the address space.
+    #[error("{}", too_large(*unit_size))]
     TooLarge {
         /// Bytes of a unit.
         unit_size: usize,
@@ -40,6 +40,14 @@ pub enum BuildError {
     /// The thread of [`BalanceMode::Background`] could not be started.
     #[error("cannot start the balance thread")]
     Thread(#[source] io::Error),
+}
+
+#[cold]
+fn too_large(unit_size: usize) -> String {
+    if unit_size > MAX_UNIT_SIZE {
+        return format!("a unit of {unit_size} bytes is above 2 MiB");
+    }
+    format!("units of {unit_size} bytes for all CPUs do not fit into the address space")
 }
 
 impl BuildError {

@@ -4,7 +4,6 @@
 //! [`FaultInjection`](super::FaultInjection) look exactly like the kernel's. [`MachineError`] is
 //! about CPUs and nodes, and comes up only while a machine is read or described, never later.
 
-use std::io;
 use std::path::PathBuf;
 
 use super::cpu::MAX_NODES;
@@ -71,7 +70,7 @@ const fn describe(errno: i32) -> &'static str {
     }
 }
 
-/// Why there is no [`Machine`](super::Machine): a description that makes no sense, or a sysfs that cannot be read.
+/// Why there is no [`Machine`](super::Machine): a description that makes no sense, or a sysfs that makes none.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MachineError {
@@ -108,15 +107,6 @@ pub enum MachineError {
         /// Where it leads.
         to: NodeId,
     },
-    /// A file or folder of sysfs exists but cannot be read.
-    #[error("cannot read {}", Short(&path.to_string_lossy()))]
-    #[non_exhaustive]
-    Read {
-        /// What was read.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
     /// A file of sysfs holds something that is not a list of numbers.
     #[error("cannot understand {}: {}", Short(&path.to_string_lossy()), Quoted(text))]
     #[non_exhaustive]
@@ -134,10 +124,10 @@ impl MachineError {
         matches!(self, Self::CpuOutOfRange { .. } | Self::NodeOutOfRange { .. })
     }
 
-    /// Whether sysfs could not be read or understood; such an error comes only from
+    /// Whether sysfs could not be understood; such an error comes only from
     /// [`Machine::detect`](super::Machine::detect).
     pub const fn is_sysfs(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::Malformed { .. })
+        matches!(self, Self::Malformed { .. })
     }
 }
 

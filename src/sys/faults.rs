@@ -8,7 +8,8 @@
 //! # What counts
 //!
 //! An operation is a call that is about to enter the kernel. One that has nothing to do, such as
-//! discarding a range that holds no whole page, is not counted and cannot fail. Unmapping is never
+//! discarding a range that holds no whole page, is not counted and cannot fail. Of a call that discards many
+//! ranges, each range counts as one. Unmapping is never
 //! counted: it happens in destructors, which have nobody to report to.
 //!
 //! # Invariants
@@ -32,9 +33,9 @@ pub enum MapOp {
     Reserve,
     /// Backing a part of a mapping with memory now instead of at first touch.
     Prefault,
-    /// Giving the memory behind a part of a mapping back.
+    /// Giving the memory behind a part of a mapping back. It is kept when that is refused.
     Discard,
-    /// Preferring a NUMA node for a part of a mapping.
+    /// Preferring a NUMA node for a part of a mapping. A hint: nothing fails when it is refused.
     Bind,
 }
 

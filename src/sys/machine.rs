@@ -22,6 +22,9 @@
 //!   CPUs index `nodes`, the others are [`NO_NODE`].
 //! * I4: `distances` has `nodes.len()` rows of `nodes.len()` values, none of them zero.
 //!
+//! * I5: every CPU that [`Machine::this_cpu`] returns is in `reachable`, and so is every possible CPU that
+//!   the real machine has.
+//!
 //! All of it is immutable after construction; clones share it, and share one [`FaultInjection`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +32,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::cpu::MAX_NODES;
+use super::sysfs::real_cpu_id_limit;
 use super::{CpuId, FaultInjection, MAX_CPUS, MachineError, NodeId};
 
 /// From a node to itself, unless told otherwise: the unit of ACPI's distance table.
@@ -71,6 +75,7 @@ struct Inner {
     node_slot: Box<[u16]>,
     nodes: Box<[NodeId]>,
     distances: Box<[u32]>,
+    reachable: Box<[CpuId]>,
     injected: bool,
     faults: FaultInjection,
 }
@@ -113,6 +118,12 @@ impl Machine {
     #[inline]
     pub fn possible(&self) -> &[CpuId] {
         &self.inner.possible
+    }
+
+    /// The possible CPUs that a thread may ever find itself on, in ascending order. An injected machine has
+    /// others, whose copies no thread writes as those of its own CPU.
+    pub(crate) fn reachable(&self) -> &[CpuId] {
+        &self.inner.reachable
     }
 
     /// How many CPUs are possible.
@@ -292,13 +303,19 @@ impl MachineBuilder {
 
         let nodes: Box<[NodeId]> = self.nodes.iter().copied().collect();
         let possible: Box<[CpuId]> = self.cpus.iter().map(|(cpu, _)| *cpu).collect();
-        let mut folded = std::array::from_fn(|id| fold(&possible, id));
+        let mut folded: [CpuId; MAX_CPUS] = std::array::from_fn(|id| fold(&possible, id));
         let mut node_slot = vec![NO_NODE; possible[possible.len() - 1].index() + 1];
         for (cpu, node) in &self.cpus {
             folded[cpu.index()] = *cpu;
             let slot = nodes.partition_point(|known| known < node);
             node_slot[cpu.index()] = slot as u16;
         }
+        let reachable = match real_cpu_id_limit().filter(|_| injected) {
+            Some(limit) if limit <= MAX_CPUS => {
+                folded[..limit].iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
+            }
+            _ => possible.clone(),
+        };
         let distances = nodes
             .iter()
             .flat_map(|from| nodes.iter().map(|to| self.distance_between(*from, *to)))
@@ -309,6 +326,7 @@ impl MachineBuilder {
             node_slot: node_slot.into_boxed_slice(),
             nodes,
             distances,
+            reachable,
             injected,
             faults: FaultInjection::new(),
         })

@@ -15,6 +15,10 @@
 //! Outward for prefault, because a byte is backed only with its whole page; inward for discard,
 //! because the fringe belongs to neighbours. Ranges are clipped to the mapping.
 //!
+//! A process may ask the kernel to keep all of its future mappings in memory (`mlockall`). Then it would
+//! back a writable mapping completely at once. So a reservation is mapped without permissions first. If it
+//! turns out to be locked, what is locked from then on are the pages that were touched.
+//!
 //! Memory is private, anonymous, reads as zero until written, and is never backed by huge pages: one
 //! touched byte would otherwise back the copies of CPUs that never ran. It survives `fork` like any
 //! private mapping: the child gets a copy.
@@ -33,13 +37,14 @@
     reason = "the module that mapping calls are confined to, so that fault injection sees them all"
 )]
 
-use std::ffi::{c_long, c_ulong, c_void};
+use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::ops::Range;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fmt, io};
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags};
 
 use super::cpu::MAX_NODES;
 use super::{Machine, MapError, MapOp, NodeId};
@@ -87,12 +92,14 @@ impl Reservation {
 
         machine.faults().admit(MapOp::Reserve, bytes)?;
         let failed = |errno: Errno| MapError::new(MapOp::Reserve, bytes, errno.raw_os_error());
-        // The kernel aligns to pages, so this much spare always holds an aligned stretch. It is
-        // mapped with final permissions: NORESERVE commits nothing, and no mprotect can fail later.
+        // The kernel aligns to pages, so this much spare always holds an aligned stretch.
         let mapped = bytes.checked_add(align - page).ok_or(failed(Errno::NOMEM))?;
         let mut reservation = Self::map(machine, mapped).map_err(failed)?;
         reservation.trim(bytes, align).map_err(failed)?;
-        reservation.forbid_huge_pages().map_err(failed)?;
+        let all = 0..bytes;
+        reservation.forbid_huge_pages(&all).map_err(failed)?;
+        reservation.stay_sparse(&all).map_err(failed)?;
+        reservation.permit_access(&all).map_err(failed)?;
         debug_assert!(reservation.base.addr().get() % align == 0 && reservation.len == bytes);
         Ok(reservation)
     }
@@ -128,84 +135,159 @@ impl Reservation {
             .map_err(|errno| MapError::new(MapOp::Prefault, pages.len(), errno.raw_os_error()))
     }
 
-    /// Gives the memory of the whole pages inside `range` back, and returns how many bytes that was.
+    /// Gives the memory of the whole pages inside each of `ranges` back. Returns whether all of it is
+    /// given back, and not all is when an injected fault or the kernel refuses.
     ///
-    /// Those pages read as zero from now on and are backed again when touched. Bytes of `range`
-    /// outside them keep their value. Returns 0, without a system call, when no whole page lies
-    /// inside.
-    ///
-    /// # Errors
-    ///
-    /// [`MapOp::Discard`]: an injected fault, or `EINVAL` when the process has locked its memory
-    /// (`mlockall`). Part of the range may have been discarded.
+    /// Those pages read as zero from now on and are backed again when touched. Bytes outside them keep
+    /// their value. A range without a whole page needs no system call. The others take one call together
+    /// where the kernel has that (Linux 6.14).
     ///
     /// # Safety
     ///
-    /// * No reference into `range` is live, on any thread.
-    /// * No thread reads or writes the range during the call.
-    /// * Nobody relies on what the range holds: afterwards all zero bytes must be valid for whatever
-    ///   is read there.
-    pub(crate) unsafe fn discard(&self, range: Range<usize>) -> Result<usize, MapError> {
-        let pages = self.pages_inside(range);
-        if pages.is_empty() {
-            return Ok(0);
+    /// For each of `ranges`:
+    /// * No reference into it is live, on any thread.
+    /// * No thread reads or writes it during the call.
+    /// * Nobody relies on what it holds: afterwards all zero bytes must be valid for whatever is read
+    ///   there.
+    pub(crate) unsafe fn discard(&self, ranges: impl Iterator<Item = Range<usize>>) -> bool {
+        let mut complete = true;
+        let mut batch = Batch::new();
+        for pages in ranges.map(|range| self.pages_inside(range)) {
+            if pages.is_empty() {
+                continue;
+            }
+            if self.machine.faults().admit(MapOp::Discard, pages.len()).is_err() {
+                complete = false;
+                continue;
+            }
+            if batch.is_full() {
+                // SAFETY: the batch holds whole pages of this mapping, inside ranges for which the caller
+                // keeps the obligations of `discard`.
+                complete &= unsafe { self.discard_batch(&mut batch) };
+            }
+            batch.push(pages);
         }
-        self.machine.faults().admit(MapOp::Discard, pages.len())?;
-        // SAFETY: `pages_inside` gives whole pages of this mapping, inside `range`, for which the caller
-        // keeps the obligations of `discard`.
-        match unsafe { self.advise(&pages, Advice::LinuxDontNeed) } {
-            Ok(()) => Ok(pages.len()),
-            Err(errno) => Err(MapError::new(MapOp::Discard, pages.len(), errno.raw_os_error())),
-        }
+        // SAFETY: as above.
+        complete & unsafe { self.discard_batch(&mut batch) }
     }
 
-    /// Gives all memory back, together with the page tables. It reads as zero from now on.
+    /// Empties a batch. False when the kernel refuses.
     ///
     /// # Safety
     ///
-    /// As for [`discard`](Self::discard) of all of it, but that other threads may read what is zero before.
-    pub(crate) unsafe fn reset(&self) {
-        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, Self::FLAGS | MapFlags::FIXED);
-        let start = self.base.as_ptr().cast();
-        // SAFETY: exactly the pages of this mapping (B1), for which the caller keeps the obligations. They
-        // are mapped all the time: the kernel replaces them at once.
-        let replaced = unsafe { rustix::mm::mmap_anonymous(start, self.len, prot, flags) };
-        let result = match replaced {
-            Ok(_) => self.forbid_huge_pages(),
-            // SAFETY: as above.
-            Err(_) => unsafe { self.advise(&(0..self.len), Advice::LinuxDontNeed) },
+    /// As for [`Self::discard`], with whole pages of this mapping.
+    unsafe fn discard_batch(&self, batch: &mut Batch) -> bool {
+        let pages = batch.take();
+        // SAFETY: the caller's promise.
+        let done = unsafe { self.discard_at_once(pages) };
+        pages[done..].iter().fold(true, |complete, pages| {
+            // SAFETY: the caller's promise.
+            let result = match unsafe { self.advise(pages, Advice::LinuxDontNeed) } {
+                // Locked memory is only given back by those who say that they mean it.
+                // SAFETY: the caller's promise.
+                Err(Errno::INVAL) => unsafe { self.discard_locked(pages) },
+                other => other,
+            };
+            complete & result.is_ok()
+        })
+    }
+
+    /// Discards pages by one system call, and returns how many of the ranges it has done.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::discard`], with whole pages of this mapping.
+    unsafe fn discard_at_once(&self, pages: &[Range<usize>]) -> usize {
+        /// Names the process of the calling thread (`PIDFD_SELF_THREAD`): also in a forked child.
+        const OWN_PROCESS: c_int = -10_000;
+        /// The kernel knows the call, or was not asked yet.
+        static IS_KNOWN: AtomicBool = AtomicBool::new(true);
+        // Relaxed: a wrong answer costs a system call.
+        if pages.len() < 2 || !IS_KNOWN.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let mut vectors = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; Batch::MOST];
+        for (vector, pages) in vectors.iter_mut().zip(pages) {
+            vector.iov_base = self.at(pages.start).as_ptr().cast();
+            vector.iov_len = pages.len();
+        }
+        // SAFETY: the kernel reads so many of the vectors, which name pages that this value maps (B1); the
+        // caller answers for their content. A descriptor that it does not know is an error. Each
+        // argument is as wide as a register.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_process_madvise,
+                c_long::from(OWN_PROCESS),
+                vectors.as_ptr(),
+                pages.len(),
+                c_long::from(libc::MADV_DONTNEED),
+                0 as c_ulong,
+            )
         };
-        debug_assert!(result.is_ok(), "{self:?}: {result:?}");
+        let Ok(mut done) = usize::try_from(done) else {
+            IS_KNOWN.store(false, Ordering::Relaxed);
+            return 0;
+        };
+        let is_done = |pages: &&Range<usize>| {
+            let is_done = pages.len() <= done;
+            done = done.saturating_sub(pages.len());
+            is_done
+        };
+        pages.iter().take_while(is_done).count()
+    }
+
+    /// Discards pages of locked memory, which needs Linux 5.18.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::discard`], with whole pages of this mapping.
+    unsafe fn discard_locked(&self, pages: &Range<usize>) -> Result<(), Errno> {
+        let start = self.at(pages.start).as_ptr().cast::<c_void>();
+        // SAFETY: the pages are mapped by this value (B1); the caller answers for their content.
+        let result = unsafe { libc::madvise(start, pages.len(), libc::MADV_DONTNEED_LOCKED) };
+        if result == 0 { Ok(()) } else { Err(last_errno()) }
+    }
+
+    /// Gives the memory of the whole pages inside `range` back together with their page tables. They read as
+    /// zero from now on. False when the system refuses, and nothing is changed.
+    ///
+    /// # Safety
+    ///
+    /// No thread accesses the range during the call, and nobody relies on what it holds.
+    pub(crate) unsafe fn remap(&self, range: Range<usize>) -> bool {
+        let pages = self.pages_inside(range);
+        let start = self.at(pages.start).as_ptr().cast();
+        let flags = Self::FLAGS | MapFlags::FIXED;
+        // SAFETY: pages of this mapping (B1), which the kernel replaces at once. The caller answers for their
+        // content, and for the threads.
+        let replaced =
+            unsafe { rustix::mm::mmap_anonymous(start, pages.len(), ProtFlags::empty(), flags) };
+        if replaced.is_ok() {
+            let prepared = self.forbid_huge_pages(&pages).and_then(|()| self.stay_sparse(&pages));
+            let result = prepared.and(self.permit_access(&pages));
+            assert!(result.is_ok(), "access to what was just mapped: {result:?}");
+        }
+        replaced.is_ok()
     }
 
     /// Prefers memory of `node` for the whole pages inside `range` that are not yet backed.
     ///
-    /// A hint. Other nodes serve when that one is full, and it is no error when the kernel has no
-    /// NUMA support (`ENOSYS`), a sandbox forbids the call (`EPERM`), or the node has no memory or
-    /// does not exist here (`EINVAL`), as on most injected machines.
-    ///
-    /// # Errors
-    ///
-    /// [`MapOp::Bind`]: no memory for the kernel's own records, too many mappings, or an injected
-    /// fault.
-    pub(crate) fn bind(&self, range: Range<usize>, node: NodeId) -> Result<(), MapError> {
+    /// A hint, and nobody hears when it is of no use: other nodes serve when that one is full, does not
+    /// exist, as on most injected machines, or when the kernel refuses.
+    pub(crate) fn bind(&self, range: Range<usize>, node: NodeId) {
         let pages = self.pages_inside(range);
-        if pages.is_empty() {
-            return Ok(());
-        }
-        self.machine.faults().admit(MapOp::Bind, pages.len())?;
-        match self.prefer(&pages, node) {
-            Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => Ok(()),
-            Err(errno) => Err(MapError::new(MapOp::Bind, pages.len(), errno.raw_os_error())),
+        if !pages.is_empty() && self.machine.faults().admit(MapOp::Bind, pages.len()).is_ok() {
+            let _ = self.prefer(&pages, node);
         }
     }
 
     const FLAGS: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
 
     fn map(machine: &Machine, len: usize) -> Result<Self, Errno> {
-        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, Self::FLAGS);
         // SAFETY: without MAP_FIXED the kernel picks addresses that nothing else uses.
-        let base = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), Self::FLAGS)
+        }?;
         let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
         Ok(Self { base, len, machine: machine.clone() })
     }
@@ -231,12 +313,36 @@ impl Reservation {
         Ok(())
     }
 
-    fn forbid_huge_pages(&self) -> Result<(), Errno> {
-        // SAFETY: all pages of this mapping (B2). This advice keeps content.
-        match unsafe { self.advise(&(0..self.len), Advice::LinuxNoHugepage) } {
+    fn forbid_huge_pages(&self, pages: &Range<usize>) -> Result<(), Errno> {
+        // SAFETY: pages of this mapping. This advice keeps content.
+        match unsafe { self.advise(pages, Advice::LinuxNoHugepage) } {
             Err(Errno::INVAL) => Ok(()), // a kernel built without huge pages
             other => other,
         }
+    }
+
+    /// Has the kernel back what is touched only, if it locks what is mapped. Nothing was touched yet.
+    fn stay_sparse(&self, pages: &Range<usize>) -> Result<(), Errno> {
+        // SAFETY: pages of this mapping, which hold nothing.
+        match unsafe { self.advise(pages, Advice::LinuxDontNeed) } {
+            Err(Errno::INVAL) => {}
+            other => return other,
+        }
+        let start = self.at(pages.start).as_ptr().cast::<c_void>();
+        // SAFETY: the mapping is this value's own (B1). Locking changes no content.
+        let locked = unsafe { rustix::mm::mlock_with(start, pages.len(), MlockFlags::ONFAULT) };
+        match locked {
+            Ok(()) => Ok(()),
+            // SAFETY: as above.
+            Err(_) => unsafe { rustix::mm::munlock(start, pages.len()) },
+        }
+    }
+
+    fn permit_access(&self, pages: &Range<usize>) -> Result<(), Errno> {
+        let access = MprotectFlags::READ | MprotectFlags::WRITE;
+        let start = self.at(pages.start).as_ptr().cast();
+        // SAFETY: the mapping is this value's own (B1).
+        unsafe { rustix::mm::mprotect(start, pages.len(), access) }
     }
 
     /// Gives `advice` on `pages`.
@@ -298,6 +404,9 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
         // SAFETY: the mapping is this value's own (B1), which is being dropped. Code that gave out
         // pointers from `base` keeps the reservation for as long as they are used.
         let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
@@ -311,6 +420,33 @@ impl fmt::Debug for Reservation {
             .field("base", &self.base)
             .field("len", &self.len)
             .finish_non_exhaustive()
+    }
+}
+
+/// Page ranges that are discarded together.
+struct Batch {
+    pages: [Range<usize>; Self::MOST],
+    len: usize,
+}
+
+impl Batch {
+    const MOST: usize = 64;
+
+    fn new() -> Self {
+        Batch { pages: [const { 0..0 }; Self::MOST], len: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.len == Self::MOST
+    }
+
+    fn push(&mut self, pages: Range<usize>) {
+        self.pages[self.len] = pages;
+        self.len += 1;
+    }
+
+    fn take(&mut self) -> &[Range<usize>] {
+        &self.pages[..std::mem::take(&mut self.len)]
     }
 }
 

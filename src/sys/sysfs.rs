@@ -11,14 +11,18 @@
 //! `cpulist`; it is put on the lowest node. And the columns of `distance` are the nodes that are
 //! online, which are the ones with a folder, so column 1 of the tree above is node 2.
 //!
-//! Containers hide parts of this tree. A missing `possible` file means CPUs 0 up to what the process
-//! may run on; a missing node folder means one node 0. A node that appears or vanishes between two
-//! reads makes `distance` rows of the wrong length: such a row is left to the default distances,
-//! which only steer placement.
+//! Containers hide parts of this tree. What cannot be read is taken as missing. Without a `possible` file,
+//! or with an empty one, the CPUs are 0 up to what the process may run on. Without node folders there is
+//! one node 0. A node that appears or vanishes between two reads makes `distance` rows of the wrong
+//! length: such a row is left to the default distances, which only steer placement.
+//!
+//! A CPU id of [`MAX_CPUS`] or more is left out. A thread on such a CPU uses the detached copy, or in
+//! [`Tier::GetCpu`](super::Tier::GetCpu) that of another CPU.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::{fs, io, thread};
+use std::sync::OnceLock;
+use std::{fs, thread};
 
 use super::machine::{Machine, MachineBuilder};
 use super::text::kept;
@@ -30,17 +34,19 @@ const ROOT: &str = "/sys/devices/system";
 impl Machine {
     /// Reads the machine this process runs on from sysfs.
     ///
-    /// Where sysfs does not say, as in some containers: without a list of possible CPUs, CPUs 0 up
-    /// to [`available_parallelism`](std::thread::available_parallelism) are assumed; without NUMA
-    /// nodes, one node 0. Possible CPUs that are offline are put on the lowest node, since no node
-    /// lists them.
+    /// In some containers sysfs is missing, empty or must not be read. Without a list of possible CPUs,
+    /// CPUs 0 up to [`available_parallelism`](std::thread::available_parallelism) are assumed. Without
+    /// NUMA nodes there is one node 0. Possible CPUs that are offline are put on the lowest node, since
+    /// no node lists them.
+    ///
+    /// CPUs with ids of [`MAX_CPUS`] and more are left out. Threads work there as well, but share one
+    /// copy.
     ///
     /// Reads a handful of small files; do it once and clone the result.
     ///
     /// # Errors
     ///
-    /// When a file exists but cannot be read or understood, or names a CPU id of [`MAX_CPUS`] or
-    /// more.
+    /// When a file holds something that is not a list of numbers, or a node id is 1024 or more.
     pub fn detect() -> Result<Self, MachineError> {
         Self::detect_at(Path::new(ROOT))
     }
@@ -52,22 +58,25 @@ impl Machine {
 
 /// Describes the machine whose tree is at `root`.
 fn read(root: &Path) -> Result<MachineBuilder, MachineError> {
-    let possible = match read_optional(&root.join("cpu/possible"))? {
+    let mut possible = match read_optional(&root.join("cpu/possible")) {
         Some(file) => file.cpus()?,
-        None => fallback_cpus(),
+        None => Vec::new(),
     };
-    let nodes = node_folders(&root.join("node"))?;
+    if possible.is_empty() {
+        possible = fallback_cpus();
+    }
+    let nodes = node_folders(&root.join("node"));
 
     let mut builder = Machine::builder();
     let mut node_of = BTreeMap::new();
     for (node, folder) in &nodes {
         builder = builder.node(*node, []);
-        if let Some(file) = read_optional(&folder.join("cpulist"))? {
+        if let Some(file) = read_optional(&folder.join("cpulist")) {
             for cpu in file.cpus()? {
                 node_of.entry(cpu).or_insert(*node);
             }
         }
-        if let Some(file) = read_optional(&folder.join("distance"))? {
+        if let Some(file) = read_optional(&folder.join("distance")) {
             let row = file.numbers()?;
             if row.len() == nodes.len() {
                 for ((to, _), distance) in nodes.iter().zip(row) {
@@ -84,6 +93,22 @@ fn read(root: &Path) -> Result<MachineBuilder, MachineError> {
     Ok(builder)
 }
 
+/// The ids of the real CPUs are below this, whatever machine is injected; `None` when that is not known.
+///
+/// The kernel fixes the possible CPUs when it starts. A container may show others: those that the process
+/// may run on are asked for as well.
+pub(super) fn real_cpu_id_limit() -> Option<usize> {
+    static LIMIT: OnceLock<Option<usize>> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
+        let text = fs::read_to_string(Path::new(ROOT).join("cpu/possible")).ok()?;
+        let highest = parse_list(&text)?.into_iter().map(|(_, last)| last as usize).max()?;
+        let usable = rustix::thread::sched_getaffinity(None).ok()?;
+        let is_usable = |cpu: &usize| usable.is_set(*cpu);
+        let highest_usable = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(is_usable)?;
+        (highest_usable <= highest).then_some(highest + 1)
+    })
+}
+
 /// CPUs 0 up to the number this process may run on.
 ///
 /// Their ids are a guess: a process confined to CPUs 8 and 9 gets 0 and 1.
@@ -94,21 +119,12 @@ fn fallback_cpus() -> Vec<CpuId> {
 }
 
 /// The `node<id>` folders in ascending order of id.
-fn node_folders(folder: &Path) -> Result<Vec<(NodeId, PathBuf)>, MachineError> {
-    let failed = |source| MachineError::Read { path: folder.to_path_buf(), source };
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(failed)?,
-    };
-    let mut nodes = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        if let Some(node) = node_of_folder(&path) {
-            nodes.push((node, path));
-        }
-    }
+fn node_folders(folder: &Path) -> Vec<(NodeId, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let node = |path: PathBuf| Some((node_of_folder(&path)?, path));
+    let mut nodes: Vec<_> = entries.filter_map(|entry| node(entry.path())).collect();
     nodes.sort();
-    Ok(nodes)
+    nodes
 }
 
 /// `node12` names a node; `has_cpu`, `online`, `power` and the like do not.
@@ -123,25 +139,19 @@ struct TextFile<'a> {
     text: String,
 }
 
-fn read_optional(path: &Path) -> Result<Option<TextFile<'_>>, MachineError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(TextFile { path, text })),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(MachineError::Read { path: path.to_path_buf(), source }),
-    }
+/// The file, if there is one that may be read.
+fn read_optional(path: &Path) -> Option<TextFile<'_>> {
+    fs::read_to_string(path).ok().map(|text| TextFile { path, text })
 }
 
 impl TextFile<'_> {
-    /// The content as a CPU list.
+    /// The content as a CPU list, without ids of [`MAX_CPUS`] and more.
     fn cpus(&self) -> Result<Vec<CpuId>, MachineError> {
         let ranges = parse_list(&self.text).ok_or_else(|| self.malformed())?;
         let mut cpus = Vec::new();
         for (first, last) in ranges {
-            // Checked before the range is expanded: a list may name four thousand million CPUs.
-            if last as usize >= MAX_CPUS {
-                return Err(MachineError::CpuOutOfRange { cpu: CpuId::new(last) });
-            }
-            cpus.extend((first..=last).map(CpuId::new));
+            // A list may name four thousand million CPUs.
+            cpus.extend((first..=last.min(MAX_CPUS as u32 - 1)).map(CpuId::new));
         }
         Ok(cpus)
     }

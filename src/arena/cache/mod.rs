@@ -114,8 +114,8 @@ pub(super) struct Cache {
     /// Taken by threads that could not count on their CPU.
     taken: AtomicU64,
     refilled: AtomicU64,
-    /// Held by a thread that empties the lists, until what was on them is in the placement.
-    draining: Mutex<()>,
+    /// Held by a thread that empties the lists, until what was on them is where others find it.
+    emptying: Mutex<()>,
 }
 
 /// Areas of one class that are to go back to the placement; the addresses of their slots.
@@ -155,13 +155,54 @@ impl Flushed {
     }
 }
 
-/// The lists are emptied. They stay empty until this is dropped.
+/// Areas that were on lists, and are on their way to the placement.
+#[derive(Debug, Default)]
+pub(super) struct Drained(Vec<(Class, Links)>);
+
+impl Drained {
+    /// Lists that are empty are left out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn push(&mut self, class: Class, links: Links) {
+        if links.size_hint().0 > 0 {
+            self.0.push((class, links));
+        }
+    }
+
+    pub(super) fn append(&mut self, mut others: Drained) {
+        self.0.append(&mut others.0);
+    }
+
+    /// Some of them, in an order of their own.
+    pub(super) fn next(&mut self) -> Option<Flushed> {
+        let (class, links) = self.0.last_mut()?;
+        let mut flushed = Flushed::new(*class);
+        links.take(BATCH).for_each(|slot| flushed.push(slot));
+        if links.size_hint().0 == 0 {
+            self.0.pop();
+        }
+        Some(flushed)
+    }
+
+    /// How many there are, and their bytes in one unit.
+    pub(super) fn count(&self) -> (u64, u64) {
+        let count = |(areas, bytes), (class, links): &(Class, Links)| {
+            let len = links.size_hint().0 as u64;
+            (areas + len, bytes + len * class.size() as u64)
+        };
+        self.0.iter().fold((0, 0), count)
+    }
+}
+
+/// What was on the lists of all CPUs. Other threads that empty them wait until this is dropped.
 #[derive(Debug)]
-pub(super) struct Drain<'a> {
-    lists: Vec<(Class, Links)>,
-    /// Another thread has emptied them while this one waited.
-    has_waited: bool,
-    #[expect(dead_code, reason = "until the areas are in the placement")]
+pub(super) struct Emptied<'a> {
+    pub(super) areas: Drained,
+    /// Another thread has emptied the lists while this one waited.
+    pub(super) has_waited: bool,
+    #[expect(dead_code, reason = "until the areas are where others find them")]
     alone: MutexGuard<'a, ()>,
 }
 
@@ -183,7 +224,7 @@ impl Cache {
             most,
             taken: AtomicU64::new(0),
             refilled: AtomicU64::new(0),
-            draining: Mutex::new(()),
+            emptying: Mutex::new(()),
         })
     }
 
@@ -370,27 +411,27 @@ impl Cache {
     }
 
     /// Empties the lists of all CPUs; none where a filter forbids by now to stop sequences.
-    pub(super) fn drain(&self) -> Drain<'_> {
-        let (alone, has_waited) = match self.draining.try_lock() {
+    pub(super) fn empty(&self) -> Emptied<'_> {
+        let (alone, has_waited) = match self.emptying.try_lock() {
             Some(alone) => (alone, false),
-            None => (self.draining.lock(), true),
+            None => (self.emptying.lock(), true),
         };
         self.lists.shut();
-        let mut lists = Vec::new();
+        let mut areas = Drained::default();
         if !gate::has_fence() || gate::fence() {
             for cpu in 0..self.cpus.len() {
-                self.drain_cpu(cpu, &mut lists);
+                self.empty_cpu(cpu, &mut areas);
             }
         }
         self.lists.open();
-        Drain { lists, has_waited, alone }
+        Emptied { areas, has_waited, alone }
     }
 
-    fn drain_cpu(&self, cpu: usize, lists: &mut Vec<(Class, Links)>) {
+    fn empty_cpu(&self, cpu: usize, areas: &mut Drained) {
         let mut class = Class(0);
         loop {
             // Nothing is allocated under the lock.
-            lists.reserve(1);
+            areas.0.reserve(1);
             let mut budget = self.cpus[cpu].lock();
             class = Class(budget.used.next_set(class.0 + 1, CLASSES));
             if class.0 == CLASSES {
@@ -398,13 +439,13 @@ impl Cache {
                 return;
             }
             self.set_limit(&mut budget, cpu, class, 0);
-            lists.push((class, self.lists.take_all(cpu, class)));
+            areas.push(class, self.lists.take_all(cpu, class));
         }
     }
 
-    /// Waits until what another thread has taken off the lists to empty them is in the placement.
-    pub(super) fn wait_for_drain(&self) -> MutexGuard<'_, ()> {
-        self.draining.lock()
+    /// Waits until what another thread has taken off the lists to empty them is where others find it.
+    pub(super) fn wait(&self) -> MutexGuard<'_, ()> {
+        self.emptying.lock()
     }
 
     /// What is cached now, and what happened to it. Exact while nothing else happens.
@@ -425,25 +466,5 @@ impl Cache {
             all.taken += self.lists.taken(cpu);
         }
         all
-    }
-}
-
-impl Drain<'_> {
-    /// Something was on the lists when the drain was asked for.
-    pub(super) fn is_of_use(&self) -> bool {
-        self.has_waited || self.lists.iter().any(|(_, taken)| taken.size_hint().0 > 0)
-    }
-
-    /// The next areas.
-    pub(super) fn next(&mut self) -> Option<Flushed> {
-        loop {
-            let (class, taken) = self.lists.last_mut()?;
-            let mut flushed = Flushed::new(*class);
-            taken.take(BATCH).for_each(|slot| flushed.push(slot));
-            if flushed.len > 0 {
-                return Some(flushed);
-            }
-            self.lists.pop();
-        }
     }
 }

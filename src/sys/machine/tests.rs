@@ -134,3 +134,21 @@ fn debug_is_one_line() {
         "Machine { nr_possible: 2, cpu_id_limit: 2, nodes: [node0], injected: true, .. }";
     assert_eq!(format!("{machine:?}"), expected);
 }
+
+/// What no thread writes need not be summed.
+#[test]
+fn threads_reach_the_cpus_that_stand_in_for_real_ones() {
+    let real = Machine::detect().unwrap();
+    assert_eq!(real.reachable(), real.possible());
+    let limit = real.cpu_id_limit();
+    for machine in [1, 3, MAX_CPUS].map(|cpus| Machine::uniform(cpus).unwrap()) {
+        assert!(machine.reachable().is_sorted() && machine.reachable().len() <= limit);
+        assert!(machine.reachable().contains(&machine.this_cpu()));
+        let real = real.possible().iter().filter(|cpu| machine.is_possible(**cpu));
+        real.for_each(|cpu| assert!(machine.reachable().contains(cpu), "{cpu}"));
+    }
+    // Real CPUs that are holes here.
+    let far = Machine::builder().node(NodeId::new(0), [700, 900].map(CpuId::new)).build().unwrap();
+    let folded: BTreeSet<CpuId> = (0..limit).map(|id| fold(far.possible(), id)).collect();
+    assert!(far.reachable().iter().eq(&folded));
+}
