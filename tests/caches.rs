@@ -154,7 +154,8 @@ fn a_cpu_keeps_no_more_than_it_may() {
             for area in areas {
                 free(&pcpu, area).unwrap();
                 // Two CPUs, and so one of the threads of a test.
-                assert!(pcpu.stats().cached_bytes as usize <= 2 * kept);
+                // As much again may be on its way back to the placement.
+                assert!(pcpu.stats().cached_bytes as usize <= 2 * 2 * kept);
             }
         }
         let stats = pcpu.stats();

@@ -95,11 +95,3 @@ fn a_hundred_thousand_objects_take_less_than_12_mb() {
         assert!(used < 12_000_000, "{used} bytes");
     }
 }
-
-/// Bytes of this process's page tables.
-fn page_tables() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
-    let line = status.lines().find(|line| line.starts_with("VmPTE:")).expect("since Linux 2.6");
-    let kib = line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
-    kib.expect("a number of KiB") << 10
-}

@@ -84,8 +84,11 @@ impl<O: Owner> Arena<O> {
     /// Has the placement decide, if it asks for that, and does a part of all other work, of about the cost
     /// `budget`.
     fn work(&self, populating: &MutexGuard<'_, ()>, mut budget: usize) {
-        let is_pending = self.is_balance_pending();
-        if is_pending {
+        let state = self.state.lock();
+        let is_pending = state.placement.is_balance_pending();
+        let may_empty = is_pending && state.deferred.drained.is_empty();
+        drop(state);
+        if may_empty {
             self.empty_caches();
         }
         budget -= self.flush_drained(budget);
