@@ -276,6 +276,7 @@ impl<O: Owner> Arena<O> {
     ///
     /// Blocks, unless the request is atomic. The reference to `owner` becomes the area's where
     /// [`Allocated::is_owned`] says so; otherwise it stays the caller's.
+    #[inline(always)]
     pub(crate) fn alloc(
         &self,
         request: &Request,

@@ -9,10 +9,10 @@ use crate::memcg::charge::try_charge::{charge, charge_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, FreeError};
 use crate::memcg::gfp::Gfp;
-use crate::memcg::node::{Node, TokenRef, reparent};
+use crate::memcg::node::{Node, Token, TokenRef, reparent};
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::tree::{Tree, current, no_area};
-use crate::placement::{Place, Request, RequestFlags};
+use crate::placement::{GRANULE_SIZE, Place, Request, RequestFlags};
 
 impl Tree {
     pub(crate) fn arena(&self) -> &Arc<Arena<TokenRef>> {
@@ -34,11 +34,36 @@ impl Tree {
         gfp: Gfp,
         content: Content,
     ) -> Result<NonNull<u8>, AllocError> {
-        if !gfp.contains(Gfp::ACCOUNT)
-            && let Some((len, align)) = Request::in_granules(layout)
+        if gfp.contains(Gfp::ACCOUNT) {
+            return self.alloc_accounted(layout, gfp, content);
+        }
+        if let Some((len, align)) = Request::in_granules(layout)
             && let Some(allocated) = self.arena.take(len, align, false, None, content)
         {
             return Ok(allocated.first);
+        }
+        self.alloc_slowly(layout, gfp, false, content)
+    }
+
+    /// As [`alloc`](Tree::alloc), for the thread's current cgroup.
+    #[inline(never)]
+    fn alloc_accounted(
+        &self,
+        layout: Layout,
+        gfp: Gfp,
+        content: Content,
+    ) -> Result<NonNull<u8>, AllocError> {
+        if let Some((len, align)) = Request::in_granules(layout)
+            && let bytes = self.shared.cost.full_size(len * GRANULE_SIZE)
+            && let Some(Some(token)) = current::with(self.id, |node| take_from_stock(node, bytes))
+        {
+            let charged = Uncommitted::new(token, bytes, true, Paid::Stock);
+            if let Some(allocated) = self.arena.take(len, align, true, Some(token), content) {
+                if allocated.is_owned {
+                    charged.commit().count(bytes as i64);
+                }
+                return Ok(allocated.first);
+            }
         }
         self.alloc_slowly(layout, gfp, false, content)
     }
@@ -53,32 +78,10 @@ impl Tree {
         content: Content,
     ) -> Result<NonNull<u8>, AllocError> {
         let flags = RequestFlags { atomic: !gfp.may_block(), account: false, reserved };
-        let mut request = Request::new(layout.size() as u64, layout.align() as u64, flags)?;
+        let request = Request::new(layout.size() as u64, layout.align() as u64, flags)?;
         if !gfp.contains(Gfp::ACCOUNT) {
             return self.alloc_charged(request, None, content);
         }
-        let bytes = self.shared.cost.full_size(request.size());
-        let stocked = |node: &Arc<Node>| {
-            let token = node.token();
-            // The root is not charged for areas, although it has a stock for charges that passed to it.
-            (!node.is_root() && token.take(bytes, 1)).then_some(token)
-        };
-        let Some(Some(token)) = current::with(self.id, stocked) else {
-            return self.alloc_charging(request, gfp, content);
-        };
-        let charged = Uncommitted::new(token, bytes, true, Paid::Stock);
-        request.flags.account = true;
-        self.alloc_charged(request, Some(charged), content)
-    }
-
-    /// As [`alloc`](Tree::alloc), for a cgroup without a stock that is large enough.
-    #[cold]
-    fn alloc_charging(
-        &self,
-        request: Request,
-        gfp: Gfp,
-        content: Content,
-    ) -> Result<NonNull<u8>, AllocError> {
         // A limit answers first. But nobody is asked for memory that is of no use.
         let is_in_vain = self.arena.is_too_full_for(&request);
         let gfp = if is_in_vain { gfp.difference(Gfp::DIRECT_RECLAIM) } else { gfp };
@@ -216,4 +219,12 @@ impl Tree {
         self.arena.verify()?;
         self.words_arena.verify().map_err(|broken| format!("statistics: {broken}"))
     }
+}
+
+/// Charges `bytes` for an area out of this CPU's stock. The root is not charged for areas, although it has a
+/// stock for charges that passed to it.
+#[inline(always)]
+fn take_from_stock(node: &Node, bytes: u64) -> Option<&'static Token> {
+    let token = node.token();
+    (!node.is_root() && token.take(bytes, 1)).then_some(token)
 }
