@@ -192,10 +192,12 @@ def tables(medians):
     tail = rows_of("tail.csv")
     percentiles = ["p50", "p99", "p99.9", "p99.99", "longest"]
     rows = []
-    for load in ["pair", "replace_1000"]:
+    loads = {"pair": "pair", "replace_1000": "one of 1 000 replaced",
+             "waves_free": "a free on 256 CPUs, in waves"}
+    for load in loads:
         for row in (row for row in tail if row["load"] == load):
             subject = "the clock alone" if row["subject"] == "clock" else SUBJECTS[row["subject"]][0]
-            rows.append([load.replace("replace_1000", "one of 1 000 replaced"), subject]
+            rows.append([loads[load], subject]
                         + [time_text(float(row[p])) for p in percentiles])
     out["tail"] = table(["load", "", "50 %", "99 %", "99.9 %", "99.99 %", "longest"], rows)
     return out
