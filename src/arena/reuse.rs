@@ -72,12 +72,9 @@ impl<O: Owner> Arena<O> {
                 false => misfits.push(slot),
             }
         }
-        let mut pending = false;
         for &slot in misfits.slots() {
-            pending |= self.put_back(cache, class, slot);
-        }
-        if pending {
-            self.balance_as_configured();
+            // Balance work that becomes necessary is left to the next operation that may block.
+            let _pending = self.put_back(cache, class, slot);
         }
         found
     }
