@@ -4,6 +4,10 @@
 //! charged to a cgroup and to all its ancestors. The limit of each of them may refuse it. A free
 //! returns the charge, even after the cgroup was removed.
 //!
+//! Read the [guide] first. The [cookbook] has short programs, [`rules`] has what to know of locks, threads,
+//! forks and plugins, [`comparison`] has what else there is, and [`kernel`] is for people who know the
+//! kernel's allocator.
+//!
 //! | you want | use |
 //! |---|---|
 //! | an allocator | [`PerCpuAllocator`] |
@@ -76,7 +80,7 @@
 //! Stocks that are used by sequences need `membarrier`. Without it, stocks are used under locks. If
 //! a filter that is installed later forbids `membarrier`, the stocks of other CPUs are emptied by a
 //! visit to each CPU. The visit needs `sched_getaffinity`, `sched_setaffinity` and a readable
-//! `/proc/self/task`. The README has a table.
+//! `/proc/self/task`. The [guide] has a table.
 //!
 //! # Threads, signals, fork
 //!
@@ -91,6 +95,18 @@
 
 // Model checkers have their own cells in place of some layers; see `memcg::sync`.
 #![cfg_attr(any(percpu_loom, percpu_shuttle), allow(dead_code, unused_imports))]
+
+#[doc = include_str!("guide.md")]
+pub mod guide {}
+
+#[doc = include_str!("cookbook.md")]
+pub mod cookbook {}
+
+#[doc = include_str!("comparison.md")]
+pub mod comparison {}
+
+#[doc = include_str!("kernel.md")]
+pub mod kernel {}
 
 #[doc = include_str!("this_cpu.md")]
 pub mod this_cpu {}

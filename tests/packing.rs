@@ -17,7 +17,7 @@
 //! * Q5: with caches, mean packing is at least 0.97 of that without on every workload, and 0.94 on the
 //!   random mixes; populated pages peak at no more than 1.03 of those without.
 //!
-//! `cargo test --test packing -- --nocapture` prints the table of the README.
+//! `cargo test --test packing -- --nocapture` prints the table of `benches/RESULTS.md`.
 #![allow(unreachable_pub, reason = "in a program, `pub` is what modules show to each other")]
 
 #[path = "../examples/replay/packing.rs"]
@@ -38,7 +38,7 @@ use percpu_memcg::{BalanceMode, Gfp, Machine, Memcg, PcpuPtr, PerCpuAllocator, P
 use packing::Packing;
 use recording::{Header, Line, Op, Recording};
 
-const README: &str = include_str!("../README.md");
+const RESULTS: &str = include_str!("../benches/RESULTS.md");
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
 /// Every recording; too large to ship.
 const FULL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
@@ -147,9 +147,9 @@ fn judge(set: &str, rows: &[Row]) {
 
     let mut broken: Vec<String> = rows.iter().flat_map(Row::broken).collect();
     for (row, line) in rows.iter().zip(table(rows).lines().skip(2)) {
-        // Recordings that the README does not know are judged all the same.
-        if README.contains(&format!("| {} |", row.file)) && !README.contains(line) {
-            broken.push(format!("the README's table should say {line}"));
+        // Recordings that the page of results does not know are judged all the same.
+        if RESULTS.contains(&format!("| {} |", row.file)) && !RESULTS.contains(line) {
+            broken.push(format!("the table of results should say {line}"));
         }
     }
     if ratio < OVER_LINUX_5_10 {

@@ -71,11 +71,12 @@ impl Request {
         })
     }
 
-    /// Size and alignment in granules, for a size above 0.
+    /// Size and alignment in granules, of a legal size.
     #[inline]
     pub(crate) fn in_granules(layout: Layout) -> Option<(usize, usize)> {
-        let align = layout.align().div_ceil(GRANULE_SIZE);
-        (layout.size() > 0).then(|| (layout.size().div_ceil(GRANULE_SIZE), align))
+        let (size, align) = (layout.size(), layout.align());
+        let is_legal = size.wrapping_sub(1) < MAX_AREA_SIZE;
+        is_legal.then(|| (size.div_ceil(GRANULE_SIZE), align.div_ceil(GRANULE_SIZE)))
     }
 
     /// Bytes that the area will have: the size rounded up to granules.
