@@ -132,7 +132,7 @@ pub use memcg::{
 pub use percpu::{
     BuildError, CompactLocal, HistogramError, HistogramSnapshot, Iter, IterMut, Local, LocalRef,
     LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
-    PerCpuCounters, PerCpuHistogram, PerCpuPool, Pooled, StackFull, StaticLocal,
+    PerCpuCounters, PerCpuHistogram, PerCpuPool, Pooled, Reserve, StackFull, StaticLocal,
 };
 pub use placement::Profile;
 pub use report::{CgroupFile, CgroupFiles, FileError};

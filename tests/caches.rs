@@ -1,12 +1,13 @@
 //! Freed areas that CPUs keep: what may be seen of them, and what must not.
 
 use std::alloc::Layout;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use percpu_memcg::placement::Regions;
 use percpu_memcg::{
     FreeError, Gfp, Local, Machine, MapOp, PcpuPtr, PerCpu, PerCpuAllocator,
-    PerCpuAllocatorBuilder, Profile,
+    PerCpuAllocatorBuilder, Profile, ThisCpu, Tier,
 };
 
 const KEPT: usize = 32 << 10;
@@ -312,4 +313,146 @@ fn a_reused_object_that_is_initialised_has_no_old_value_anywhere() {
         assert!(panics.is_err());
         assert_eq!(PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap().sum(), 0);
     }
+}
+
+/// A neighbour that was placed for the cache is zero, whatever the first area was to hold.
+#[test]
+fn neighbours_of_an_initialised_object_are_zero() {
+    let pcpu = builder(3).build().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let _in = tenant.enter();
+    for gfp in [Gfp::KERNEL, Gfp::KERNEL_ACCOUNT] {
+        for _ in 0..20 {
+            let new = || PerCpu::new_in(&pcpu, gfp, |_| [0xa5_u8; 8]).unwrap();
+            drop((0..3000).map(|_| new()).collect::<Vec<_>>());
+            pcpu.trim();
+            let kept: Vec<_> = (0..12).map(|_| new()).collect();
+            let zeroed: Vec<_> =
+                (0..40).map(|_| PerCpu::<[u8; 8]>::zeroed_in(&pcpu, gfp).unwrap()).collect();
+            let is_zero = |object: &PerCpu<[u8; 8]>| object.iter().all(|(_, copy)| *copy == [0; 8]);
+            assert!(zeroed.iter().all(is_zero), "{gfp:?}");
+            assert!(kept.iter().all(|object| object.iter().all(|(_, copy)| *copy == [0xa5; 8])));
+        }
+    }
+}
+
+/// Four threads claim each area that they get, while another one empties the caches again and again.
+#[test]
+fn no_area_is_handed_out_twice_while_caches_are_emptied() {
+    let pcpu = builder(2).build().unwrap();
+    let is_over = AtomicBool::new(false);
+    let claim = |ptr: PcpuPtr| {
+        // SAFETY: an aligned word of a copy of a live area, which is used by atomic instructions alone.
+        unsafe { AtomicU64::from_ptr(ptr.as_ptr().cast().as_ptr()) }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                pcpu.trim();
+            }
+        });
+        let users: Vec<_> = (1..=4_u64)
+            .map(|user| {
+                let (pcpu, claim) = (&pcpu, &claim);
+                scope.spawn(move || {
+                    let mut live = Vec::new();
+                    for nth in 0..60_000_u64 {
+                        let ptr = alloc(pcpu, layout(8, 8));
+                        assert_eq!(claim(ptr).swap(user, Ordering::Relaxed), 0, "another's area");
+                        live.push(ptr);
+                        if nth % 7 != 0 || live.len() > 50 {
+                            let ptr = live.swap_remove(nth as usize % live.len());
+                            assert_eq!(claim(ptr).swap(0, Ordering::Relaxed), user, "its own area");
+                            free(pcpu, ptr).unwrap();
+                        }
+                    }
+                    live.into_iter().for_each(|ptr| free(pcpu, ptr).unwrap());
+                })
+            })
+            .collect();
+        let ends: Vec<_> = users.into_iter().map(|user| user.join()).collect();
+        is_over.store(true, Ordering::Relaxed);
+        ends.into_iter().for_each(|end| end.unwrap());
+    });
+    pcpu.trim();
+    let stats = pcpu.stats();
+    assert_eq!((stats.nr_cur_alloc, stats.nr_cached, stats.live_bytes), (0, 0, 0));
+    pcpu.verify().unwrap();
+}
+
+/// Its lists cannot be used: nothing is placed for them.
+#[test]
+fn a_cpu_that_the_machine_lacks_caches_nothing() {
+    if core_affinity::get_core_ids().unwrap().len() < 2 || ThisCpu::tier() == Tier::GetCpu {
+        println!("skipped: needs two CPUs and sequences");
+        return;
+    }
+    let pcpu = builder(1).build().unwrap();
+    on_cpu(1, || {
+        for _ in 0..100 {
+            let areas: Vec<_> = (0..20).map(|_| alloc(&pcpu, layout(8, 8))).collect();
+            areas.into_iter().for_each(|area| free(&pcpu, area).unwrap());
+        }
+    });
+    let stats = pcpu.stats();
+    assert_eq!((stats.nr_cached, stats.nr_alloc, stats.nr_cur_alloc), (0, 2000, 0));
+}
+
+#[test]
+fn what_is_cached_is_in_no_report_of_a_removed_cgroup() {
+    let pcpu = builder(2).build().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let in_tenant = tenant.enter();
+    let area = |_| pcpu.alloc(layout(8, 8), Gfp::KERNEL_ACCOUNT).unwrap();
+    let mut areas: Vec<_> = (0..100).map(area).collect();
+    let kept = areas.pop().unwrap();
+    areas.into_iter().for_each(|area| free(&pcpu, area).unwrap());
+    drop(in_tenant);
+    assert!(pcpu.stats().nr_cached >= 30, "{:?}", pcpu.stats());
+    let report = tenant.remove_with_report().unwrap();
+    assert!(report.to_string().contains("1 "), "{report}");
+    free(&pcpu, kept).unwrap();
+    assert_eq!(pcpu.root().current(), 0);
+}
+
+#[test]
+fn what_is_stale_is_an_error_after_its_chunk_is_gone_and_when_it_comes_back() {
+    let pcpu = builder(2).build().unwrap();
+    let areas: Vec<_> = (0..60_000).map(|_| alloc(&pcpu, layout(8, 8))).collect();
+    for &area in &areas {
+        free(&pcpu, area).unwrap();
+    }
+    pcpu.trim();
+    assert!(areas.iter().all(|area| free(&pcpu, *area).is_err()));
+    // The same addresses, with other areas on them.
+    let again: Vec<_> = (0..30_000).map(|_| alloc(&pcpu, layout(16, 16))).collect();
+    for &area in &again {
+        dirty(&pcpu, area, 16);
+    }
+    assert!(
+        areas
+            .iter()
+            .filter(|area| !again.contains(area))
+            .take(2000)
+            .all(|area| { free(&pcpu, *area).is_err() })
+    );
+    again.into_iter().for_each(|area| free(&pcpu, area).unwrap());
+    assert_eq!(pcpu.stats().nr_cur_alloc, 0);
+    pcpu.verify().unwrap();
+}
+
+/// Where a discard fails, and so does mapping the memory anew, it is not used again.
+#[test]
+fn memory_that_could_not_be_given_back_is_no_new_chunk() {
+    let machine = Machine::uniform(2).unwrap();
+    let pcpu = PerCpuAllocator::builder().machine(machine.clone()).build().unwrap();
+    for _ in 0..3 {
+        let areas: Vec<_> = (0..3000).map(|_| alloc(&pcpu, layout(500, 4))).collect();
+        areas.iter().for_each(|area| dirty(&pcpu, *area, 500));
+        machine.faults().fail_all(Some(MapOp::Discard));
+        areas.into_iter().for_each(|area| free(&pcpu, area).unwrap());
+        pcpu.trim();
+        machine.faults().clear();
+    }
+    pcpu.verify().unwrap();
 }

@@ -3,7 +3,9 @@
 use std::alloc::Layout;
 
 use percpu_memcg::placement::Regions;
-use percpu_memcg::{Gfp, Limit, Local, Machine, MapOp, PcpuPtr, PerCpu, PerCpuAllocator, Profile};
+use percpu_memcg::{
+    Gfp, Limit, Local, Machine, MapOp, PcpuPtr, PerCpu, PerCpuAllocator, Populate, Profile,
+};
 
 fn free_many(pcpu: &PerCpuAllocator, areas: &[PcpuPtr]) -> bool {
     // SAFETY: no test uses an area after it freed it, and all bytes are initialised.
@@ -171,4 +173,69 @@ fn objects_that_were_allocated_together_live_and_die_alone() {
         drop(object);
         assert_eq!(tenant.stat().percpu, one * spare.len().min(100) as u64);
     }
+}
+
+#[test]
+fn neighbours_are_aligned_and_lie_on_pages_that_are_there() {
+    for profile in [Profile::DEFAULT, Profile::LINUX_6_13] {
+        let pcpu = PerCpuAllocator::builder().profile(profile).build().unwrap();
+        for (size, align) in [(12, 8), (8, 8), (20, 16), (4, 4), (100, 64), (500, 128), (256, 256)]
+        {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            let mut areas = pcpu.alloc_many(layout, 300, Gfp::KERNEL).unwrap();
+            // The way of single ones, which places neighbours for the cache.
+            areas.extend((0..300).map(|_| pcpu.alloc(layout, Gfp::KERNEL).unwrap()));
+            assert!(areas.iter().all(|area| area.as_ptr().addr().get().is_multiple_of(align)));
+            pcpu.verify().unwrap();
+            // SAFETY: nobody uses them.
+            unsafe { pcpu.free_many(&areas) }.unwrap();
+        }
+    }
+}
+
+#[test]
+fn areas_that_cpus_keep_make_room_for_many_that_must_not_block() {
+    let pcpu = PerCpuAllocator::builder().machine(Machine::uniform(2).unwrap()).build().unwrap();
+    let small = Layout::new::<u64>();
+    // All that is populated.
+    let areas: Vec<_> = std::iter::from_fn(|| pcpu.alloc(small, Gfp::NOWAIT).ok()).collect();
+    for area in &areas[..200] {
+        // SAFETY: nobody uses it.
+        unsafe { pcpu.free(*area) }.unwrap();
+    }
+    assert!(pcpu.stats().nr_cached > 100);
+    let large = Layout::from_size_align(64, 8).unwrap();
+    assert_eq!(pcpu.alloc_many(large, 4, Gfp::NOWAIT).unwrap().len(), 4);
+}
+
+#[test]
+fn many_are_populated_where_pages_are_populated_at_once() {
+    let machine = Machine::uniform(2).unwrap();
+    let builder = PerCpuAllocator::builder().machine(machine.clone());
+    let pcpu = builder.populate(Populate::Eager).build().unwrap();
+    let layout = Layout::from_size_align(256, 256).unwrap();
+    let before = machine.faults().operations();
+    assert_eq!(pcpu.alloc_many(layout, 16, Gfp::KERNEL).unwrap().len(), 16);
+    assert!(machine.faults().operations() - before >= 16 * 2, "each area on each CPU");
+}
+
+#[test]
+fn a_reserve_is_paid_for_and_cannot_fail() {
+    let machine = Machine::uniform(2).unwrap();
+    let pcpu = PerCpuAllocator::builder().machine(machine.clone()).build().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let layout = Layout::from_size_align(64, 64).unwrap();
+    let mut reserve = pcpu.reserve(Some(&tenant), layout, 1000, Gfp::KERNEL).unwrap();
+    assert_eq!(tenant.current(), 1000 * full_size(64, 2));
+    tenant.set_max(Limit::bytes(tenant.current())).unwrap();
+    machine.faults().fail_all(None);
+    let taken: Vec<_> = (0..600).map(|_| reserve.take().unwrap()).collect();
+    assert!(pcpu.reserve(Some(&tenant), layout, 1, Gfp::KERNEL).is_err());
+    assert_eq!((reserve.len(), reserve.is_empty()), (400, false));
+    drop(reserve);
+    assert_eq!(tenant.current(), 600 * full_size(64, 2));
+    assert!(free_many(&pcpu, &taken));
+    assert_eq!((tenant.current(), pcpu.stats().nr_cur_alloc), (0, 0));
+    let mut none = pcpu.reserve(None, layout, 0, Gfp::KERNEL).unwrap();
+    assert!(none.is_empty() && none.take().is_none());
 }

@@ -22,7 +22,7 @@ use crate::sys::{MapError, page_size};
 pub enum BalanceMode {
     /// The operation that asked for it, right after it is done; an allocation that must not block
     /// leaves it to the next operation that may. On machines with many CPUs an operation gives back
-    /// the memory of some of them, and leaves the others to the next ones.
+    /// the memory of some of them, and leaves the others to the next ones that this CPU's cache does not serve.
     #[default]
     Inline,
     /// A thread of the allocator's own.
@@ -76,7 +76,7 @@ impl<O: Owner> Arena<O> {
     pub(crate) fn balance(&self) {
         let populating = self.populate_lock.lock();
         // Cached areas keep pages and chunks.
-        self.drain();
+        self.drain(true);
         self.decide(&populating);
         self.give_back(&populating, usize::MAX);
     }
@@ -89,7 +89,7 @@ impl<O: Owner> Arena<O> {
         let may_empty = is_pending && state.deferred.drained.is_empty();
         drop(state);
         if may_empty {
-            self.empty_caches();
+            self.empty_caches(true);
         }
         budget -= self.flush_drained(budget);
         if is_pending {

@@ -1,6 +1,9 @@
 //! Many areas at once, all or none.
 
-use super::{Allocated, Arena, BalanceMode, Content, Freed, NoArea, NotLive, Owner, Remains};
+use super::{
+    Allocated, Arena, BalanceMode, Content, Freed, NoArea, NotLive, Owner, Populate, Remains,
+    Window,
+};
 use crate::placement::{Area, Request};
 
 impl<O: Owner> Arena<O> {
@@ -15,10 +18,15 @@ impl<O: Owner> Arena<O> {
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Vec<Allocated>, NoArea> {
-        match self.place_many(request, count, owner, content) {
-            Err(_) if self.drain_for(request) => self.place_many(request, count, owner, content),
-            result => result,
+        let (mut runs, mut areas) = (Vec::new(), Vec::new());
+        let room = runs.try_reserve(count).and_then(|()| areas.try_reserve(count));
+        room.map_err(|_| NoArea::NoRoom)?;
+        let mut place = || self.place_many(request, count, owner, content, &mut runs, &mut areas);
+        match place() {
+            Err(_) if self.drain_for(request) => place()?,
+            result => result?,
         }
+        Ok(areas)
     }
 
     fn place_many(
@@ -27,10 +35,11 @@ impl<O: Owner> Arena<O> {
         count: usize,
         owner: Option<&'static O::Target>,
         content: Content,
-    ) -> Result<Vec<Allocated>, NoArea> {
-        let (mut runs, mut areas) = (Vec::<(Area, usize)>::new(), Vec::new());
-        let room = runs.try_reserve(count).and_then(|()| areas.try_reserve(count));
-        room.map_err(|_| NoArea::NoRoom)?;
+        runs: &mut Vec<(Area, usize)>,
+        areas: &mut Vec<Allocated>,
+    ) -> Result<(), NoArea> {
+        // Neighbours in the paged window have no memory yet.
+        let is_backed = self.populate == Populate::Lazy || request.window() == Window::Coloured;
         let atomic = request.flags.atomic;
         let populating = (!atomic).then(|| self.populate_lock.lock());
         let mut state = self.state.lock();
@@ -41,14 +50,14 @@ impl<O: Owner> Arena<O> {
                 false => self.place_blocking(&mut state, request),
             };
             result = first.map(|area| {
-                let most = count - placed - 1;
+                let most = if is_backed { count - placed - 1 } else { 0 };
                 let run = 1 + state.placement.place_behind(&area, request, most);
                 placed += run;
                 runs.push((area, run));
             });
         }
         let mut handed_out = Vec::with_capacity(runs.len());
-        for (mut area, run) in runs {
+        for (mut area, run) in runs.drain(..) {
             let (size, chunk, start) = (area.size, area.chunk, area.offset);
             area.size *= run;
             if result.is_err() {
@@ -79,7 +88,7 @@ impl<O: Owner> Arena<O> {
         if pending && (!atomic || self.balance_mode == BalanceMode::Background) {
             self.balance_as_configured();
         }
-        result.map(|()| areas)
+        result
     }
 
     /// Frees areas as [`free`](Self::free) does, or none of them, under one hold of the lock. An address

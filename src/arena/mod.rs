@@ -11,7 +11,7 @@
 //! placing to the end of population, and by balance work: at most one of them changes what is
 //! populated. The area lock guards the placement and the table of the chunks' memory;
 //! it is short and never held across a system call. Callers that must not block take only the area
-//! lock.
+//! lock, and try that under which caches are emptied.
 //! The caches of freed areas are in front of both: see [`cache`].
 //!
 //! # Invariants
@@ -329,6 +329,9 @@ impl<O: Owner> Arena<O> {
         drop(state);
         drop(populating);
         let result = result.map(|handed_out| {
+            // Neighbours that are cached are to be zero, whatever the caller writes into its own.
+            let is_alone = handed_out.unit.len() == request.size();
+            let content = if is_alone { content } else { Content::Zero };
             handed_out.clean(&self.machine, content);
             pending |= self.cache_rest(request, &handed_out);
             handed_out.allocated()
@@ -516,6 +519,10 @@ impl<O: Owner> HandedOut<'_, O> {
     #[inline(never)]
     fn clean(&self, machine: &Machine, content: Content) {
         let Some(dirty) = self.dirty.clone() else { return };
+        if content == Content::Any {
+            // SAFETY: as below; no byte is read.
+            return unsafe { self.bytes.clean(machine, self.window, &dirty, content) };
+        }
         let undefined = self.undefined.clone().unwrap_or(dirty.end..dirty.end);
         for defined in [dirty.start..undefined.start, undefined.end..dirty.end] {
             if defined.is_empty() {

@@ -131,9 +131,9 @@ impl<O: Owner> Arena<O> {
         content: Content,
     ) {
         match marked {
-            // SAFETY: this thread has the area alone (N2). All its bytes have a value, as the one that
-            // freed it said.
-            Marked::Cached(Remains::Initialised) => unsafe {
+            // SAFETY: this thread has the area alone (N2). Its bytes have a value, as the one that freed it
+            // said, or none of them is read.
+            _ if content == Content::Any || marked == Marked::Cached(Remains::Initialised) => unsafe {
                 bytes.clean(&self.machine, Window::Coloured, &unit, content);
             },
             // SAFETY: as above.
@@ -199,15 +199,18 @@ impl<O: Owner> Arena<O> {
         let count = handed_out.unit.len() / request.size() - 1;
         let Some(cache) = self.cache.as_ref().filter(|_| count > 0) else { return false };
         cache.count_refilled(count);
-        let mut pending = false;
-        // The lowest one is taken off first.
+        // The lowest one is taken off first. What finds no room goes back together.
+        let class = |unit| cache.class(request.len, request.flags.account, unit);
+        let mut rest = Flushed::new(class(0));
         for nth in (1..=count).rev() {
             let unit = handed_out.unit.start + nth * request.size();
-            let class = cache.class(request.len, request.flags.account, unit);
-            let slot = handed_out.bytes.owner_slot(unit).as_ptr().expose_provenance();
-            pending |= self.put_back(cache, class, slot);
+            let slot = handed_out.bytes.owner_slot(unit).as_ptr();
+            // SAFETY: the slot of an area that nobody has, of that class, whose mark says that it is cached.
+            if unsafe { cache.push(&self.machine, class(unit), slot.cast()) } != Pushed::Done {
+                rest.push(slot.expose_provenance());
+            }
         }
-        pending
+        self.flush(rest)
     }
 
     /// Gives cached areas back to the placement. Returns whether balance work is pending.
@@ -220,23 +223,25 @@ impl<O: Owner> Arena<O> {
         state.has_work()
     }
 
-    /// Empties the caches, if that may be of use to a request. Returns whether it may be.
+    /// Gives what is cached back to the placement, if that may be of use to a request. Returns whether it may
+    /// be. Does not block for a request that must not.
     pub(super) fn drain_for(&self, request: &Request) -> bool {
-        !self.is_too_full_for(request) && self.drain()
+        !self.is_too_full_for(request) && self.drain(!request.flags.atomic)
     }
 
-    /// Gives all that is cached back to the placement. Returns whether there was any.
-    pub(super) fn drain(&self) -> bool {
-        let was_any = self.empty_caches();
+    /// Gives all that is cached back to the placement, or what it can without blocking. Returns whether there
+    /// was any.
+    pub(super) fn drain(&self, may_block: bool) -> bool {
+        let was_any = self.empty_caches(may_block);
         let flushed = self.flush_drained(usize::MAX);
         was_any || flushed > 0
     }
 
     /// Empties the caches. What was in them is given back by [`flush_drained`](Self::flush_drained). Returns
     /// whether there was any.
-    pub(super) fn empty_caches(&self) -> bool {
+    pub(super) fn empty_caches(&self, may_block: bool) -> bool {
         let Some(cache) = &self.cache else { return false };
-        let mut emptied = cache.empty();
+        let Some(mut emptied) = cache.empty(may_block) else { return false };
         let was_any = emptied.has_waited || !emptied.areas.is_empty();
         self.state.lock().deferred.drained.append(mem::take(&mut emptied.areas));
         was_any

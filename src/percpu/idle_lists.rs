@@ -8,7 +8,7 @@
 //!
 //! In a process without a fence the gate is never opened, and the lists stay empty.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use zerocopy::FromZeros;
 
@@ -17,6 +17,7 @@ use super::object::Source;
 use crate::memcg::{AllocError, Memcg};
 use crate::sys::gate::{self, Links, Popped, Pushed, RseqGate, list_len, list_limit};
 use crate::sys::locks::Mutex;
+use crate::sys::{CpuId, Machine};
 
 /// The two words of a list, as [`gate`] says.
 #[derive(FromZeros)]
@@ -30,6 +31,8 @@ struct List {
 pub(super) struct IdleLists {
     gate: RseqGate,
     lists: PerCpu<List>,
+    limit: AtomicUsize,
+    machine: Machine,
     /// Held while the gate is closed after it was opened.
     closed: Mutex<()>,
 }
@@ -38,18 +41,37 @@ impl IdleLists {
     /// Empty lists of up to `limit` links each. `memcg` pays for their words.
     pub(super) fn new(memcg: &Memcg, limit: usize) -> Result<Self, AllocError> {
         let lists = PerCpu::zeroed_from(Source::Memcg(memcg))?;
-        let lists = IdleLists { gate: RseqGate::new(), lists, closed: Mutex::new(()) };
-        lists.set_limit(limit);
+        let (gate, closed) = (RseqGate::new(), Mutex::new(()));
+        let (machine, limit) = (memcg.tree().arena().machine().clone(), AtomicUsize::new(limit));
+        let lists = IdleLists { gate, lists, limit, machine, closed };
         lists.open();
         Ok(lists)
     }
 
-    /// How many links each list may have. A push that is under way may go by the limit before.
+    /// The lists of the CPUs that threads reach: to look at others would take page tables.
+    fn reachable(&self) -> impl Iterator<Item = &List> {
+        self.machine.reachable().iter().filter_map(|cpu| self.lists.get(*cpu))
+    }
+
+    /// How many links each list may have; the lists are empty. A push that is under way may go by the limit
+    /// before.
     pub(super) fn set_limit(&self, limit: usize) {
-        for (_, list) in self.lists.iter() {
-            // Relaxed: one number.
-            list.limit.store(list_limit(limit), Ordering::Relaxed);
-        }
+        // Relaxed, here and below: one number.
+        self.limit.store(limit, Ordering::Relaxed);
+        self.reachable().for_each(|list| list.limit.store(0, Ordering::Relaxed));
+    }
+
+    /// Gives this CPU's list its limit, which it gets when it is first used. False when it has it.
+    #[cold]
+    fn give_limit(&self) -> bool {
+        let Some(list) = gate::sequence_cpu().and_then(|cpu| {
+            let cpu = u32::try_from(cpu).ok().map(CpuId::new)?;
+            self.lists.get(cpu)
+        }) else {
+            return false;
+        };
+        let limit = list_limit(self.limit.load(Ordering::Relaxed));
+        list.limit.swap(limit, Ordering::Relaxed) != limit
     }
 
     fn open(&self) {
@@ -70,7 +92,8 @@ impl IdleLists {
         // SAFETY: the gate is to one list. The rest is the caller's promise.
         match unsafe { self.gate.push(0, link) } {
             Pushed::Done => true,
-            Pushed::Full => false,
+            // SAFETY: as above.
+            Pushed::Full => self.give_limit() && unsafe { self.gate.push(0, link) } == Pushed::Done,
             // SAFETY: as above.
             Pushed::Closed => self.is_late() && unsafe { self.gate.push(0, link) } == Pushed::Done,
         }
@@ -106,7 +129,7 @@ impl IdleLists {
         let _closed = self.closed.lock();
         self.gate.close();
         if gate::has_fence() && gate::fence() {
-            for (_, list) in self.lists.iter() {
+            for list in self.reachable() {
                 // SAFETY: no sequence is under way, and links exist while they are on a list.
                 let mut links = unsafe { Links::new(list.first.load(Ordering::Relaxed)) };
                 taken.extend(links.by_ref().take(most - taken.len()));
@@ -127,6 +150,6 @@ impl IdleLists {
 
     /// How many links there are. A snapshot.
     pub(super) fn len(&self) -> usize {
-        self.lists.iter().map(|(_, list)| list_len(list.first.load(Ordering::Relaxed))).sum()
+        self.reachable().map(|list| list_len(list.first.load(Ordering::Relaxed))).sum()
     }
 }

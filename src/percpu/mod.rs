@@ -21,7 +21,7 @@ mod statics;
 #[cfg(test)]
 mod tests;
 
-pub use allocator::PerCpuAllocator;
+pub use allocator::{PerCpuAllocator, Reserve};
 pub use builder::{BuildError, PerCpuAllocatorBuilder};
 pub use counter::{
     HistogramError, HistogramSnapshot, PerCpuCounter, PerCpuCounters, PerCpuHistogram,

@@ -36,8 +36,8 @@ use super::PerCpu;
 use super::idle_lists::IdleLists;
 use super::object::Source;
 use crate::memcg::{AllocError, Charge, Memcg, Registration};
-use crate::sys::CpuId;
 use crate::sys::locks::Mutex;
+use crate::sys::{CpuId, gate};
 
 /// As many as a CPU keeps by default.
 const MAX_IDLE: usize = 32;
@@ -191,8 +191,9 @@ impl<T> Inner<T> {
         }
         // SAFETY: it was leaked above.
         let object = unsafe { Box::from_raw(object) };
-        // Relaxed: one number.
-        let max_idle = self.max_idle.load(Ordering::Relaxed);
+        // Relaxed: one number. Where CPUs have no lists, this one is as long as two.
+        let lists = if gate::has_fence() { 1 } else { 2 };
+        let max_idle = self.max_idle.load(Ordering::Relaxed).saturating_mul(lists);
         let mut common = self.common.lock();
         if common.len() < max_idle {
             common.push(object);
@@ -315,8 +316,8 @@ impl<T> PerCpuPool<T> {
     /// Bounds the number of idle objects: each CPU keeps at most so many, and a list for all CPUs as many
     /// again. The default is 32, the most 65 535. With 0, every object is freed when it is returned.
     ///
-    /// Without sequences that can be stopped (see [`ThisCpu::tier`](crate::ThisCpu::tier)), only the list for
-    /// all CPUs is used.
+    /// Without sequences that can be stopped (see [`ThisCpu::tier`](crate::ThisCpu::tier)), there is only the list
+    /// for all CPUs, which keeps twice as many.
     ///
     /// # Examples
     ///
@@ -331,6 +332,7 @@ impl<T> PerCpuPool<T> {
     /// ```
     #[must_use]
     pub fn with_max_idle(self, objects: usize) -> Self {
+        self.shrink(usize::MAX);
         // Relaxed: one number.
         self.inner.max_idle.store(objects, Ordering::Relaxed);
         self.inner.lists.set_limit(objects);

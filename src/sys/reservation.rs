@@ -256,6 +256,9 @@ impl Reservation {
     /// No thread accesses the range during the call, and nobody relies on what it holds.
     pub(crate) unsafe fn remap(&self, range: Range<usize>) -> bool {
         let pages = self.pages_inside(range);
+        if self.machine.faults().admit(MapOp::Discard, pages.len()).is_err() {
+            return false;
+        }
         let start = self.at(pages.start).as_ptr().cast();
         let flags = Self::FLAGS | MapFlags::FIXED;
         // SAFETY: pages of this mapping (B1), which the kernel replaces at once. The caller answers for their

@@ -56,6 +56,11 @@ impl Lists {
         self.gate.is_open()
     }
 
+    /// Ids of CPUs below this have lists that sequences reach.
+    pub(super) fn cpus(&self) -> usize {
+        self.locator.cpus()
+    }
+
     /// Takes an area off this CPU's list: the address of its slot.
     #[inline(always)]
     pub(super) fn pop(&self, class: Class) -> Popped {

@@ -99,6 +99,8 @@ struct Budget {
     granted: usize,
     /// The classes that had a limit since the lists were emptied.
     used: Bitmap,
+    /// There ever was one. Until then the CPU's words are not read, which would take page tables.
+    was_used: bool,
     /// The class from which some was taken last.
     hand: usize,
 }
@@ -127,7 +129,7 @@ pub(super) struct Flushed {
 }
 
 impl Flushed {
-    fn new(class: Class) -> Self {
+    pub(super) fn new(class: Class) -> Self {
         Flushed { class, slots: [0; BATCH], len: 0 }
     }
 
@@ -215,7 +217,7 @@ impl Cache {
     ) -> Result<Self, MapError> {
         let budget = || {
             let used = Bitmap::new(CLASSES);
-            CachePadded::new(LeafMutex::new(Budget { granted: 0, used, hand: 0 }))
+            CachePadded::new(LeafMutex::new(Budget { granted: 0, used, was_used: false, hand: 0 }))
         };
         Ok(Cache {
             splits_types,
@@ -328,11 +330,19 @@ impl Cache {
         }
     }
 
+    /// The CPU whose lists this thread can use.
+    fn own_cpu(&self, machine: &Machine) -> Option<usize> {
+        if !gate::has_fence() {
+            return Some(machine.this_cpu().index());
+        }
+        gate::sequence_cpu().filter(|cpu| self.lists.is_open() && *cpu < self.lists.cpus())
+    }
+
     /// Makes room on this CPU's list of a class, which was found full. What has to leave another list for it,
     /// or the older part of this one, is returned, to go back to the placement. `None` when there can be no
     /// room now.
     pub(super) fn make_room(&self, machine: &Machine, class: Class) -> Option<Flushed> {
-        let cpu = machine.this_cpu().index();
+        let cpu = self.own_cpu(machine)?;
         let mut budget = self.cpus.get(cpu)?.try_lock()?;
         if self.grow(&mut budget, cpu, class) {
             return Some(Flushed::new(class));
@@ -380,7 +390,7 @@ impl Cache {
     /// Doubles the limit of a list, as far as the CPU's budget allows. False when it allows nothing.
     fn grow(&self, budget: &mut Budget, cpu: usize, class: Class) -> bool {
         let limit = self.lists.limit(cpu, class);
-        let left = (self.most - budget.granted) / class.size();
+        let left = self.most.saturating_sub(budget.granted) / class.size();
         let more = limit.max(1).min(left).min(MAX_LEN - limit);
         self.set_limit(budget, cpu, class, limit + more);
         more > 0
@@ -391,12 +401,13 @@ impl Cache {
         budget.granted += limit * class.size();
         self.lists.set_limit(cpu, class, limit);
         budget.used.set(class.0);
+        budget.was_used = true;
     }
 
     /// How many areas of a class may be placed for this CPU's list, which was found empty, beside the one
     /// that is handed out. The more often it is found empty, the more.
     pub(super) fn refill(&self, machine: &Machine, class: Class) -> usize {
-        let cpu = machine.this_cpu().index();
+        let Some(cpu) = self.own_cpu(machine) else { return 0 };
         let Some(mut budget) = self.cpus.get(cpu).and_then(|budget| budget.try_lock()) else {
             return 0;
         };
@@ -411,20 +422,24 @@ impl Cache {
     }
 
     /// Empties the lists of all CPUs; none where a filter forbids by now to stop sequences.
-    pub(super) fn empty(&self) -> Emptied<'_> {
+    ///
+    /// `None`, and nothing is done, where it would block and must not.
+    pub(super) fn empty(&self, may_block: bool) -> Option<Emptied<'_>> {
         let (alone, has_waited) = match self.emptying.try_lock() {
             Some(alone) => (alone, false),
-            None => (self.emptying.lock(), true),
+            None if may_block => (self.emptying.lock(), true),
+            None => return None,
         };
         self.lists.shut();
         let mut areas = Drained::default();
-        if !gate::has_fence() || gate::fence() {
+        let fence = if may_block { gate::fence } else { gate::short_fence };
+        if !gate::has_fence() || fence() {
             for cpu in 0..self.cpus.len() {
                 self.empty_cpu(cpu, &mut areas);
             }
         }
         self.lists.open();
-        Emptied { areas, has_waited, alone }
+        Some(Emptied { areas, has_waited, alone })
     }
 
     fn empty_cpu(&self, cpu: usize, areas: &mut Drained) {
@@ -435,10 +450,11 @@ impl Cache {
             let mut budget = self.cpus[cpu].lock();
             class = Class(budget.used.next_set(class.0 + 1, CLASSES));
             if class.0 == CLASSES {
-                budget.used.clear_range(0..CLASSES);
                 return;
             }
             self.set_limit(&mut budget, cpu, class, 0);
+            // A thread that finds its list empty at this time may set it again.
+            budget.used.clear_range(class.0..class.0 + 1);
             areas.push(class, self.lists.take_all(cpu, class));
         }
     }
@@ -462,8 +478,9 @@ impl Cache {
                 all.areas += len;
                 all.bytes += len * class.size() as u64;
             }
-            drop(budget);
-            all.taken += self.lists.taken(cpu);
+            if budget.was_used {
+                all.taken += self.lists.taken(cpu);
+            }
         }
         all
     }

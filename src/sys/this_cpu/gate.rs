@@ -243,9 +243,15 @@ pub(crate) fn has_fence() -> bool {
 /// this thread wrote before. False when the system refuses both fences: some sequence may go on.
 #[must_use]
 pub(crate) fn fence() -> bool {
+    short_fence() || visit_cpus().is_some()
+}
+
+/// As [`fence`], by `membarrier` alone, which takes some microseconds.
+#[must_use]
+pub(crate) fn short_fence() -> bool {
     let fence = || membarrier(MembarrierCommand::PrivateExpeditedRseq).is_ok();
     // A forked child may have to register once more.
-    fence() || (announce() && fence()) || visit_cpus().is_some()
+    fence() || (announce() && fence())
 }
 
 /// Registers this process for the `membarrier` of [`fence`].
