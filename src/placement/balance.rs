@@ -163,7 +163,7 @@ impl Placement {
             };
             let chunk = self.chunk(id);
             let reclaimable =
-                |&page: &usize| chunk.blocks[page].is_free_block() && chunk.populated.get(page);
+                |&page: &usize| chunk.blocks.get(page).is_free_block() && chunk.populated.get(page);
             let worthwhile = below > 0 && chunk.nr_empty_pages > 0;
             let short = worthwhile && self.empty_pages(chunk_type) < self.high(chunk_type);
             let candidates = if worthwhile && !short { 0..below } else { 0..0 };

@@ -20,26 +20,31 @@ impl Bitmap {
         Bitmap { words: vec![0; len.div_ceil(WORD_BITS)].into_boxed_slice(), len }
     }
 
+    #[inline]
     pub(crate) fn get(&self, bit: usize) -> bool {
         debug_assert!(bit < self.len);
         self.words[bit / WORD_BITS] >> (bit % WORD_BITS) & 1 == 1
     }
 
+    #[inline]
     pub(crate) fn set(&mut self, bit: usize) {
         debug_assert!(bit < self.len);
         self.words[bit / WORD_BITS] |= 1 << (bit % WORD_BITS);
     }
 
     /// Sets every bit of `range`.
+    #[inline]
     pub(crate) fn set_range(&mut self, range: Range<usize>) {
         self.for_each_mask(range, |word, mask| *word |= mask);
     }
 
     /// Clears every bit of `range`.
+    #[inline]
     pub(crate) fn clear_range(&mut self, range: Range<usize>) {
         self.for_each_mask(range, |word, mask| *word &= !mask);
     }
 
+    #[inline]
     fn for_each_mask(&mut self, range: Range<usize>, mut apply: impl FnMut(&mut u64, u64)) {
         debug_assert!(range.end <= self.len);
         let mut bit = range.start;
@@ -53,16 +58,19 @@ impl Bitmap {
     }
 
     /// First set bit in `from..limit`, or `limit`.
+    #[inline]
     pub(crate) fn next_set(&self, from: usize, limit: usize) -> usize {
         self.next(from, limit, 0)
     }
 
     /// First clear bit in `from..limit`, or `limit`.
+    #[inline]
     pub(crate) fn next_clear(&self, from: usize, limit: usize) -> usize {
         self.next(from, limit, u64::MAX)
     }
 
     /// First bit in `from..limit` that differs from the bits of `flip`.
+    #[inline]
     fn next(&self, from: usize, limit: usize, flip: u64) -> usize {
         if from >= limit {
             return limit;
@@ -80,6 +88,7 @@ impl Bitmap {
     }
 
     /// Highest set bit below `limit`.
+    #[inline]
     pub(crate) fn last_set(&self, limit: usize) -> Option<usize> {
         let mut end = limit;
         while end > 0 {
@@ -95,6 +104,7 @@ impl Bitmap {
     }
 
     /// Start of the run of clear bits that ends at `end`, not looking below `floor`.
+    #[inline]
     pub(crate) fn clear_run_start(&self, floor: usize, end: usize) -> usize {
         self.last_set(end).map_or(floor, |bit| floor.max(bit + 1))
     }
@@ -118,6 +128,36 @@ impl Bitmap {
             let start = self.next_set(from, range.end);
             from = self.next_clear(start, range.end);
             (start < range.end).then_some(start..from)
+        })
+    }
+
+    /// The maximal runs of clear bits in `range`, ascending. Each word is read once.
+    #[inline]
+    pub(crate) fn clear_runs(
+        &self,
+        range: Range<usize>,
+    ) -> impl Iterator<Item = Range<usize>> + '_ {
+        let mut index = range.start / WORD_BITS;
+        let words = &self.words[index..range.end.div_ceil(WORD_BITS).max(index)];
+        let mut words = words.iter().copied();
+        // Bits in front of the range count as set, so that the first edge is the start of a run.
+        let below = (1 << (range.start % WORD_BITS)) - 1;
+        let mut word = words.next().map_or(u64::MAX, |word| word | below);
+        let mut edges = word ^ (word << 1 | 1);
+        let mut next_edge = move || {
+            while edges == 0 {
+                let Some(next) = words.next() else { return range.end };
+                edges = next ^ (next << 1 | word >> (WORD_BITS - 1));
+                word = next;
+                index += 1;
+            }
+            let edge = index * WORD_BITS + edges.trailing_zeros() as usize;
+            edges &= edges - 1;
+            edge.min(range.end)
+        };
+        std::iter::from_fn(move || {
+            let start = next_edge();
+            (start < range.end).then(|| start..next_edge())
         })
     }
 
@@ -163,6 +203,12 @@ mod tests {
             prop_assert_eq!(map.next_clear(from, limit), naive(&bits, from, limit, false));
             prop_assert_eq!(map.last_set(limit), (0..limit).rev().find(|&bit| bits[bit]));
             prop_assert_eq!(map.count(0..limit), bits[..limit].iter().filter(|&&b| b).count());
+            let from = from.min(limit);
+            let clear: Vec<usize> = map.clear_runs(from..limit).flatten().collect();
+            let expected: Vec<usize> = (from..limit).filter(|&bit| !bits[bit]).collect();
+            prop_assert_eq!(clear, expected);
+            let runs: Vec<_> = map.clear_runs(from..limit).collect();
+            prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start));
             let rebuilt: Vec<usize> = map.set_runs(0..len).flatten().collect();
             let expected: Vec<usize> = (0..len).filter(|&bit| bits[bit]).collect();
             prop_assert_eq!(rebuilt, expected);

@@ -153,10 +153,12 @@ impl Placement {
         ChunkId::from_index(index)
     }
 
+    #[inline]
     pub(super) fn chunk(&self, id: ChunkId) -> &Chunk {
         self.chunks[id.index()].as_ref().expect("chunk ids name live chunks")
     }
 
+    #[inline]
     pub(super) fn chunk_mut(&mut self, id: ChunkId) -> &mut Chunk {
         self.chunks[id.index()].as_mut().expect("chunk ids name live chunks")
     }
@@ -174,8 +176,10 @@ impl Placement {
                 None => self.refuse(request),
             };
         }
-        let first_list = self.list(chunk_type, self.slots.of_size(request.size()));
-        for list in first_list..=self.list(chunk_type, self.slots.free) {
+        let mut from = self.list(chunk_type, self.slots.of_size(request.size()));
+        let end = self.list(chunk_type, self.slots.free) + 1;
+        while let Some(list) = self.lists.next_occupied(from..end) {
+            from = list + 1;
             let mut next = self.lists.front(list);
             while let Some(id) = next {
                 next = self.lists.next(id);

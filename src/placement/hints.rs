@@ -28,6 +28,7 @@ pub(crate) struct Hints {
 
 impl Hints {
     /// A record of `nr_bits` free granules.
+    #[inline]
     pub(crate) fn free(nr_bits: usize) -> Self {
         Hints {
             nr_bits,
@@ -42,11 +43,13 @@ impl Hints {
     }
 
     /// True when nothing is allocated in a *block*.
+    #[inline]
     pub(crate) fn is_free_block(&self) -> bool {
         self.contig_hint == BLOCK_GRANULES
     }
 
     /// Learns of the free run `start..end`.
+    #[inline]
     pub(crate) fn absorb(&mut self, start: usize, end: usize) {
         let len = end - start;
         self.first_free = self.first_free.min(start);
@@ -66,6 +69,15 @@ impl Hints {
             self.scan_hint_start = start;
             self.scan_hint = len;
         }
+    }
+
+    /// Sets all sizes to 0 (see H1).
+    #[inline]
+    pub(crate) fn forget_runs(&mut self) {
+        self.scan_hint = 0;
+        self.contig_hint = 0;
+        self.left_free = 0;
+        self.right_free = 0;
     }
 
     /// A new largest run; the old one may stay known as the scan hint.
@@ -100,16 +112,19 @@ impl Hints {
     }
 
     /// Granules that aligning the contig run's start to `align` skips.
+    #[inline]
     pub(crate) fn contig_padding(&self, align: usize) -> usize {
         up(self.contig_hint_start, align) - self.contig_hint_start
     }
 
     /// True when `len` granules aligned to `align` fit into the contig run.
+    #[inline]
     pub(crate) fn fits(&self, len: usize, align: usize) -> bool {
         self.contig_padding(align) + len <= self.contig_hint
     }
 
     /// Where a search for `len` granules may start.
+    #[inline]
     pub(crate) fn next_hint(&self, len: usize) -> usize {
         if self.scan_hint != 0
             && self.contig_hint_start > self.scan_hint_start
@@ -122,11 +137,13 @@ impl Hints {
     }
 
     /// True when the scan run, empty or not, overlaps `start..end` (see H1).
+    #[inline]
     pub(crate) fn scan_overlaps(&self, start: usize, end: usize) -> bool {
         overlap(self.scan_hint_start, self.scan_hint, start, end)
     }
 
     /// True when the contig run, empty or not, overlaps `start..end` (see H1).
+    #[inline]
     pub(crate) fn contig_overlaps(&self, start: usize, end: usize) -> bool {
         overlap(self.contig_hint_start, self.contig_hint, start, end)
     }

@@ -4,7 +4,9 @@
 //! (`SlotIndex`), but a chunk may stand elsewhere: on list 0 after a failed search, or on the two
 //! lists of isolated chunks. Links are kept apart from the chunks, indexed by chunk.
 
-use super::ChunkId;
+use std::ops::Range;
+
+use super::{Bitmap, ChunkId};
 
 /// A size of bit length `n` belongs to slot `n - 3`, and to slot 1 at least.
 const BIT_LENGTH_OF_SLOT_0: usize = 3;
@@ -74,17 +76,29 @@ struct Link {
 /// Doubly linked lists of chunks; a chunk is on one list at most.
 pub(crate) struct SlotLists {
     ends: Vec<Ends>,
+    /// The lists with a chunk.
+    occupied: Bitmap,
     links: Vec<Link>,
 }
 
 impl SlotLists {
     pub(crate) fn new(count: usize) -> Self {
-        SlotLists { ends: vec![Ends::default(); count], links: Vec::new() }
+        SlotLists {
+            ends: vec![Ends::default(); count],
+            occupied: Bitmap::new(count),
+            links: Vec::new(),
+        }
     }
 
     /// The list that `chunk` is on.
     pub(crate) fn list_of(&self, chunk: ChunkId) -> Option<usize> {
         self.links.get(chunk.index()).and_then(|link| link.list)
+    }
+
+    /// The first of `lists` with a chunk.
+    pub(crate) fn next_occupied(&self, lists: Range<usize>) -> Option<usize> {
+        let list = self.occupied.next_set(lists.start, lists.end);
+        (list < lists.end).then_some(list)
     }
 
     pub(crate) fn front(&self, list: usize) -> Option<ChunkId> {
@@ -105,6 +119,14 @@ impl SlotLists {
         std::iter::successors(self.front(list), |&id| self.next(id))
     }
 
+    /// True when `occupied` is right.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.ends.iter().enumerate().all(|(list, ends)| {
+            self.occupied.get(list) == ends.front.is_some()
+                && ends.front.is_some() == ends.back.is_some()
+        })
+    }
+
     /// Moves `chunk` to the front of `list`, from wherever it is.
     pub(crate) fn move_to_front(&mut self, chunk: ChunkId, list: usize) {
         self.remove(chunk);
@@ -112,7 +134,10 @@ impl SlotLists {
         self.links[chunk.index()] = Link { list: Some(list), prev: None, next: old };
         match old {
             Some(old) => self.links[old.index()].prev = Some(chunk),
-            None => self.ends[list].back = Some(chunk),
+            None => {
+                self.ends[list].back = Some(chunk);
+                self.occupied.set(list);
+            }
         }
     }
 
@@ -123,7 +148,10 @@ impl SlotLists {
         self.links[chunk.index()] = Link { list: Some(list), prev: old, next: None };
         match old {
             Some(old) => self.links[old.index()].next = Some(chunk),
-            None => self.ends[list].front = Some(chunk),
+            None => {
+                self.ends[list].front = Some(chunk);
+                self.occupied.set(list);
+            }
         }
     }
 
@@ -141,6 +169,9 @@ impl SlotLists {
         match link.next {
             Some(next) => self.links[next.index()].prev = link.prev,
             None => self.ends[list].back = link.prev,
+        }
+        if self.ends[list].front.is_none() {
+            self.occupied.clear_range(list..list + 1);
         }
     }
 }
@@ -186,5 +217,8 @@ mod tests {
         assert!(lists.has_other_than(1, ids[1]) && !lists.has_other_than(2, ids[0]));
         lists.move_to_back(ids[2], 1);
         assert_eq!(lists.iter(1).collect::<Vec<_>>(), [ids[1], ids[2]]);
+        assert_eq!((lists.next_occupied(0..3), lists.next_occupied(2..3)), (Some(1), Some(2)));
+        lists.remove(ids[0]);
+        assert_eq!((lists.next_occupied(1..3), lists.next_occupied(2..3)), (Some(1), None));
     }
 }

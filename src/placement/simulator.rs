@@ -1,6 +1,5 @@
 //! The placement without memory: every step succeeds, or fails when told to.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use super::engine::{InvalidFree, Placed};
@@ -27,7 +26,8 @@ use super::{
 #[derive(Debug)]
 pub struct Simulator {
     placement: Placement,
-    ids: HashMap<ChunkName, ChunkId>,
+    /// The chunk of each number, `None` once it was destroyed.
+    ids: Vec<Option<ChunkId>>,
     events: Vec<Event>,
     failing_populates: u32,
     failing_creates: u32,
@@ -67,13 +67,9 @@ impl Simulator {
     /// What [`Regions::check`] says.
     pub fn new(unit_size: usize, regions: Regions, profile: Profile) -> Result<Self, LayoutError> {
         let placement = Placement::new(unit_size, regions, profile)?;
-        let chunks = placement.chunks.iter().enumerate();
-        let ids = chunks
-            .filter_map(|(index, chunk)| Some((chunk.as_ref()?.name, ChunkId::from_index(index))))
-            .collect();
         Ok(Simulator {
+            ids: vec![Some(placement.first_chunk())],
             placement,
-            ids,
             events: Vec::new(),
             failing_populates: 0,
             failing_creates: 0,
@@ -118,7 +114,11 @@ impl Simulator {
     ///
     /// [`InvalidFree`] when no live area starts there; nothing is changed.
     pub fn free(&mut self, place: Place) -> Result<usize, InvalidFree> {
-        let &id = self.ids.get(&place.chunk).ok_or(InvalidFree { offset: place.offset })?;
+        let id = match place.chunk {
+            ChunkName::Reserved => self.placement.reserved_chunk(),
+            ChunkName::Numbered(number) => self.ids.get(number as usize).copied().flatten(),
+        };
+        let id = id.ok_or(InvalidFree { offset: place.offset })?;
         self.watch(|placement| placement.free(id, place.offset))
     }
 
@@ -141,7 +141,9 @@ impl Simulator {
                 }
                 Step::Destroy(chunk) => {
                     let name = self.placement.name(*chunk);
-                    self.ids.remove(&name);
+                    if let ChunkName::Numbered(number) = name {
+                        self.ids[number as usize] = None;
+                    }
                     self.events.push(Event::Destroy(name));
                     true
                 }
@@ -175,9 +177,8 @@ impl Simulator {
             return false;
         }
         let id = self.placement.add_chunk(chunk_type);
-        let name = self.placement.name(id);
-        self.ids.insert(name, id);
-        self.events.push(Event::Create(name));
+        self.ids.push(Some(id));
+        self.events.push(Event::Create(self.placement.name(id)));
         true
     }
 

@@ -209,7 +209,7 @@ impl Placement {
             nr_alloc: chunk.nr_alloc as u64,
             max_alloc_size: chunk.max_alloc_size as u64,
             populated: (0..chunk.nr_pages).map(|page| chunk.populated.get(page)).collect(),
-            blocks: chunk.blocks.iter().map(BlockStats::from).collect(),
+            blocks: chunk.blocks.iter().map(|block| BlockStats::from(&block)).collect(),
             sum_frag: holes.iter().map(|&size| bytes(size)).sum(),
             max_frag: holes.first().map_or(0, |&size| bytes(size)),
             cur_min_alloc: areas.first().map_or(0, |&size| bytes(size)),

@@ -11,6 +11,9 @@ impl Placement {
     ///
     /// Cost: reads every map; for tests.
     pub fn verify(&self) -> Result<(), String> {
+        if !self.lists.is_sound() {
+            return Err("P1: a list is not marked as occupied, or an empty one is".into());
+        }
         let mut empty = [0; 2];
         for (index, chunk) in self.chunks.iter().enumerate() {
             let (id, Some(chunk)) = (ChunkId::from_index(index), chunk) else { continue };

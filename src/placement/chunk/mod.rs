@@ -21,14 +21,17 @@
 //! * K5: an area's length is the distance from its start to the next bound bit.
 //! * K6: a live area lies on populated pages, once population is done.
 //!
-//! Mirrors `struct pcpu_chunk` of Linux 5.2 to 7.1. The search is in [`search`](self), the
-//! upkeep of the hints in `update`.
+//! Mirrors `struct pcpu_chunk` of Linux 5.2 to 7.1. The blocks' hints and their index
+//! are in `blocks`, the search is in `search`, the upkeep of the hints in `update`.
 
+mod blocks;
 mod search;
 mod update;
 mod verify;
 
 use std::ops::Range;
+
+use blocks::Blocks;
 
 use super::bitmap::Bitmap;
 use super::hints::Hints;
@@ -68,7 +71,7 @@ pub(crate) struct Chunk {
     pub(crate) bound_map: Bitmap,
     pub(crate) populated: Bitmap,
     pub(crate) chunk_hints: Hints,
-    pub(crate) blocks: Vec<Hints>,
+    pub(crate) blocks: Blocks,
 
     /// Live areas, and the largest area ever served, for the statistics.
     pub(crate) nr_alloc: usize,
@@ -103,7 +106,7 @@ impl Chunk {
             bound_map: Bitmap::new(granules + 1),
             populated: Bitmap::new(nr_pages),
             chunk_hints: Hints::free(granules),
-            blocks: vec![Hints::free(BLOCK_GRANULES); nr_pages],
+            blocks: Blocks::free(nr_pages),
             nr_alloc: 0,
             max_alloc_size: 0,
         }

@@ -30,7 +30,10 @@ impl Chunk {
             }
             match self.first_unpopulated(start, start + run) {
                 None => return Some(start),
-                Some(hole) => from = hole.end * BLOCK_GRANULES,
+                // What begins before the next populated page lies on a missing one.
+                Some(hole) => {
+                    from = self.populated.next_set(hole.end, self.nr_pages) * BLOCK_GRANULES;
+                }
             }
         }
     }
@@ -39,9 +42,17 @@ impl Chunk {
     /// length of the run that the promise covers.
     fn next_fit(&self, len: usize, align: usize, from: usize) -> Option<(usize, usize)> {
         let mut start = from;
-        let mut offset_in_block = from % BLOCK_GRANULES;
         let mut run = 0;
-        for (index, block) in self.blocks.iter().enumerate().skip(from / BLOCK_GRANULES) {
+        let mut next = from / BLOCK_GRANULES;
+        loop {
+            if run == 0 {
+                next = self.blocks.next_promising(next, len)?;
+            } else if next == self.blocks.len() {
+                return None;
+            }
+            let index = next;
+            let block = self.blocks.get(index);
+            next += 1;
             if run != 0 {
                 run += block.left_free;
                 if run >= len {
@@ -54,13 +65,12 @@ impl Chunk {
             let base = index * BLOCK_GRANULES;
             let padding = block.contig_padding(align);
             if block.contig_hint != 0
-                && block.contig_hint_start >= offset_in_block
+                && base + block.contig_hint_start >= from
                 && block.contig_hint >= padding + len
             {
                 let hint = block.next_hint(len);
                 return Some((base + hint, padding + len + block.contig_hint_start - hint));
             }
-            offset_in_block = 0;
             let edge = up(BLOCK_GRANULES - block.right_free, align);
             run = BLOCK_GRANULES.saturating_sub(edge);
             start = base + edge;
@@ -68,35 +78,36 @@ impl Chunk {
                 return Some((start, run));
             }
         }
-        None
     }
 
     /// Next free region at or behind `from` as the block hints show it: per block the contig run
-    /// and the edge runs, edges joined across blocks.
-    pub(super) fn next_free_region(&self, from: usize) -> (usize, usize) {
-        let mut start = from;
-        let mut offset_in_block = from % BLOCK_GRANULES;
-        let mut run = 0;
-        for (index, block) in self.blocks.iter().enumerate().skip(from / BLOCK_GRANULES) {
-            if run != 0 {
-                run += block.left_free;
-                if block.left_free == BLOCK_GRANULES {
-                    continue;
-                }
-                return (start, run);
-            }
+    /// and the edge runs, edges joined across blocks. Blocks where none of `len` begins are passed over.
+    fn next_free_region(&self, from: usize, len: usize) -> Option<Range<usize>> {
+        let mut from_block = from / BLOCK_GRANULES;
+        while let Some(index) = self.blocks.next_promising(from_block, len) {
             let base = index * BLOCK_GRANULES;
+            let block = self.blocks.get(index);
+            let contig = base + block.contig_hint_start;
             if block.contig_hint != 0
-                && block.contig_hint_start >= offset_in_block
+                && contig >= from
                 && block.contig_hint_start + block.contig_hint < BLOCK_GRANULES
             {
-                return (base + block.contig_hint_start, block.contig_hint);
+                return Some(contig..contig + block.contig_hint);
             }
-            offset_in_block = 0;
-            run = block.right_free;
-            start = base + BLOCK_GRANULES - block.right_free;
+            from_block = index + 1;
+            if block.right_free != 0 {
+                let mut end = from_block * BLOCK_GRANULES;
+                for next in from_block..self.blocks.len() {
+                    let joined = self.blocks.get(next).left_free;
+                    end += joined;
+                    if joined < BLOCK_GRANULES {
+                        break;
+                    }
+                }
+                return Some(from_block * BLOCK_GRANULES - block.right_free..end);
+            }
         }
-        (start, run)
+        None
     }
 
     /// First run of unpopulated pages among those that granules `start..end` touch.
@@ -112,24 +123,19 @@ impl Chunk {
         align: usize,
     ) -> Option<(usize, Skipped)> {
         let mut skipped = Skipped::default();
-        let mut from = window.start;
-        loop {
-            let at = up(self.alloc_map.next_clear(from, window.end), align);
-            if at + len > window.end {
-                return None;
-            }
-            let blocker = self.alloc_map.next_set(at, at + len);
-            if blocker == at + len {
+        for run in self.alloc_map.clear_runs(window) {
+            let at = up(run.start, align);
+            if at + len <= run.end {
                 return Some((at, skipped));
             }
-            let passed = blocker - at;
+            let passed = run.end.saturating_sub(at);
             let better_aligned = skipped.start != 0
                 && (at == 0 || at.trailing_zeros() > skipped.start.trailing_zeros());
             if passed > skipped.len || (passed == skipped.len && better_aligned) {
                 skipped = Skipped { start: at, len: passed };
             }
-            from = blocker + 1;
         }
+        None
     }
 
     /// Tells the block about the run that a search skipped, from the run's true beginning.
@@ -140,7 +146,7 @@ impl Chunk {
         }
         let base = index * BLOCK_GRANULES;
         let start = self.alloc_map.clear_run_start(base, skipped.start) - base;
-        self.blocks[index].absorb(start, at + skipped.len);
+        self.absorb_in_block(index, start, at + skipped.len);
     }
 
     /// Rebuilds the chunk's contig hint from the blocks.
@@ -159,21 +165,17 @@ impl Chunk {
             from = hints.first_free;
             hints.contig_hint = 0;
         }
-        while from < self.nr_granules() {
-            let (start, run) = self.next_free_region(from);
-            if start >= self.nr_granules() {
-                break;
-            }
-            hints.absorb(start, start + run);
-            from = start + run + 1;
+        // A run shorter than the largest one in front of it teaches nothing.
+        while let Some(run) = self.next_free_region(from, hints.contig_hint.max(1)) {
+            hints.absorb(run.start, run.end);
+            from = run.end + 1;
         }
         self.chunk_hints = hints;
     }
 
-    /// Rebuilds a block's hints from the map, behind its scan run if it has one.
-    pub(super) fn refresh_block(&mut self, index: usize) {
+    /// Rebuilds the hints of a block from the map, behind its scan run if it has one.
+    pub(super) fn refresh_block(&self, index: usize, block: &mut Hints) {
         let base = index * BLOCK_GRANULES;
-        let block: &mut Hints = &mut self.blocks[index];
         let from;
         if block.scan_hint != 0 {
             from = block.scan_hint_start + block.scan_hint;
@@ -186,11 +188,11 @@ impl Chunk {
         }
         block.right_free = 0;
         let limit = base + BLOCK_GRANULES;
-        let mut start = self.alloc_map.next_clear(base + from, limit);
-        while start < limit {
-            let end = self.alloc_map.next_set(start, limit);
-            block.absorb(start - base, end - base);
-            start = self.alloc_map.next_clear(end, limit);
+        for run in self.alloc_map.clear_runs(base + from..limit) {
+            // A run shorter than the largest one in front of it teaches nothing but the edge.
+            if run.len() >= block.contig_hint || run.end == limit {
+                block.absorb(run.start - base, run.end - base);
+            }
         }
     }
 }

@@ -46,7 +46,7 @@ impl Chunk {
     /// The block where the area starts. Returns 1 if it was free, else 0.
     fn first_block_after_alloc(&mut self, span: &Span, len: usize) -> isize {
         let base = span.first * BLOCK_GRANULES;
-        let block = &mut self.blocks[span.first];
+        let mut block = self.blocks.get(span.first);
         let lost = isize::from(block.is_free_block());
         let (from, to) = (span.first_offset, span.first_offset + len);
         if from == block.first_free {
@@ -60,7 +60,7 @@ impl Chunk {
             if from == 0 {
                 block.left_free = 0;
             }
-            self.refresh_block(span.first);
+            self.refresh_block(span.first, &mut block);
         } else {
             block.left_free = block.left_free.min(from);
             block.right_free = if span.first == span.last {
@@ -69,36 +69,37 @@ impl Chunk {
                 0
             };
         }
+        self.blocks.set(span.first, &block);
         lost
     }
 
     /// The blocks behind the first one. Returns how many of them were free.
     fn later_blocks_after_alloc(&mut self, span: &Span) -> isize {
         let base = span.last * BLOCK_GRANULES;
-        let block = &mut self.blocks[span.last];
+        let mut block = self.blocks.get(span.last);
         let mut lost = isize::from(block.is_free_block());
         block.first_free =
             self.alloc_map.next_clear(base + span.last_end, base + BLOCK_GRANULES) - base;
-        let mut covered = span.first + 1..span.last;
+        let covered = span.first + 1..span.last;
         lost += covered.len() as isize;
         if span.last_end == BLOCK_GRANULES {
-            covered.end += 1;
+            block.forget_runs();
         } else {
             if span.last_end > block.scan_hint_start {
                 block.scan_hint = 0;
             }
             block.left_free = 0;
             if span.last_end > block.contig_hint_start {
-                self.refresh_block(span.last);
+                self.refresh_block(span.last, &mut block);
             } else {
                 block.right_free = block.right_free.min(BLOCK_GRANULES - span.last_end);
             }
         }
-        for block in &mut self.blocks[covered] {
-            block.scan_hint = 0;
-            block.contig_hint = 0;
-            block.left_free = 0;
-            block.right_free = 0;
+        self.blocks.set(span.last, &block);
+        for index in covered {
+            let mut block = self.blocks.get(index);
+            block.forget_runs();
+            self.blocks.set(index, &block);
         }
         lost
     }
@@ -111,16 +112,17 @@ impl Chunk {
         let mut gained = 0;
         let first_end = if span.first == span.last { run_end } else { BLOCK_GRANULES };
         gained += isize::from(run_start == 0 && first_end == BLOCK_GRANULES);
-        self.blocks[span.first].absorb(run_start, first_end);
+        self.absorb_in_block(span.first, run_start, first_end);
         if span.first != span.last {
             gained += isize::from(run_end == BLOCK_GRANULES);
-            self.blocks[span.last].absorb(0, run_end);
+            self.absorb_in_block(span.last, 0, run_end);
             let middle = span.first + 1..span.last;
             gained += middle.len() as isize;
-            for block in &mut self.blocks[middle] {
+            for index in middle {
                 // Only the start of the scan run stays as it was.
-                *block =
-                    Hints { scan_hint_start: block.scan_hint_start, ..Hints::free(BLOCK_GRANULES) };
+                let scan_hint_start = self.blocks.get(index).scan_hint_start;
+                let block = Hints { scan_hint_start, ..Hints::free(BLOCK_GRANULES) };
+                self.blocks.set(index, &block);
             }
         }
         self.nr_empty_pages += gained;
@@ -135,10 +137,17 @@ impl Chunk {
         gained
     }
 
+    /// Tells a block about the free run `start..end` of it.
+    pub(super) fn absorb_in_block(&mut self, index: usize, start: usize, end: usize) {
+        let mut block = self.blocks.get(index);
+        block.absorb(start, end);
+        self.blocks.set(index, &block);
+    }
+
     /// Where, in the first block, the free run begins that now ends with the freed area.
     fn run_start(&self, span: &Span) -> usize {
         let base = span.first * BLOCK_GRANULES;
-        let block = &self.blocks[span.first];
+        let block = self.blocks.get(span.first);
         if span.first_offset == block.contig_hint_start + block.contig_hint {
             block.contig_hint_start
         } else {
@@ -149,7 +158,7 @@ impl Chunk {
     /// Where, in the last block, the free run ends that now begins with the freed area.
     fn run_end(&self, span: &Span) -> usize {
         let base = span.last * BLOCK_GRANULES;
-        let block = &self.blocks[span.last];
+        let block = self.blocks.get(span.last);
         if span.last_end == block.contig_hint_start {
             block.contig_hint_start + block.contig_hint
         } else {

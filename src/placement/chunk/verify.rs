@@ -22,6 +22,7 @@ impl Chunk {
         let free = (granules - allocated) * GRANULE_SIZE;
         check!(free == self.free_bytes, "chunk {name}: K1: {free} free, not {}", self.free_bytes);
 
+        self.blocks.verify().map_err(|why| format!("chunk {name} {why}"))?;
         let mut empty = 0;
         for (index, block) in self.blocks.iter().enumerate() {
             let base = index * BLOCK_GRANULES;
