@@ -18,6 +18,8 @@ pub(crate) struct Config {
     pub(crate) profile: Profile,
     pub(crate) populate: Populate,
     pub(crate) balance: BalanceMode,
+    /// Bytes of freed areas that a CPU keeps.
+    pub(crate) cache_size: usize,
 }
 
 /// The CPUs of a case: how many, which ids, on which nodes.
@@ -67,7 +69,7 @@ impl Config {
 
     pub(crate) fn build(&self) -> Result<PerCpuAllocator, TestCaseError> {
         let builder = PerCpuAllocator::builder()
-            .cache_size(0)
+            .cache_size(self.cache_size)
             .machine(self.cpus.machine())
             .unit_size(self.unit_size)
             .regions(self.regions)
@@ -141,8 +143,9 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
     ];
     let populate = prop_oneof![6 => Just(Populate::Lazy), 2 => Just(Populate::Eager), 2 => Just(Populate::Whole)];
     let balance = prop_oneof![2 => Just(BalanceMode::Inline), 1 => Just(BalanceMode::Manual)];
-    (unit_size, cpus(), profile, populate, balance).prop_flat_map(
-        |(unit_size, cpus, profile, populate, balance)| {
+    let cache_size = prop_oneof![2 => Just(0), 1 => 4..=2000_usize, 2 => Just(32 << 10)];
+    (unit_size, cpus(), profile, populate, balance, cache_size).prop_flat_map(
+        |(unit_size, cpus, profile, populate, balance, cache_size)| {
             // Memory that is really there: only where it is little.
             let little = cpus.count <= 4 && unit_size <= 16 * PAGE;
             let populate = if little { populate } else { Populate::Lazy };
@@ -153,6 +156,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                 profile,
                 populate,
                 balance,
+                cache_size,
             })
         },
     )

@@ -56,6 +56,8 @@ pub(crate) struct World {
     pub(crate) space: ShadowSpace,
     pub(crate) faults: ArmedFaults,
     pub(crate) balance: BalanceMode,
+    /// CPUs keep freed areas.
+    pub(crate) is_cached: bool,
     pub(crate) tally: Tally,
 }
 
@@ -81,6 +83,7 @@ impl World {
             space: ShadowSpace::new(config),
             faults: ArmedFaults::default(),
             balance: config.balance,
+            is_cached: config.cache_size > 0,
             tally: Tally::new(),
             pcpu,
         })
