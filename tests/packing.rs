@@ -148,7 +148,9 @@ fn judge(set: &str, rows: &[Row]) {
     let mut broken: Vec<String> = rows.iter().flat_map(Row::broken).collect();
     for (row, line) in rows.iter().zip(table(rows).lines().skip(2)) {
         // Recordings that the page of results does not know are judged all the same.
-        if RESULTS.contains(&format!("| {} |", row.file)) && !RESULTS.contains(line) {
+        let mut known =
+            RESULTS.lines().filter(|known| known.starts_with(&format!("| {} |", row.file)));
+        if known.next().is_some_and(|known| !says_the_same(known, line)) {
             broken.push(format!("the table of results should say {line}"));
         }
     }
@@ -156,6 +158,19 @@ fn judge(set: &str, rows: &[Row]) {
         broken.push(format!("Q2: {ratio:.3} times Linux 5.10"));
     }
     assert!(broken.is_empty(), "{set} recordings:\n{}", broken.join("\n"));
+}
+
+/// Whether two rows of the table are the same, but for a fiftieth in the columns with caches: those depend on
+/// what balance work has left at a moment.
+fn says_the_same(known: &str, row: &str) -> bool {
+    let cells = |row: &str| row.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let is_close =
+        |(known, now): (&String, &String)| match (known.parse::<f64>(), now.parse::<f64>()) {
+            (Ok(known), Ok(now)) => (known - now).abs() <= known / 50.0,
+            _ => known == now,
+        };
+    let (known, row) = (cells(known), cells(row));
+    known.len() == row.len() && known.iter().zip(&row).all(is_close)
 }
 
 fn judge_caches(set: &str, rows: &[Row]) {
