@@ -39,7 +39,8 @@ impl Run {
 }
 
 fn replay<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_replay")).args(args).output().expect("the example runs");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_replay")).args(args).output().expect("the example runs");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
     Run { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
