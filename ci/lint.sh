@@ -6,7 +6,8 @@ step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 # The library by itself, as users get it. The lint `incompatible_msrv` compares it with `rust-version`.
 step cargo clippy --lib --no-default-features --locked -- -D warnings
-RUSTDOCFLAGS="-D warnings" step cargo doc --no-deps --locked
+export RUSTDOCFLAGS="-D warnings"
+step cargo doc --no-deps --locked
 step ci/interface.sh
 
 # Recordings do not belong in the package.
