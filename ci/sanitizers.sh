@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Real memory under AddressSanitizer, which the stable compiler has too: recordings with and without
-# caches, every profile, threads, removal. Sequences are assembly, which it does not see.
+# The heap under AddressSanitizer, which the stable compiler has too: recordings with and without
+# caches, every profile, threads, removal. It does not see sequences, which are assembly, nor the
+# bounds of areas, which lie in mappings: `replay --backed` checks their content itself.
 source "$(dirname "$0")/common.sh"
 
 target=x86_64-unknown-linux-gnu
