@@ -122,7 +122,8 @@ fn waves(csv: &mut String, cpu: CoreId, name: &str, cache: Option<usize>) {
         for nth in 0..FREES {
             let grows = below(10) < if nth % 20_000 < 10_000 { 7 } else { 3 };
             if grows || live.is_empty() {
-                let size = 4 + below([60, 600, 6000, 20_000][below(4)]);
+                let most = [60, 600, 6000, 20_000][below(4)];
+                let size = 4 + below(most);
                 let layout = Layout::from_size_align(size, 4).expect("a legal layout");
                 let area = pcpu.alloc(layout, Gfp::KERNEL).expect("room");
                 // SAFETY: so many bytes of this CPU's copy of a live area, which no other thread uses.

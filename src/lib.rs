@@ -96,6 +96,9 @@
 // Model checkers have their own cells in place of some layers; see `memcg::sync`.
 #![cfg_attr(any(percpu_loom, percpu_shuttle), allow(dead_code, unused_imports))]
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("percpu-memcg needs Linux: memory and CPUs are those of its system calls");
+
 #[doc = include_str!("guide.md")]
 pub mod guide {}
 

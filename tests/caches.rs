@@ -1,5 +1,8 @@
 //! Freed areas that CPUs keep: what may be seen of them, and what must not.
 
+#[path = "common/cpu.rs"]
+mod cpu;
+
 use std::alloc::Layout;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -9,6 +12,8 @@ use percpu_memcg::{
     FreeError, Gfp, Local, Machine, MapOp, PcpuPtr, PerCpu, PerCpuAllocator,
     PerCpuAllocatorBuilder, Profile, ThisCpu, Tier,
 };
+
+use cpu::on_cpu;
 
 const KEPT: usize = 32 << 10;
 
@@ -39,17 +44,6 @@ fn dirty(pcpu: &PerCpuAllocator, ptr: PcpuPtr, size: usize) {
             assert_eq!(std::mem::replace(byte, 0xa5), 0);
         }
     }
-}
-
-fn on_cpu<R: Send>(nth: usize, work: impl FnOnce() -> R + Send) -> R {
-    thread::scope(|scope| {
-        let pinned = || {
-            let cpus = core_affinity::get_core_ids().unwrap();
-            assert!(core_affinity::set_for_current(cpus[nth % cpus.len()]));
-            work()
-        };
-        scope.spawn(pinned).join().unwrap()
-    })
 }
 
 #[test]

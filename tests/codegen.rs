@@ -20,31 +20,18 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64", target_pointer_width = "64", not(miri)))]
 
+#[path = "common/example.rs"]
+mod example;
+
 use std::fmt::Write;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 use object::{Object, ObjectSection, ObjectSymbol};
 
 /// Instructions from the entry to the return, which does not count.
 const MAX_INSTRUCTIONS: usize = 8;
-
-/// The example, built beside this test and up to date.
-fn example() -> PathBuf {
-    let test = std::env::current_exe().expect("a path of this test");
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
-    let target = profile.parent().expect("target/<profile>");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--example", "this_cpu", "--target-dir"]).arg(target);
-    build.current_dir(env!("CARGO_MANIFEST_DIR"));
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    assert!(build.status().expect("cargo runs").success(), "the example does not build");
-    profile.join("examples").join("this_cpu")
-}
 
 /// The instructions of a function.
 fn instructions(program: &Path, function: &str) -> Vec<Instruction> {
@@ -113,7 +100,7 @@ fn add_is_eight_instructions_in_a_callers_crate() {
         println!("codegen: skipped: valgrind, which translates instructions");
         return;
     }
-    let program = example();
+    let program = example::built("this_cpu", "this_cpu");
     let function = instructions(&program, "hit");
     let listing = function.iter().fold(String::new(), |mut listing, instruction| {
         let _ = writeln!(listing, "  {:#x}: {:?}", instruction.ip(), instruction.code());

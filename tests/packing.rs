@@ -20,7 +20,7 @@
 //! `cargo test --test packing -- --nocapture` prints the table of `benches/RESULTS.md`.
 #![allow(unreachable_pub, reason = "in a program, `pub` is what modules show to each other")]
 
-#[path = "../examples/replay/packing.rs"]
+#[path = "../examples/replay/src/packing.rs"]
 mod packing;
 mod recording;
 

@@ -1,5 +1,8 @@
 //! Pools of constructed objects: charges, resets, bounds, and that each value is dropped once.
 
+#[path = "common/cpu.rs"]
+mod cpu;
+
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,6 +13,8 @@ use std::time::{Duration, Instant};
 use percpu_memcg::{
     CpuId, Limit, Local, Machine, Memcg, PerCpu, PerCpuAllocator, PerCpuPool, Pooled,
 };
+
+use cpu::on_cpu;
 
 const CPUS: usize = 4;
 
@@ -38,17 +43,6 @@ fn plain(memcg: &Memcg) -> PerCpuPool<AtomicU64> {
 /// Tells objects apart.
 fn address<T>(object: &PerCpu<T>) -> usize {
     std::ptr::from_ref(object.get(CpuId::new(0)).unwrap()).addr()
-}
-
-fn on_cpu<R: Send>(nth: usize, work: impl FnOnce() -> R + Send) -> R {
-    thread::scope(|scope| {
-        let pinned = || {
-            let cpus = core_affinity::get_core_ids().unwrap();
-            assert!(core_affinity::set_for_current(cpus[nth % cpus.len()]));
-            work()
-        };
-        scope.spawn(pinned).join().unwrap()
-    })
 }
 
 /// Leaves so many idle objects, half of them on each of two CPUs.

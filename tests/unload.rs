@@ -7,6 +7,9 @@
 
 #![cfg(all(target_os = "linux", not(target_env = "musl"), not(miri)))]
 
+#[path = "common/example.rs"]
+mod example;
+
 use std::env;
 use std::ffi::{CStr, CString, OsStr, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -21,19 +24,9 @@ use object::read::elf::{FileHeader, ProgramHeader};
 /// Set in a host: the path of the plugin.
 const PLUGIN: &str = "PERCPU_MEMCG_TEST_PLUGIN";
 
-/// The example, built beside this test and up to date.
-fn build() -> PathBuf {
-    let test = env::current_exe().expect("a path of this test");
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
-    let target = profile.parent().expect("target/<profile>");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--example", "plugin", "--target-dir"]).arg(target);
-    build.current_dir(env!("CARGO_MANIFEST_DIR"));
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    assert!(build.status().expect("cargo runs").success(), "the example does not build");
-    profile.join("examples").join("libplugin.so")
+/// The example, up to date.
+fn plugin() -> PathBuf {
+    example::built("plugin", "libplugin.so")
 }
 
 /// Runs a test of this binary as a host of the plugin.
@@ -54,7 +47,7 @@ const TIERS: [&[(&str, &str)]; 3] =
 
 #[test]
 fn a_host_survives_the_end_of_its_plugin() {
-    let plugin = build();
+    let plugin = plugin();
     for tier in TIERS {
         host("unloads_and_goes_on", &plugin, tier);
         host("unloads_in_threads_that_end", &plugin, tier);
@@ -177,7 +170,7 @@ fn unloads_in_threads_that_end() {
 /// What `dlopen` must find room for in each thread's static TLS, beside what the Rust library takes.
 #[test]
 fn a_plugin_takes_few_bytes_of_thread_local_storage() {
-    let bytes = std::fs::read(build()).unwrap();
+    let bytes = std::fs::read(plugin()).unwrap();
     let header = object::elf::FileHeader64::<object::Endianness>::parse(&*bytes).unwrap();
     let endian = header.endian().unwrap();
     let segments = header.program_headers(endian, &*bytes).unwrap();

@@ -1,15 +1,13 @@
-//! The example `replay` as its users meet it: arguments, output, exit status.
+//! The program as its users meet it: arguments, output, exit status.
 
-use std::env::consts::EXE_SUFFIX;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use flate2::read::GzDecoder;
 
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data");
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 
 /// Allocations that were served, refused, made by callers that cannot wait, from all regions.
@@ -40,26 +38,9 @@ impl Run {
     }
 }
 
-/// The example, built as this test was. `cargo test` builds it anyway, `--test` alone does not and
-/// would find none, or an old one.
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let test = std::env::current_exe().expect("a path of this test");
-        let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", "replay"]);
-        build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().expect("cargo runs").success(), "the example does not build");
-        profile.join("examples").join(format!("replay{EXE_SUFFIX}"))
-    })
-}
-
 fn replay<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
-    let output = Command::new(program()).args(args).output().expect("the example runs");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_replay")).args(args).output().expect("the example runs");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
     Run { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
@@ -250,14 +231,14 @@ fn bad_arguments_are_refused_with_the_reason() {
     let refused = |args: &[&str], reason: &str| replay(args).expect_refusal(reason);
     refused(&[], "no file given");
     refused(&[&file, &file], "more than one file");
-    refused(&[&file, "--frobnicate"], "unknown option --frobnicate");
-    refused(&[&file, "--profile"], "--profile needs a value");
-    refused(&[&file, "--profile", "linux-2.4"], "no profile \"linux-2.4\"");
-    refused(&[&file, "--backed", "--cpus", "0"], "--cpus needs at least 1");
-    refused(&[&file, "--backed", "--cpus", "1025"], "--cpus needs at most 1024");
-    refused(&[&file, "--touch", "-1"], "--touch needs a number");
-    refused(&[&file, "--cgroups", "0"], "--cgroups needs at least 1");
-    refused(&[&file, "--cache", "much"], "--cache needs a number");
+    refused(&[&file, "--frobnicate"], "invalid option '--frobnicate'");
+    refused(&[&file, "--profile"], "missing argument for option '--profile'");
+    refused(&[&file, "--profile", "linux-2.4"], "\"linux-2.4\": no profile");
+    refused(&[&file, "--backed", "--cpus", "0"], "\"0\": at least 1");
+    refused(&[&file, "--backed", "--cpus", "1025"], "\"1025\": at most 1024");
+    refused(&[&file, "--touch", "-1"], "cannot parse argument \"-1\"");
+    refused(&[&file, "--cgroups", "0"], "\"0\": at least 1");
+    refused(&[&file, "--cache", "much"], "cannot parse argument \"much\"");
     refused(&[&file, "--placements", "/no/such/folder/out"], "/no/such/folder/out");
     refused(&[&file, "--placements", &file], "is the recording itself");
 }

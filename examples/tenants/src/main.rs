@@ -4,7 +4,7 @@
 //! One tenant reaches its limit and gets an error that names it; one is removed while its
 //! counters live. At the end the totals are checked.
 //!
-//!     cargo run --release --example tenants
+//!     cargo run --release -p tenants
 
 use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};

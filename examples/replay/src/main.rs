@@ -1,7 +1,7 @@
 //! Replays a recording of per-CPU allocations: where does each one land, how well is memory used?
 //!
-//!     cargo run --release --example replay -- tests/data/placement/A-large-1.csv.gz
-//!     cargo run --release --example replay -- tests/data/workloads/bpf-maps.csv.gz --backed --cpus 64
+//!     cargo run --release -p replay -- tests/data/placement/A-large-1.csv.gz
+//!     cargo run --release -p replay -- tests/data/workloads/bpf-maps.csv.gz --backed --cpus 64
 //!
 //! A recording is a list of `alloc`, `free` and `balance` lines (`tests/data/README.md` names the
 //! format). It is replayed on one of two subjects:
@@ -20,7 +20,7 @@ mod backed;
 mod memory;
 mod output;
 mod packing;
-#[path = "../../tests/recording/mod.rs"]
+#[path = "../../../tests/recording/mod.rs"]
 mod recording;
 mod subject;
 
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 
 /// Returns whether everything was as it should be.
 fn run() -> Result<bool, Box<dyn Error>> {
-    let options = match args::parse(std::env::args_os().skip(1))? {
+    let options = match args::parse()? {
         Command::Help => {
             io::stdout().write_all(args::USAGE.as_bytes())?;
             return Ok(true);
