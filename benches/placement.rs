@@ -131,7 +131,7 @@ impl Steps {
         for step in &self.steps {
             match *step {
                 Step::Alloc { ref request, slot } => {
-                    live[slot] = simulator.place(request).map(Small::from)
+                    live[slot] = simulator.place(request).map(Small::from);
                 }
                 Step::Free { slot } => {
                     if let Some(small) = live[slot].take() {
