@@ -58,14 +58,29 @@ impl Tree {
             && let Some(Some(token)) = current::with(self.id, |node| take_from_stock(node, bytes))
         {
             let charged = Uncommitted::new(token, bytes, true, Paid::Stock);
-            if let Some(allocated) = self.arena.take(len, align, true, Some(token), content) {
-                if allocated.is_owned {
-                    charged.commit().count(bytes as i64);
-                }
-                return Ok(allocated.first);
+            let Some(allocated) = self.arena.take(len, align, true, Some(token), content) else {
+                return self.alloc_missed(layout, gfp, charged, content);
+            };
+            if allocated.is_owned {
+                charged.commit().count(bytes as i64);
             }
+            return Ok(allocated.first);
         }
         self.alloc_slowly(layout, gfp, false, content)
+    }
+
+    /// As [`alloc_accounted`](Tree::alloc_accounted), after the charge, where this CPU has cached no such area.
+    #[inline(never)]
+    fn alloc_missed(
+        &self,
+        layout: Layout,
+        gfp: Gfp,
+        charged: Uncommitted,
+        content: Content,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let flags = RequestFlags { atomic: !gfp.may_block(), ..RequestFlags::default() };
+        let request = Request::new(layout.size() as u64, layout.align() as u64, flags)?;
+        self.alloc_charged(request, Some(charged), content)
     }
 
     /// As [`alloc`](Tree::alloc), whatever is asked for.
