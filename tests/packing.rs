@@ -148,11 +148,9 @@ fn judge(set: &str, rows: &[Row]) {
     let mut broken: Vec<String> = rows.iter().flat_map(Row::broken).collect();
     for (row, line) in rows.iter().zip(table(rows).lines().skip(2)) {
         // Recordings that the page of results does not know are judged all the same.
-        let is_row = |known: &&str| {
-            let is_of_file = known.starts_with(&format!("| {} |", row.file));
-            is_of_file && known.split('|').count() == line.split('|').count()
-        };
-        if RESULTS.lines().find(is_row).is_some_and(|known| !says_the_same(known, line)) {
+        let (_, packing) = RESULTS.split_once("\n## Packing\n").expect("the page has that part");
+        let is_row = |known: &&str| known.starts_with(&format!("| {} |", row.file));
+        if packing.lines().find(is_row).is_some_and(|known| !says_the_same(known, line)) {
             broken.push(format!("the table of results should say {line}"));
         }
     }
