@@ -358,7 +358,7 @@ impl Cache {
             self.set_limit(&mut budget, cpu, victim, limit - fewer);
             let excess = self.lists.len(cpu, victim).saturating_sub(limit - fewer);
             self.pop_some(cpu, excess.min(BATCH), &mut flushed);
-            // The thread may have moved to another CPU meanwhile.
+            // The thread may have moved to another CPU in between.
             let len = self.lists.len(cpu, victim).max(limit - fewer);
             self.set_limit(&mut budget, cpu, victim, len);
             self.grow(&mut budget, cpu, class);
