@@ -52,6 +52,9 @@ pub(super) const MAX_GRANULES: usize = 252;
 /// So many areas at most are taken from the placement, or given back to it, at once.
 pub(super) const BATCH: usize = 32;
 
+/// Granules whose marks are on one cache line.
+const LINE: usize = 64;
+
 /// How many areas of a list are looked at for one of a higher alignment than it happens to have.
 const LOOKS: usize = 8;
 
@@ -76,6 +79,12 @@ impl Class {
     /// Bytes of an area in one unit.
     pub(super) fn size(self) -> usize {
         self.granules() * GRANULE_SIZE
+    }
+
+    /// An area and so many neighbours have lines of marks, of owner slots and of copies that they share with
+    /// no other areas, but for the last of them.
+    fn apart(self) -> usize {
+        (LINE / self.granules()).max(1)
     }
 }
 
@@ -391,7 +400,7 @@ impl Cache {
     fn grow(&self, budget: &mut Budget, cpu: usize, class: Class) -> bool {
         let limit = self.lists.limit(cpu, class);
         let left = self.most.saturating_sub(budget.granted) / class.size();
-        let more = limit.max(1).min(left).min(MAX_LEN - limit);
+        let more = limit.max(class.apart()).min(left).min(MAX_LEN - limit);
         self.set_limit(budget, cpu, class, limit + more);
         more > 0
     }
@@ -413,7 +422,7 @@ impl Cache {
         };
         let limit = self.lists.limit(cpu, class);
         self.grow(&mut budget, cpu, class);
-        (limit / 2).min(BATCH - 1)
+        (limit / 2).max(class.apart()).min(self.lists.limit(cpu, class)).min(BATCH - 1)
     }
 
     /// Counts areas that were placed only to be cached.
