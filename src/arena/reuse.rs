@@ -155,16 +155,37 @@ impl<O: Owner> Arena<O> {
         let mark = bytes.mark(unit);
         let Marked::Live(granules) = mark.get() else { return None };
         mark.set_cached(remains);
-        let keeps_owners = memory.keeps_owners();
-        // SAFETY: this thread frees the area, and has it alone until it is on a list.
-        let owner = keeps_owners.then(|| unsafe { bytes.take_owner(unit) }).flatten();
-        let class = cache.class(granules, keeps_owners, unit);
+        // A branch, and code of its own for each: the processor goes on before it has read the answer.
+        // SAFETY: this thread frees the area, whose mark says that it is cached.
+        Some(match memory.keeps_owners() {
+            true => unsafe { self.put_in::<true>(cache, bytes, unit, granules) },
+            false => unsafe { self.put_in::<false>(cache, bytes, unit, granules) },
+        })
+    }
+
+    /// Takes the owner out of an area, and puts it on a list.
+    ///
+    /// # Safety
+    ///
+    /// This thread has the area alone, and its mark says that it is cached. Its chunk has a vector of owners,
+    /// or not.
+    #[inline(always)]
+    unsafe fn put_in<const KEEPS_OWNERS: bool>(
+        &self,
+        cache: &Cache,
+        bytes: ChunkBytes<'_, O>,
+        unit: usize,
+        granules: usize,
+    ) -> Freed<O> {
+        // SAFETY: the caller's promise.
+        let owner = KEEPS_OWNERS.then(|| unsafe { bytes.take_owner(unit) }).flatten();
+        let class = cache.class(granules, KEEPS_OWNERS, unit);
         let slot = bytes.owner_slot(unit).as_ptr();
-        // SAFETY: as above; the slot is that of the area, which is of that class.
+        // SAFETY: the caller's promise; the slot is that of the area, which is of that class.
         if unsafe { cache.push(&self.machine, class, slot.cast()) } != Pushed::Done {
             self.put_slowly(cache, class, slot.expose_provenance());
         }
-        Some(Freed { size: class.size(), owner })
+        Freed { size: class.size(), owner }
     }
 
     #[cold]
