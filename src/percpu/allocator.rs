@@ -102,6 +102,7 @@ impl PerCpuAllocator {
     /// # Errors
     ///
     /// [`AllocError`]; nothing is charged and nothing is lost.
+    #[inline]
     pub fn alloc(&self, layout: Layout, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
         self.tree.alloc(layout, gfp, Content::Zero).map(PcpuPtr::from_ptr)
     }

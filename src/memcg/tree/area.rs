@@ -27,60 +27,47 @@ impl Tree {
 
     /// Allocates an area that reads as zero on every possible CPU. With `Gfp::ACCOUNT`, the calling
     /// thread's current cgroup is charged. Returns the copy of CPU 0.
-    #[inline(always)]
+    ///
+    /// In the caller, so that the address of a cached area stays in a register.
+    #[inline]
     pub(crate) fn alloc(
         &self,
         layout: Layout,
         gfp: Gfp,
         content: Content,
     ) -> Result<NonNull<u8>, AllocError> {
-        if gfp.contains(Gfp::ACCOUNT) {
-            return self.alloc_accounted(layout, gfp, content);
+        match self.alloc_cached(layout, gfp, content) {
+            Some(first) => Ok(first),
+            None => self.alloc_slowly(layout, gfp, false, content),
         }
-        if let Some((len, align)) = Request::in_granules(layout)
-            && let Some(allocated) = self.arena.take(len, align, false, None, content)
-        {
-            return Ok(allocated.first);
-        }
-        self.alloc_slowly(layout, gfp, false, content)
     }
 
-    /// As [`alloc`](Tree::alloc), for the thread's current cgroup.
+    /// As [`alloc`](Tree::alloc), if this CPU has cached such an area, and a stock to pay for it.
     #[inline(never)]
-    fn alloc_accounted(
-        &self,
-        layout: Layout,
-        gfp: Gfp,
-        content: Content,
-    ) -> Result<NonNull<u8>, AllocError> {
-        if let Some((len, align)) = Request::in_granules(layout)
-            && let bytes = self.shared.cost.full_size(len * GRANULE_SIZE)
-            && let Some(Some(token)) = current::with(self.id, |node| take_from_stock(node, bytes))
-        {
-            let charged = Uncommitted::new(token, bytes, true, Paid::Stock);
-            let Some(allocated) = self.arena.take(len, align, true, Some(token), content) else {
-                return self.alloc_missed(layout, gfp, charged, content);
-            };
-            if allocated.is_owned {
-                charged.commit().count(bytes as i64);
-            }
-            return Ok(allocated.first);
+    fn alloc_cached(&self, layout: Layout, gfp: Gfp, content: Content) -> Option<NonNull<u8>> {
+        let (len, align) = Request::in_granules(layout)?;
+        match gfp.contains(Gfp::ACCOUNT) {
+            true => self.alloc_cached_accounted(len, align, content),
+            false => Some(self.arena.take(len, align, false, None, content)?.first),
         }
-        self.alloc_slowly(layout, gfp, false, content)
     }
 
-    /// As [`alloc_accounted`](Tree::alloc_accounted), after the charge, where this CPU has cached no such area.
     #[inline(never)]
-    fn alloc_missed(
+    fn alloc_cached_accounted(
         &self,
-        layout: Layout,
-        gfp: Gfp,
-        charged: Uncommitted,
+        len: usize,
+        align: usize,
         content: Content,
-    ) -> Result<NonNull<u8>, AllocError> {
-        let flags = RequestFlags { atomic: !gfp.may_block(), ..RequestFlags::default() };
-        let request = Request::new(layout.size() as u64, layout.align() as u64, flags)?;
-        self.alloc_charged(request, Some(charged), content)
+    ) -> Option<NonNull<u8>> {
+        let bytes = self.shared.cost.full_size(len * GRANULE_SIZE);
+        let token = current::with(self.id, |node| take_from_stock(node, bytes))??;
+        // It is uncharged again where no such area is cached.
+        let charged = Uncommitted::new(token, bytes, true, Paid::Stock);
+        let allocated = self.arena.take(len, align, true, Some(token), content)?;
+        if allocated.is_owned {
+            charged.commit().count(bytes as i64);
+        }
+        Some(allocated.first)
     }
 
     /// As [`alloc`](Tree::alloc), whatever is asked for.
