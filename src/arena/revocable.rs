@@ -106,6 +106,12 @@ impl<O: Owner> RevocableWords<O> {
         self.gate.add_unless::<GUARD>(delta)
     }
 
+    /// As [`add_unless`](Self::add_unless), and adds to this CPU's sum in the same step.
+    #[inline(always)]
+    pub(crate) fn add_both_unless<const GUARD: u32>(&self, delta: u64, value: i64) -> bool {
+        self.gate.add_both_unless::<GUARD>(delta, value)
+    }
+
     /// Adds to the sum, on any CPU. False when the words were taken out.
     #[inline]
     pub(crate) fn add(&self, value: i64) -> bool {

@@ -270,6 +270,7 @@ impl PerCpuAllocator {
     /// * the area is not the memory of a [`PerCpu`](super::PerCpu);
     /// * every byte of every copy is initialised. It was at first. A value with padding, or one that
     ///   was not written wholly, may leave bytes that are not; see [`free_uninit`](Self::free_uninit).
+    #[inline]
     pub unsafe fn free(&self, ptr: PcpuPtr) -> Result<(), FreeError> {
         self.tree.free(ptr.as_ptr().addr().get(), Remains::Initialised)
     }

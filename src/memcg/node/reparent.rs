@@ -92,12 +92,19 @@ pub(crate) fn take_words(node: &Node) -> bool {
 }
 
 /// Uncharges an area that was freed.
-#[inline]
+#[inline(always)]
 pub(crate) fn finish_free(shared: &Shared<Node>, freed: Freed<TokenRef>) {
     if let Some(owner) = freed.owner {
-        let bytes = shared.cost.full_size(freed.size);
-        owner.objcg().count(-(bytes as i64));
-        uncharge_and_put(owner.into_static(), bytes);
+        uncharge_area(owner.into_static(), shared.cost.full_size(freed.size));
+    }
+}
+
+/// Uncharges an area of so many bytes, and gives its reference back.
+#[inline]
+pub(crate) fn uncharge_area(token: &'static Token, bytes: u64) {
+    if !token.put_for_area(bytes) {
+        token.count(-(bytes as i64));
+        uncharge_and_put(token, bytes);
     }
 }
 

@@ -221,6 +221,25 @@ impl<P: Payer> ObjCgroup<P> {
         bytes <= BATCH && self.words.add_unless::<{ StockWord::PUT_GUARD }>(putting)
     }
 
+    /// As [`take`](Self::take), for an area: one reference, and the bytes count as `percpu` from now on.
+    #[inline(always)]
+    pub(crate) fn take_for_area(&self, bytes: u64) -> bool {
+        let taking = StockWord::taking(bytes, 1);
+        let add =
+            |taking| self.words.add_both_unless::<{ StockWord::TAKE_GUARD }>(taking, bytes as i64);
+        bytes <= BATCH && add(taking)
+    }
+
+    /// As [`put_bytes`](Self::put_bytes), for an area: the opposite of [`take_for_area`](Self::take_for_area).
+    #[inline(always)]
+    pub(crate) fn put_for_area(&self, bytes: u64) -> bool {
+        let putting = StockWord::putting(bytes, -1);
+        let add = |putting| {
+            self.words.add_both_unless::<{ StockWord::PUT_GUARD }>(putting, -(bytes as i64))
+        };
+        bytes <= BATCH && add(putting)
+    }
+
     /// Uncharges `bytes` of the cgroup that pays now (O4).
     pub(crate) fn uncharge(&self, bytes: u64) {
         if bytes > 0
@@ -287,13 +306,6 @@ impl<P: Payer> ObjCgroup<P> {
             P::pool().0.lock().push(self);
         }
         given_up
-    }
-}
-
-impl<P: Payer> ObjcgRef<P> {
-    /// What it refers to.
-    pub(crate) fn objcg(&self) -> &'static ObjCgroup<P> {
-        self.0
     }
 }
 

@@ -243,11 +243,18 @@ impl<O: Owner> RevocableWords<O> {
     }
 
     pub(crate) fn add_unless<const GUARD: u32>(&self, delta: u64) -> bool {
+        self.add_both_unless::<GUARD>(delta, 0)
+    }
+
+    pub(crate) fn add_both_unless<const GUARD: u32>(&self, delta: u64, value: i64) -> bool {
         let add = |word: u64| {
             let sum = (word as i64).checked_add(delta as i64)? as u64;
             (sum >> GUARD & 1 == 0).then_some(sum)
         };
-        self.sequence(|(guarded, _)| change(guarded, add))
+        self.sequence(|(guarded, sum)| {
+            change(guarded, add)?;
+            change(sum, |sum| Some(sum.wrapping_add(value as u64)))
+        })
     }
 
     pub(crate) fn add(&self, value: i64) -> bool {

@@ -61,13 +61,11 @@ impl Tree {
     ) -> Option<NonNull<u8>> {
         let bytes = self.shared.cost.full_size(len * GRANULE_SIZE);
         let token = current::with(self.id, |node| take_from_stock(node, bytes))??;
-        // It is uncharged again where no such area is cached.
-        let charged = Uncommitted::new(token, bytes, true, Paid::Stock);
-        let allocated = self.arena.take(len, align, true, Some(token), content)?;
-        if allocated.is_owned {
-            charged.commit().count(bytes as i64);
+        let allocated = self.arena.take(len, align, true, Some(token), content);
+        if !allocated.is_some_and(|area| area.is_owned) {
+            reparent::uncharge_area(token, bytes);
         }
-        Some(allocated.first)
+        Some(allocated?.first)
     }
 
     /// As [`alloc`](Tree::alloc), whatever is asked for.
@@ -223,10 +221,10 @@ impl Tree {
     }
 }
 
-/// Charges `bytes` for an area out of this CPU's stock. The root is not charged for areas, although it has a
+/// Charges and counts `bytes` for an area, out of this CPU's stock. The root is not charged for areas, although it has a
 /// stock for charges that passed to it.
 #[inline(always)]
 fn take_from_stock(node: &Node, bytes: u64) -> Option<&'static Token> {
     let token = node.token();
-    (!node.is_root() && token.take(bytes, 1)).then_some(token)
+    (!node.is_root() && token.take_for_area(bytes)).then_some(token)
 }

@@ -173,6 +173,12 @@ impl RseqGate {
         platform::gate_add_unless::<GUARD>(self, delta)
     }
 
+    /// As [`add_unless`](Self::add_unless), and adds to this CPU's second word in the same step.
+    #[inline(always)]
+    pub(crate) fn add_both_unless<const GUARD: u32>(&self, delta: u64, value: i64) -> bool {
+        platform::gate_add_both_unless::<GUARD>(self, delta, value)
+    }
+
     /// Adds to this CPU's second word. Returns false and changes nothing when the gate is closed.
     #[inline(always)]
     pub(crate) fn add_second(&self, value: i64) -> bool {

@@ -27,6 +27,14 @@ pub(super) fn gate_add_unless<const GUARD: u32>(_: &RseqGate, _delta: u64) -> bo
     false
 }
 
+pub(super) fn gate_add_both_unless<const GUARD: u32>(
+    _: &RseqGate,
+    _delta: u64,
+    _value: i64,
+) -> bool {
+    false
+}
+
 pub(super) fn gate_add_second(_: &RseqGate, _value: i64) -> bool {
     false
 }

@@ -11,7 +11,8 @@ use super::{REAL_CPU_IDS, UNIT_STRIDE, gate};
 use area::RseqArea;
 
 pub(super) use sequences::{
-    compare_exchange_on, gate_add_second, gate_add_unless, gate_pop, gate_push,
+    compare_exchange_on, gate_add_both_unless, gate_add_second, gate_add_unless, gate_pop,
+    gate_push,
 };
 
 /// How much farther into a rseq area the concurrency id is than the CPU id.

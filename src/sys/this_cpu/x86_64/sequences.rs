@@ -394,6 +394,32 @@ pub(in super::super) fn gate_add_second(gate: &RseqGate, value: i64) -> bool {
     ], value = in(reg) value)
 }
 
+/// As [`RseqGate::add_both_unless`].
+#[inline(always)]
+pub(in super::super) fn gate_add_both_unless<const GUARD: u32>(
+    gate: &RseqGate,
+    delta: u64,
+    value: i64,
+) -> bool {
+    through!(gate, [
+        // As in `gate_add_unless`.
+        "add {word}, {t}",
+        "mov {t}, qword ptr [{word}]",
+        "add {t}, {delta}",
+        "jo {miss}",
+        "bt {t}, {guard}",
+        "jc {miss}",
+        "movq {both}, {t}",
+        "mov {t}, qword ptr [{word} + 8]",
+        "add {t}, {value}",
+        "movq {second}, {t}",
+        "punpcklqdq {both}, {second}",
+        // The commit of both words: one instruction. Others see each of them whole.
+        "movups xmmword ptr [{word}], {both}",
+    ], delta = in(reg) delta, value = in(reg) value, guard = const GUARD,
+       both = out(xmm_reg) _, second = out(xmm_reg) _)
+}
+
 /// A sequence through a gate, with result: `answer` is 1 when the gate is closed.
 macro_rules! answer_through {
     ($gate:ident, [$($body:expr),+ $(,)?], $($operand:tt)+) => {{
