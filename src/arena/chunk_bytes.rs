@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use super::cache::Mark;
 use super::geometry::{Geometry, Window};
 use super::{Content, Owner};
-use crate::sys::gate::LEN_SHIFT;
+use crate::sys::gate::{LEN_SHIFT, link_address};
 use crate::sys::{CpuId, Machine, detached_is_used};
 
 /// The bytes of a chunk, which is mapped for `'a`.
@@ -135,23 +135,63 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
     #[inline(always)]
     unsafe fn zero(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
         debug_assert!(unit.start.is_multiple_of(4) && unit.len().is_multiple_of(4));
-        if unit.len() == 8 && unit.start.is_multiple_of(8) {
-            return self.for_each_copy(machine, window, unit, |start| {
-                // SAFETY: as in `zero_words`; strides are multiples of 128, so that the copy is aligned.
-                let word = unsafe { start.cast::<u64>().as_mut() };
-                if *word != 0 {
-                    *word = 0;
-                }
-            });
+        match unit.len() {
+            // SAFETY: the caller's promise.
+            8 if unit.start.is_multiple_of(8) => unsafe {
+                self.zero_exactly::<1>(machine, window, unit)
+            },
+            // SAFETY: as above.
+            _ => unsafe { self.zero_any(machine, window, unit) },
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.zero_words(machine, window, unit) };
     }
 
     /// # Safety
     ///
     /// As for [`zero`](Self::zero).
     #[inline(never)]
+    unsafe fn zero_any(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
+        match unit.len() {
+            // SAFETY: the caller's promise.
+            16 if unit.start.is_multiple_of(8) => unsafe {
+                self.zero_exactly::<2>(machine, window, unit)
+            },
+            // SAFETY: as above.
+            32 if unit.start.is_multiple_of(8) => unsafe {
+                self.zero_exactly::<4>(machine, window, unit)
+            },
+            // SAFETY: as above.
+            64 if unit.start.is_multiple_of(8) => unsafe {
+                self.zero_exactly::<8>(machine, window, unit)
+            },
+            // SAFETY: as above.
+            _ => unsafe { self.zero_words(machine, window, unit) },
+        }
+    }
+
+    /// As [`zero`](Self::zero), of `N` words.
+    ///
+    /// # Safety
+    ///
+    /// As there, and `unit` has `8 * N` bytes and starts at a multiple of 8.
+    #[inline(always)]
+    unsafe fn zero_exactly<const N: usize>(
+        &self,
+        machine: &Machine,
+        window: Window,
+        unit: &Range<usize>,
+    ) {
+        self.for_each_copy(machine, window, unit, |start| {
+            // SAFETY: as in `zero_words`; strides are multiples of 128, so that the copy is aligned.
+            let words = unsafe { start.cast::<[u64; N]>().as_mut() };
+            if words.iter().fold(0, |all, word| all | word) != 0 {
+                *words = [0; N];
+            }
+        });
+    }
+
+    /// # Safety
+    ///
+    /// As for [`zero`](Self::zero).
     unsafe fn zero_words(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
         self.for_each_copy(machine, window, unit, |start| {
             let words = ptr::slice_from_raw_parts_mut(start.cast::<u32>().as_ptr(), unit.len() / 4);
@@ -247,6 +287,13 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
         slot.store(ptr::null_mut(), Ordering::Relaxed);
         // SAFETY: by R3 a pointer that is not null was a reference for good.
         unsafe { owner.as_ref() }.map(O::from_static)
+    }
+
+    /// The address of the slot that the one of the area at `unit_offset` was linked to, when it was cached.
+    /// This thread has the area, and it has no owner yet.
+    #[inline]
+    pub(crate) fn link(&self, unit_offset: usize) -> usize {
+        link_address(self.owner_slot(unit_offset).load(Ordering::Relaxed).addr() as u64)
     }
 
     /// The owner of the area at `unit_offset`, if it has one; a snapshot. The chunk has a vector of owners.

@@ -174,6 +174,13 @@ impl Geometry {
         (self.offset_in_span(address) - self.owners) / (size_of::<usize>() / GRANULE_SIZE)
     }
 
+    /// As [`unit_of_slot`](Self::unit_of_slot), of a slot or 0, if it is in the chunk that has the slot `other`.
+    #[inline]
+    pub(crate) fn unit_of_slot_beside(&self, address: usize, other: usize) -> Option<usize> {
+        let is_beside = self.span_of(address) == self.span_of(other);
+        is_beside.then(|| self.unit_of_slot(address))
+    }
+
     /// Where `address` is, from the reservation's base.
     #[inline]
     pub(crate) fn offset_in_span(&self, address: usize) -> usize {

@@ -3,7 +3,7 @@
 use std::mem;
 use std::ops::Range;
 
-use super::cache::{Cache, Class, Flushed, MAX_GRANULES, Marked, Pushed};
+use super::cache::{CACHE_LINE, Cache, Class, Flushed, MAX_GRANULES, Marked, Pushed};
 use super::chunk_bytes::ChunkBytes;
 use super::chunk_memory::ChunkMemory;
 use super::geometry::Window;
@@ -95,8 +95,17 @@ impl<O: Owner> Arena<O> {
         let unit = self.geometry.unit_of_slot(slot);
         let mark = bytes.mark(unit);
         let marked = mark.get();
-        if marked != Marked::Cached(Remains::Zero) {
-            self.clean(bytes, unit..unit + len * GRANULE_SIZE, marked, content);
+        match marked {
+            Marked::Cached(Remains::Zero) => {}
+            Marked::Cached(Remains::Initialised)
+                if content == Content::Zero && !cache.joins_lines =>
+            {
+                let area = unit..unit + len * GRANULE_SIZE;
+                // SAFETY: this thread has the area alone (N2), whose bytes have a value, as the one that
+                // freed it said.
+                unsafe { bytes.clean(&self.machine, Window::Coloured, &area, content) };
+            }
+            _ => self.clean(cache, cache.class(len, is_accounted, unit), slot, content),
         }
         let keeps_owners = self.keeps_owners(cache, slot, is_accounted);
         let owner = owner.filter(|_| keeps_owners);
@@ -121,24 +130,92 @@ impl<O: Owner> Arena<O> {
         }
     }
 
-    /// Makes an area hold `content` that was cached and is this thread's now.
-    #[inline(always)]
-    fn clean(
-        &self,
-        bytes: ChunkBytes<'_, O>,
-        unit: Range<usize>,
-        marked: Marked,
-        content: Content,
-    ) {
-        match marked {
+    /// As [`reuse`](Self::reuse): makes an area of that class hold `content`.
+    #[inline(never)]
+    fn clean(&self, cache: &Cache, class: Class, slot: usize, content: Content) {
+        // SAFETY: as in `reuse`.
+        let bytes = unsafe { ChunkBytes::<O>::around(&self.geometry, slot) };
+        let start = self.geometry.unit_of_slot(slot);
+        let area = start..start + class.size();
+        let is_initialised = bytes.mark(start).get() == Marked::Cached(Remains::Initialised);
+        if content == Content::Zero && is_initialised && cache.joins_lines {
+            self.clean_line(cache, class, bytes, area);
+        } else if content == Content::Any || is_initialised {
             // SAFETY: this thread has the area alone (N2). Its bytes have a value, as the one that freed it
             // said, or none of them is read.
-            _ if content == Content::Any || marked == Marked::Cached(Remains::Initialised) => unsafe {
-                bytes.clean(&self.machine, Window::Coloured, &unit, content);
-            },
+            unsafe { bytes.clean(&self.machine, Window::Coloured, &area, content) };
+        } else {
             // SAFETY: as above.
-            _ => unsafe { bytes.overwrite(&self.machine, Window::Coloured, &unit) },
+            unsafe { bytes.overwrite(&self.machine, Window::Coloured, &area) };
         }
+    }
+
+    /// Makes an area zero, and with it the neighbours on the same cache line that come next on its list: what
+    /// takes time is to fetch the line of each copy.
+    fn clean_line(
+        &self,
+        cache: &Cache,
+        class: Class,
+        bytes: ChunkBytes<'_, O>,
+        area: Range<usize>,
+    ) {
+        let mut neighbours = Flushed::new(class);
+        let line = match self.neighbour_of(bytes, class, area.start, &area) {
+            Some(_) => self.take_neighbours(cache, class, bytes, area, &mut neighbours),
+            None => area,
+        };
+        // SAFETY: this thread has these areas alone (N2), whose bytes have a value, as those that freed them
+        // said.
+        unsafe { bytes.clean(&self.machine, Window::Coloured, &line, Content::Zero) };
+        for &slot in neighbours.slots().iter().rev() {
+            bytes.mark(self.geometry.unit_of_slot(slot)).set_cached(Remains::Zero);
+            // As in `look_further`.
+            let _pending = self.put_back(cache, class, slot);
+        }
+    }
+
+    /// The unit offset of the area that came next on the list after the one at `last`, if it is next to
+    /// `areas`, on the same line, and not clean.
+    #[inline(always)]
+    fn neighbour_of(
+        &self,
+        bytes: ChunkBytes<'_, O>,
+        class: Class,
+        last: usize,
+        areas: &Range<usize>,
+    ) -> Option<usize> {
+        let next =
+            self.geometry.unit_of_slot_beside(bytes.link(last), bytes.first(0).addr().get())?;
+        let is_next = next + class.size() == areas.start || next == areas.end;
+        let is_on_line = next / CACHE_LINE == last / CACHE_LINE;
+        // Another thread may have it by now.
+        let is_dirty = || bytes.mark(next).get() == Marked::Cached(Remains::Initialised);
+        (is_next && is_on_line && is_dirty()).then_some(next)
+    }
+
+    /// Takes areas off the list that are next to `areas`, and returns all of them.
+    fn take_neighbours(
+        &self,
+        cache: &Cache,
+        class: Class,
+        bytes: ChunkBytes<'_, O>,
+        mut areas: Range<usize>,
+        taken: &mut Flushed,
+    ) -> Range<usize> {
+        let mut last = areas.start;
+        while let Some(next) = self.neighbour_of(bytes, class, last, &areas) {
+            let Some(slot) = cache.pop(&self.machine, class) else { break };
+            // The list may have changed since.
+            let is_it = slot == bytes.owner_slot(next).as_ptr().addr();
+            if !is_it || bytes.mark(next).get() != Marked::Cached(Remains::Initialised) {
+                let _pending = self.put_back(cache, class, slot);
+                break;
+            }
+            taken.push(slot);
+            areas = areas.start.min(next)..areas.end.max(next + class.size());
+            last = next;
+        }
+        areas
     }
 
     /// Caches the live area at `address`, if that takes no more than a push.
@@ -156,9 +233,10 @@ impl<O: Owner> Arena<O> {
         let Marked::Live(granules) = mark.get() else { return None };
         mark.set_cached(remains);
         // A branch, and code of its own for each: the processor goes on before it has read the answer.
-        // SAFETY: this thread frees the area, whose mark says that it is cached.
         Some(match memory.keeps_owners() {
+            // SAFETY: this thread frees the area, whose mark says that it is cached.
             true => unsafe { self.put_in::<true>(cache, bytes, unit, granules) },
+            // SAFETY: as above.
             false => unsafe { self.put_in::<false>(cache, bytes, unit, granules) },
         })
     }

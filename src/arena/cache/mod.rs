@@ -52,8 +52,11 @@ pub(super) const MAX_GRANULES: usize = 252;
 /// So many areas at most are taken from the placement, or given back to it, at once.
 pub(super) const BATCH: usize = 32;
 
-/// Granules whose marks are on one cache line.
-const LINE: usize = 64;
+/// From so many copies on, to fetch a line of each takes longer than to take some areas off a list.
+const MANY_COPIES: usize = 16;
+
+/// Bytes of a cache line.
+pub(super) const CACHE_LINE: usize = 64;
 
 /// How many areas of a list are looked at for one of a higher alignment than it happens to have.
 const LOOKS: usize = 8;
@@ -82,9 +85,9 @@ impl Class {
     }
 
     /// An area and so many neighbours have lines of marks, of owner slots and of copies that they share with
-    /// no other areas, but for the last of them.
+    /// no other areas, but for the last of them. A mark is a byte.
     fn apart(self) -> usize {
-        (LINE / self.granules()).max(1)
+        (CACHE_LINE / self.granules()).max(1)
     }
 }
 
@@ -119,6 +122,8 @@ struct Budget {
 pub(super) struct Cache {
     /// Areas with an owner have chunks of their own, and so lists of their own.
     splits_types: bool,
+    /// Areas are cleaned together with their neighbours.
+    pub(super) joins_lines: bool,
     lists: Lists,
     cpus: Box<[CachePadded<LeafMutex<Budget>>]>,
     most: usize,
@@ -230,6 +235,7 @@ impl Cache {
         };
         Ok(Cache {
             splits_types,
+            joins_lines: machine.possible().len() >= MANY_COPIES,
             lists: Lists::new(machine)?,
             cpus: iter::repeat_with(budget).take(machine.cpu_id_limit()).collect(),
             most,

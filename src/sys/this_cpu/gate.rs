@@ -53,6 +53,11 @@ pub(crate) fn list_len(word: u64) -> usize {
     (word >> LEN_SHIFT) as usize
 }
 
+/// The address of the first link on a list with that first word, or 0.
+pub(crate) fn link_address(word: u64) -> usize {
+    (word & ((1 << LEN_SHIFT) - 1)) as usize
+}
+
 /// Links that were on a list, by its first word.
 #[derive(Debug)]
 pub(crate) struct Links(u64);
@@ -77,7 +82,7 @@ impl Iterator for Links {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        let address = (self.0 & ((1 << LEN_SHIFT) - 1)) as usize;
+        let address = link_address(self.0);
         if address == 0 {
             return None;
         }
