@@ -166,7 +166,7 @@ impl<O: Owner> Arena<O> {
         };
         // SAFETY: this thread has these areas alone (N2), whose bytes have a value, as those that freed them
         // said.
-        unsafe { bytes.clean(&self.machine, Window::Coloured, &line, Content::Zero) };
+        unsafe { bytes.zero_any(&self.machine, Window::Coloured, &line) };
         for &slot in neighbours.slots().iter().rev() {
             bytes.mark(self.geometry.unit_of_slot(slot)).set_cached(Remains::Zero);
             // As in `look_further`.
