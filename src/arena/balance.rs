@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::{io, thread};
+use std::{io, mem, thread};
 
-use super::chunk_memory::ChunkMemory;
+use super::chunk_memory::{ChunkMemory, PART};
 use super::deferred::Dead;
 use super::state::State;
 use super::{Arena, Owner, Populate, Window};
@@ -32,10 +32,15 @@ pub enum BalanceMode {
 }
 
 /// What an operation that runs balance work for itself gives back, in pages: some 10 µs.
-const PORTION: usize = 32;
+const PORTION: usize = 16;
 
-/// What giving back a copy costs at least, in pages. An area costs one.
+/// What giving back a part of a copy costs at least, in pages. An area costs one.
 const LEAST_COST: usize = 4;
+
+/// What giving back each part of a copy of so many bytes costs, in pages.
+fn cost_of_part(copy: usize) -> usize {
+    (copy / page_size()).clamp(LEAST_COST, PART)
+}
 
 impl<O: Owner> Arena<O> {
     /// Balance work is pending: has it run by whom this mode calls for.
@@ -81,18 +86,20 @@ impl<O: Owner> Arena<O> {
         self.give_back(&populating, usize::MAX);
     }
 
-    /// Has the placement decide, if it asks for that, and does a part of all other work, of about the cost
-    /// `budget`.
+    /// Does one part of the work, of about the cost `budget`: empties the caches before the placement decides,
+    /// has it decide, or gives back.
     fn work(&self, populating: &MutexGuard<'_, ()>, mut budget: usize) {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let is_pending = state.placement.is_balance_pending();
-        let may_empty = is_pending && state.deferred.drained.is_empty();
+        let is_emptied = mem::replace(&mut state.deferred.is_emptied, is_pending);
+        let is_drained = state.deferred.drained.is_empty();
         drop(state);
-        if may_empty {
-            self.empty_caches(true);
+        if is_pending && !is_emptied && is_drained && self.empty_caches(true) {
+            return;
         }
         budget -= self.flush_drained(budget);
-        if is_pending {
+        if is_pending && budget > 0 {
+            self.state.lock().deferred.is_emptied = false;
             budget = budget.saturating_sub(self.decide(populating) * LEAST_COST);
         }
         self.give_back(populating, budget);
@@ -149,16 +156,16 @@ impl<O: Owner> Arena<O> {
             let Some(mut discard) = deferred.current(widen) else { return };
             let (memory, unit) = state.unit_range_of_pages(discard.chunk, &discard.pages);
             drop(state);
-            let cost = (unit.len() / page_size()).max(LEAST_COST);
-            let copies = discard.next..discard.next.saturating_add(budget.div_ceil(cost));
+            let cost = cost_of_part(unit.len());
+            let parts = discard.next..discard.next.saturating_add(budget.div_ceil(cost));
             // SAFETY: pages that are not populated (A6) hold no live area, and no thread places one there
             // while the populate lock is held (A2), as it is.
-            let discarded = unsafe { memory.discard(&self.machine, &unit, copies.clone()) };
-            budget = budget.saturating_sub(discarded.copies * cost);
-            discard.next = copies.end;
+            let discarded = unsafe { memory.discard(&self.machine, &unit, parts.clone()) };
+            budget = budget.saturating_sub(discarded.parts * cost);
+            discard.next = parts.end;
             discard.complete &= discarded.complete;
             let mut state = self.state.lock();
-            let is_last = discarded.copies < copies.len();
+            let is_last = discarded.parts < parts.len();
             if is_last && discard.complete {
                 state.mark_clean(discard.chunk, &self.geometry, &unit);
             }
@@ -169,17 +176,17 @@ impl<O: Owner> Arena<O> {
     /// Gives back a part of the memory of a destroyed chunk; the rest is spare, or left for later. Returns what
     /// is left of the budget.
     fn give_back_dead(&self, mut dead: Dead<O>, budget: usize) -> usize {
-        let cost = (self.geometry.unit_size() / page_size()).max(LEAST_COST);
-        let copies = dead.next..dead.next.saturating_add(budget.div_ceil(cost));
+        let cost = cost_of_part(self.geometry.unit_size());
+        let parts = dead.next..dead.next.saturating_add(budget.div_ceil(cost));
         // SAFETY: it is the memory of a chunk that is destroyed, and of no other.
-        let discarded = unsafe { dead.memory.discard_all(&self.machine, copies.clone()) };
-        (dead.next, dead.complete) = (copies.end, dead.complete & discarded.complete);
-        if discarded.copies == copies.len() {
+        let discarded = unsafe { dead.memory.discard_all(&self.machine, parts.clone()) };
+        (dead.next, dead.complete) = (parts.end, dead.complete & discarded.complete);
+        if discarded.parts == parts.len() {
             self.state.lock().deferred.give_back(dead);
         } else {
             self.keep_if_zero(dead, budget == usize::MAX);
         }
-        budget.saturating_sub(discarded.copies * cost)
+        budget.saturating_sub(discarded.parts * cost)
     }
 
     /// Keeps memory of which all is done, for another chunk. Gives page tables back if there is time.

@@ -31,11 +31,22 @@ pub(crate) struct ChunkMemory<O: Owner> {
 pub(super) struct Discarded {
     /// The whole pages inside the copies are gone.
     pub(super) complete: bool,
-    /// How many copies it was done for: fewer than were asked for when there are no more.
-    pub(super) copies: usize,
+    /// How many parts it was done for: fewer than were asked for when there are no more.
+    pub(super) parts: usize,
 }
 
 const NO_CHUNK: u32 = u32::MAX;
+
+/// Pages of a part, at most: what one system call gives back of a copy.
+pub(super) const PART: usize = 16;
+
+/// The whole pages inside a range of bytes, in parts.
+fn parts(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let (start, end) =
+        (range.start.next_multiple_of(page_size()), range.end / page_size() * page_size());
+    let size = PART * page_size();
+    (start..end).step_by(size).map(move |start| start..end.min(start + size))
+}
 
 impl<O: Owner> ChunkMemory<O> {
     /// Reserves the address space and binds each CPU's copies to its node. It is of no chunk yet.
@@ -138,8 +149,8 @@ impl<O: Owner> ChunkMemory<O> {
         Ok(())
     }
 
-    /// Gives the memory of the unit bytes `unit` back, in the copies `copies` and in the owners' vector.
-    /// Copies that cannot have memory are not counted.
+    /// Gives the memory of the unit bytes `unit` back, in the copies and in the owners' vector: those of the
+    /// copies' [`parts`] that are asked for. Copies that cannot have memory have none.
     ///
     /// # Safety
     ///
@@ -149,7 +160,7 @@ impl<O: Owner> ChunkMemory<O> {
         &self,
         machine: &Machine,
         unit: &Range<usize>,
-        copies: Range<usize>,
+        asked: Range<usize>,
     ) -> Discarded {
         let of_cpus = |window| {
             let start = move |&cpu| self.geometry.copy_offset(window, cpu, unit.start);
@@ -161,16 +172,17 @@ impl<O: Owner> ChunkMemory<O> {
         let detached = detached_is_used().then(|| self.geometry.detached_offset(unit.start));
         // What comes into use between two calls is at the end.
         let starts = of_cpus(Window::Coloured).chain(paged.into_iter().flatten()).chain(detached);
+        let parts = starts.flat_map(|start| parts(start..start + unit.len()));
         let mut done = 0;
-        let ranges = starts.skip(copies.start).take(copies.len()).inspect(|_| done += 1);
-        let owners = (copies.start == 0).then(|| self.geometry.owner_range(unit));
-        let ranges = ranges.map(|start| start..start + unit.len()).chain(owners);
+        let ranges = parts.skip(asked.start).take(asked.len()).inspect(|_| done += 1);
+        let owners = (asked.start == 0).then(|| self.geometry.owner_range(unit));
+        let ranges = ranges.chain(owners);
         // SAFETY: by R2 the bytes of copies belong to nobody, as no live area is in `unit`: no thread
         // accesses them or relies on them. By R3 the slots of granules without a live area are zero, and
         // zero is what discarded memory reads as. No thread looks at them: under the area lock alone, only
         // slots of live areas are touched, and `verify` holds the populate lock, as the caller of this does.
         let complete = unsafe { self.reservation.discard(ranges) };
-        Discarded { complete, copies: done }
+        Discarded { complete, parts: done }
     }
 
     /// As [`discard`](Self::discard), of all memory of a chunk that is gone, but for the marks, which are
@@ -179,7 +191,7 @@ impl<O: Owner> ChunkMemory<O> {
     /// # Safety
     ///
     /// It is the memory of no chunk.
-    pub(super) unsafe fn discard_all(&self, machine: &Machine, copies: Range<usize>) -> Discarded {
+    pub(super) unsafe fn discard_all(&self, machine: &Machine, asked: Range<usize>) -> Discarded {
         let of_cpus = |window| {
             let copy = move |&cpu| {
                 let start = self.geometry.copy_offset(window, cpu, 0);
@@ -192,9 +204,10 @@ impl<O: Owner> ChunkMemory<O> {
         let rest = [self.geometry.detached_range(), self.geometry.all_owners()];
         let ranges = of_cpus(Window::Coloured).chain(paged.into_iter().flatten()).chain(rest);
         let mut done = 0;
-        let ranges = ranges.skip(copies.start).take(copies.len()).inspect(|_| done += 1);
+        let ranges = ranges.flat_map(parts).skip(asked.start).take(asked.len());
+        let ranges = ranges.inspect(|_| done += 1);
         // SAFETY: by R2 the copies, and by R3 the slots, belong to nobody.
         let complete = unsafe { self.reservation.discard(ranges) };
-        Discarded { complete, copies: done }
+        Discarded { complete, parts: done }
     }
 }

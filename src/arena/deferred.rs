@@ -2,8 +2,8 @@
 //!
 //! Balance work decides at once what is given back: the placement counts pages as depopulated, chunks are
 //! gone, and the caches are empty. The rest follows in *portions*, so that an operation which runs balance
-//! work takes a bounded time on any number of CPUs. A portion is some copies of the pages of one
-//! [`Discard`], some copies of a destroyed chunk, or some areas that were cached.
+//! work takes a bounded time on any number of CPUs. A portion is some parts of the copies of the pages of
+//! one [`Discard`], or of the copies of a destroyed chunk, or some areas that were cached.
 //!
 //! What waits can only shrink by waiting: pages that are populated again need not be discarded, nor those
 //! of a chunk that is destroyed, and pages that lie together are discarded together.
@@ -24,17 +24,19 @@ use crate::placement::ChunkId;
 pub(super) struct Deferred<O: Owner> {
     /// A6: their pages are not populated, so that no live area is on them.
     discards: VecDeque<Discard>,
-    /// The memory of destroyed chunks, and the copies before which all is given back.
+    /// The memory of destroyed chunks, and the part before which all is given back.
     dead: VecDeque<Dead<O>>,
     /// Areas that were cached, and are to go back to the placement.
     pub(super) drained: Drained,
+    /// The caches were emptied since the placement asked for balance work.
+    pub(super) is_emptied: bool,
 }
 
 /// The memory of a destroyed chunk.
 #[derive(Debug)]
 pub(super) struct Dead<O: Owner> {
     pub(super) memory: Arc<ChunkMemory<O>>,
-    /// The copies before this one are done.
+    /// The parts before this one are done.
     pub(super) next: usize,
     /// What is done has succeeded.
     pub(super) complete: bool,
@@ -49,7 +51,7 @@ impl<O: Owner> Dead<O> {
 impl<O: Owner> Default for Deferred<O> {
     fn default() -> Self {
         let (discards, dead) = (VecDeque::new(), VecDeque::new());
-        Deferred { discards, dead, drained: Drained::default() }
+        Deferred { discards, dead, drained: Drained::default(), is_emptied: false }
     }
 }
 
@@ -58,7 +60,7 @@ impl<O: Owner> Default for Deferred<O> {
 pub(super) struct Discard {
     pub(super) chunk: ChunkId,
     pub(super) pages: Range<usize>,
-    /// The copies before this one are done; none if 0.
+    /// The parts before this one are done; none if 0.
     pub(super) next: usize,
     /// What is done has succeeded.
     pub(super) complete: bool,

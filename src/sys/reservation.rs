@@ -51,9 +51,7 @@ use super::{Machine, MapError, MapOp, NodeId};
 
 /// The size of the pages that this kernel maps memory in.
 pub(crate) fn page_size() -> usize {
-    // SAFETY: sysconf has no precondition.
-    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(bytes).expect("every Linux has a page size")
+    rustix::param::page_size()
 }
 
 /// An anonymous private mapping that is unmapped on drop.

@@ -32,7 +32,7 @@ mod marks;
 mod model;
 
 use std::iter;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -111,10 +111,23 @@ struct Budget {
     granted: usize,
     /// The classes that had a limit since the lists were emptied.
     used: Bitmap,
-    /// There ever was one. Until then the CPU's words are not read, which would take page tables.
-    was_used: bool,
     /// The class from which some was taken last.
     hand: usize,
+}
+
+/// What a CPU has beside its lists.
+#[derive(Debug)]
+struct OfCpu {
+    /// A list ever had a limit. Until then the CPU's words are not read, which would take page tables.
+    was_used: AtomicBool,
+    budget: LeafMutex<Budget>,
+}
+
+impl OfCpu {
+    fn was_used(&self) -> bool {
+        // Relaxed: set before the first limit, under the lock. Nobody waits for what is cached from now on.
+        self.was_used.load(Ordering::Relaxed)
+    }
 }
 
 /// The caches of all CPUs.
@@ -125,7 +138,7 @@ pub(super) struct Cache {
     /// Areas are cleaned together with their neighbours.
     pub(super) joins_lines: bool,
     lists: Lists,
-    cpus: Box<[CachePadded<LeafMutex<Budget>>]>,
+    cpus: Box<[CachePadded<OfCpu>]>,
     most: usize,
     /// Taken by threads that could not count on their CPU.
     taken: AtomicU64,
@@ -229,15 +242,16 @@ impl Cache {
         most: usize,
         splits_types: bool,
     ) -> Result<Self, MapError> {
-        let budget = || {
-            let used = Bitmap::new(CLASSES);
-            CachePadded::new(LeafMutex::new(Budget { granted: 0, used, was_used: false, hand: 0 }))
+        let of_cpu = || {
+            let budget = Budget { granted: 0, used: Bitmap::new(CLASSES), hand: 0 };
+            let budget = LeafMutex::new(budget);
+            CachePadded::new(OfCpu { was_used: AtomicBool::new(false), budget })
         };
         Ok(Cache {
             splits_types,
             joins_lines: machine.possible().len() >= MANY_COPIES,
             lists: Lists::new(machine)?,
-            cpus: iter::repeat_with(budget).take(machine.cpu_id_limit()).collect(),
+            cpus: iter::repeat_with(of_cpu).take(machine.cpu_id_limit()).collect(),
             most,
             taken: AtomicU64::new(0),
             refilled: AtomicU64::new(0),
@@ -282,7 +296,7 @@ impl Cache {
             may_try.then(|| self.lists.pop(class))
         } else {
             let cpu = machine.this_cpu().index();
-            let locked = self.cpus.get(cpu)?.try_lock()?;
+            let locked = self.cpus.get(cpu)?.budget.try_lock()?;
             let popped = self.lists.pop_locked(cpu, class);
             drop(locked);
             Some(popped)
@@ -338,7 +352,7 @@ impl Cache {
             };
         }
         let cpu = machine.this_cpu().index();
-        match self.cpus.get(cpu).and_then(|budget| budget.try_lock()) {
+        match self.cpus.get(cpu).and_then(|of_cpu| of_cpu.budget.try_lock()) {
             // SAFETY: the caller's promise.
             Some(_locked) => unsafe { self.lists.push_locked(cpu, class, slot) },
             None => Pushed::Closed,
@@ -358,7 +372,7 @@ impl Cache {
     /// room now.
     pub(super) fn make_room(&self, machine: &Machine, class: Class) -> Option<Flushed> {
         let cpu = self.own_cpu(machine)?;
-        let mut budget = self.cpus.get(cpu)?.try_lock()?;
+        let mut budget = self.cpus.get(cpu)?.budget.try_lock()?;
         if self.grow(&mut budget, cpu, class) {
             return Some(Flushed::new(class));
         }
@@ -416,14 +430,15 @@ impl Cache {
         budget.granted += limit * class.size();
         self.lists.set_limit(cpu, class, limit);
         budget.used.set(class.0);
-        budget.was_used = true;
+        self.cpus[cpu].was_used.store(true, Ordering::Relaxed);
     }
 
     /// How many areas of a class may be placed for this CPU's list, which was found empty, beside the one
     /// that is handed out. The more often it is found empty, the more.
     pub(super) fn refill(&self, machine: &Machine, class: Class) -> usize {
         let Some(cpu) = self.own_cpu(machine) else { return 0 };
-        let Some(mut budget) = self.cpus.get(cpu).and_then(|budget| budget.try_lock()) else {
+        let Some(mut budget) = self.cpus.get(cpu).and_then(|of_cpu| of_cpu.budget.try_lock())
+        else {
             return 0;
         };
         let limit = self.lists.limit(cpu, class);
@@ -449,7 +464,7 @@ impl Cache {
         let mut areas = Drained::default();
         let fence = if may_block { gate::fence } else { gate::short_fence };
         if !gate::has_fence() || fence() {
-            for cpu in 0..self.cpus.len() {
+            for cpu in (0..self.cpus.len()).filter(|cpu| self.cpus[*cpu].was_used()) {
                 self.empty_cpu(cpu, &mut areas);
             }
         }
@@ -462,7 +477,7 @@ impl Cache {
         loop {
             // Nothing is allocated under the lock.
             areas.0.reserve(1);
-            let mut budget = self.cpus[cpu].lock();
+            let mut budget = self.cpus[cpu].budget.lock();
             class = Class(budget.used.next_set(class.0 + 1, CLASSES));
             if class.0 == CLASSES {
                 return;
@@ -486,16 +501,15 @@ impl Cache {
             refilled: self.refilled.load(Ordering::Relaxed),
             ..CacheStats::default()
         };
-        for (cpu, budget) in self.cpus.iter().enumerate() {
-            let budget = budget.lock();
+        let used = self.cpus.iter().enumerate().filter(|(_, of_cpu)| of_cpu.was_used());
+        for (cpu, of_cpu) in used {
+            let budget = of_cpu.budget.lock();
             for class in budget.used.set_runs(0..CLASSES).flatten().map(Class) {
                 let len = self.lists.len(cpu, class) as u64;
                 all.areas += len;
                 all.bytes += len * class.size() as u64;
             }
-            if budget.was_used {
-                all.taken += self.lists.taken(cpu);
-            }
+            all.taken += self.lists.taken(cpu);
         }
         all
     }
