@@ -66,7 +66,8 @@ fn a_freed_area_is_handed_out_again_and_reads_as_zero() {
 /// On many CPUs areas on one cache line are cleaned together, but only those that are cached.
 #[test]
 fn neighbours_that_live_are_left_alone() {
-    let is_freed: [(&str, fn(usize) -> bool); 4] = [
+    type IsFreed = fn(usize) -> bool;
+    let is_freed: [(&str, IsFreed); 4] = [
         ("all", |_| true),
         ("every second", |nth| nth % 2 == 0),
         ("all but some", |nth| nth % 5 != 3),
