@@ -1,26 +1,59 @@
-//! Counters and histograms.
+//! A counter with a bounded estimate.
+//!
+//! # How far an estimate is off
+//!
+//! ```text
+//!   CPU 0: 3     CPU 1: -5     CPU 2: LOCKED, 31 on their way ──► total: 9600
+//!      each between -most and most                                │
+//!                      estimate: total - copies × most ..= total + copies × most
+//! ```
+//!
+//! The value is the total and what the copies keep. Why the estimate contains it, at the moment when
+//! the total is read:
+//!
+//! * V1: a copy keeps between -`most` and `most`, for a `most` that its thread had loaded before. `most`
+//!   only grows, as long as the counter is shared, and it is loaded after the total. So no copy keeps
+//!   more than the `most` that is used.
+//! * V2: what a copy kept goes to the total while its word is [`LOCKED`]. Such a word takes nothing. So
+//!   what is on its way from a copy, and what that copy keeps, are together no more than `most`.
+//! * V3: what does not fit is added to the total in one piece.
+//!
+//! "The value" has whatever was added before the call, and some of what is added during it. An amount
+//! that is added before the call is seen: where a copy keeps it, the thread that unlocked the word
+//! before had added to the total first, with release and acquire.
 
 use std::cmp::Ordering as Order;
-use std::mem::offset_of;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::{fmt, thread};
 
 use crossbeam_utils::CachePadded;
-use zerocopy::FromZeros;
 
 use super::object::Source;
-use super::{Local, LocalRef, PerCpu, PerCpuAllocator};
+use super::{Local, PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp, Memcg};
 use crate::sys::forks;
 use crate::sys::locks::Mutex;
+use crate::sys::{Bound, LOCKED};
 
-/// A counter that many CPUs add to and that is cheap to read approximately: the kernel's
-/// `percpu_counter`.
+/// The accuracy of a counter that was not told another.
+const USUAL_ACCURACY: u64 = 64;
+
+/// A number that many CPUs add to and that is often compared with a limit: bytes in use, requests in
+/// flight. The kernel's `percpu_counter`, with the estimate of its counter trees.
 ///
-/// Every CPU collects up to a *batch* by itself and then moves it to a shared total.
-/// [`read`](Self::read) is that total; [`sum`](Self::sum) asks every CPU. For a counter that is
-/// only ever summed, [`PerCpu<Local<u64>>`](Local) is smaller and faster, and
-/// [`PerCpuCounters`] has many of them.
+/// Every CPU collects up to a *batch* by itself and then moves it to a shared total. The batch grows
+/// with the total, so that an estimate is off by 1/64 of it: the larger the value, the more rarely CPUs
+/// meet. It does not shrink again while the counter is shared ([`settle`](Self::settle) shrinks it).
+///
+/// | to read | costs | is |
+/// |---|---|---|
+/// | [`estimate`](Self::estimate) | two loads | a range that contains the value |
+/// | [`compare`](Self::compare) | mostly that | right |
+/// | [`sum`](Self::sum) | a cache line for each possible CPU | the value |
+///
+/// For a counter that is only ever summed, [`PerCpu<Local<u64>>`](Local) is smaller, and
+/// [`PerCpuCounters`](super::PerCpuCounters) has many of them.
 ///
 /// Values wrap at the ends of `i64`. All methods may be called from any thread; all but
 /// [`set`](Self::set) and [`take`](Self::take) in signal handlers.
@@ -29,40 +62,54 @@ use crate::sys::locks::Mutex;
 ///
 /// ```
 /// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
+/// use std::cmp::Ordering;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
-/// let in_flight = PerCpuCounter::new_for(&tenant)?;
-/// in_flight.inc();
-/// in_flight.add(41);
-/// assert_eq!(in_flight.sum(), 42);
-/// assert!((in_flight.read() - 42).unsigned_abs() <= in_flight.error());
+/// let queued_bytes = PerCpuCounter::new_for(&tenant)?;
+/// queued_bytes.add(4096);
+/// queued_bytes.add(-96);
+/// assert!(queued_bytes.estimate().contains(&4000));
+/// assert_eq!(queued_bytes.compare(1 << 20), Ordering::Less);
+/// assert_eq!(queued_bytes.sum(), 4000);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+// First what every addition reads. What is written when a batch is full has cache lines of its own.
+#[repr(C)]
 pub struct PerCpuCounter {
-    /// What was moved here. The counter's value is this plus all of `local`.
-    total: CachePadded<AtomicI64>,
     local: PerCpu<Local<i64>>,
-    batch: u64,
+    /// Each copy keeps between minus this and this.
+    most: AtomicU64,
+    /// The copies of possible CPUs, and the detached one.
+    copies: u64,
+    /// The batch grows to one in so many of the total, for all copies together. 0: never.
+    accuracy: u64,
+    shared: CachePadded<Shared>,
+}
+
+struct Shared {
+    /// What was moved here. The counter's value is this plus what all copies keep.
+    total: AtomicI64,
     moving: Moving,
-    /// Held by those who report the value and take it away; and set, so that nothing is moved.
-    settling: Mutex<()>,
+    /// Set so that nothing is moved, and what holds for those that report the value and take it away.
     is_settling: AtomicBool,
+    settling: Mutex<()>,
 }
 
 impl PerCpuCounter {
-    /// A counter at 0 that `memcg` pays for, with the kernel's batch: twice the number of possible CPUs,
-    /// at least 32. For who is charged, see [`PerCpu::new_for`].
+    /// A counter at 0 that `memcg` pays for. For who is charged, see [`PerCpu::new_for`].
+    ///
+    /// The batch begins as the kernel's: twice the number of possible CPUs, at least 32. It grows to keep
+    /// the [accuracy](Self::accuracy) of 1/64.
     ///
     /// # Errors
     ///
     /// [`AllocError`]: no memory, or a cgroup refused the charge.
     pub fn new_for(memcg: &Memcg) -> Result<Self, AllocError> {
-        let source = Source::Memcg(memcg);
-        Self::new_from(source, Self::usual_batch(source))
+        Self::new_growing(Source::Memcg(memcg))
     }
 
-    /// As [`new_for`](Self::new_for), with a batch: 0 and 1 keep everything in the total.
+    /// A counter at 0 with a batch that stays. `memcg` pays. 0 and 1 keep everything in the total.
     ///
     /// # Errors
     ///
@@ -77,11 +124,10 @@ impl PerCpuCounter {
     ///
     /// [`AllocError`]; with [`Gfp::ACCOUNT`] also that a cgroup refused the charge.
     pub fn new_in(allocator: &PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
-        let source = Source::Allocator(allocator, gfp);
-        Self::new_from(source, Self::usual_batch(source))
+        Self::new_growing(Source::Allocator(allocator, gfp))
     }
 
-    /// As [`new_in`](Self::new_in), with a batch: 0 and 1 keep everything in the total.
+    /// As [`new_in`](Self::new_in), with a batch that stays: 0 and 1 keep everything in the total.
     ///
     /// # Errors
     ///
@@ -94,53 +140,98 @@ impl PerCpuCounter {
         Self::new_from(Source::Allocator(allocator, gfp), batch)
     }
 
-    fn usual_batch(source: Source<'_>) -> u64 {
-        (2 * source.machine().nr_possible() as u64).max(32)
+    fn new_growing(source: Source<'_>) -> Result<Self, AllocError> {
+        let batch = usual_batch(source.machine().nr_possible() as u64);
+        Ok(Self::new_from(source, batch)?.accuracy(USUAL_ACCURACY))
     }
 
     fn new_from(source: Source<'_>, batch: u64) -> Result<Self, AllocError> {
         forks::watch();
+        let local: PerCpu<Local<i64>> = PerCpu::zeroed_from(source)?;
+        let copies = local.cpus().len() as u64 + 1;
         Ok(PerCpuCounter {
-            total: CachePadded::default(),
-            local: PerCpu::zeroed_from(source)?,
-            batch,
-            moving: Moving::default(),
-            settling: Mutex::new(()),
-            is_settling: AtomicBool::new(false),
+            local,
+            most: AtomicU64::new(most(batch)),
+            copies,
+            accuracy: 0,
+            shared: CachePadded::new(Shared {
+                total: AtomicI64::new(0),
+                moving: Moving::default(),
+                is_settling: AtomicBool::new(false),
+                settling: Mutex::new(()),
+            }),
         })
+    }
+
+    /// Lets the batch grow so that estimates are off by at most 1/`one_in` of the largest value so far,
+    /// or by [`error`](Self::error) as it is now if that is more. With 0, the batch stays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let bytes = PerCpuCounter::new_for(&tenant)?.accuracy(1000);
+    /// bytes.add(5_000_000_000);
+    /// assert!(bytes.error() <= 5_000_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn accuracy(self, one_in: u64) -> Self {
+        PerCpuCounter { accuracy: one_in, ..self }
     }
 
     /// Adds; negative amounts subtract.
     ///
-    /// About a nanosecond, and an atomic instruction or three for every batch.
+    /// A sequence, and three atomic instructions for every batch. An amount that is a batch or more takes
+    /// one atomic instruction.
     #[inline]
     pub fn add(&self, amount: i64) {
-        if amount.unsigned_abs() >= self.batch {
-            self.total.fetch_add(amount, Ordering::Relaxed);
-            return;
-        }
-        // Only amounts below a batch get here, so that it is not 0.
-        if self.local.add_within(amount, self.batch - 1).is_err() {
-            self.add_full(amount);
+        // Relaxed: any value that it ever had will do (V1).
+        let most = self.most.load(Ordering::Relaxed);
+        // An amount that is too large could make a locked word look like another.
+        if amount.unsigned_abs() > most || !self.local.add_lockable(amount, most) {
+            self.add_full(amount, most);
         }
     }
 
     /// Adds where a batch would be full, and moves what this CPU collected to the total.
     #[cold]
-    fn add_full(&self, amount: i64) {
+    #[inline(never)]
+    fn add_full(&self, amount: i64, most: u64) {
+        let Shared { total, moving, is_settling, .. } = &*self.shared;
+        if amount.unsigned_abs() > most {
+            let before = total.fetch_add(amount, Ordering::Relaxed);
+            return self.grow(before.wrapping_add(amount), most);
+        }
         // An amount on its way to the total is nowhere. `resync` waits for those that are, and
         // keeps others from leaving: either it sees this one or this one sees it.
-        self.moving.begin();
-        if self.is_settling.load(Ordering::SeqCst) {
-            // Not waited for, because `resync` may be what this signal handler interrupted. Added
-            // to one place, which `resync` sees or not.
-            self.total.fetch_add(amount, Ordering::Relaxed);
-        } else {
-            // Relaxed: ordered by what follows.
-            let collected = self.local.add_or_take(amount, self.batch - 1);
-            self.total.fetch_add(collected.unwrap_or(0), Ordering::Relaxed);
+        moving.begin();
+        // Nobody is waited for, because this signal handler may have interrupted it: neither
+        // `resync`, nor the thread that locked this CPU's word. Then the amount is added to one place,
+        // which `resync` sees or not.
+        let word = if is_settling.load(Ordering::SeqCst) { None } else { self.local.lock() };
+        let collected = word.as_ref().map_or(0, |word| word.found);
+        let amount = amount.wrapping_add(collected);
+        // Relaxed: ordered by what follows.
+        let before = total.fetch_add(amount, Ordering::Relaxed);
+        if let Some(word) = word {
+            word.unlock(0);
         }
-        self.moving.end();
+        moving.end();
+        self.grow(before.wrapping_add(amount), most);
+    }
+
+    /// Makes the batch larger, if a total of this size allows one that is twice as large.
+    fn grow(&self, total: i64, most: u64) {
+        let share = self.accuracy.saturating_mul(self.copies);
+        let allowed = total.unsigned_abs().checked_div(share).unwrap_or(0);
+        if allowed / 2 > most {
+            // Relaxed: as in `add`. Never less than before (V1).
+            self.most.fetch_max(allowed.min(Bound::LOCKABLE), Ordering::Relaxed);
+        }
     }
 
     /// Adds 1.
@@ -155,10 +246,42 @@ impl PerCpuCounter {
         self.add(-1);
     }
 
+    /// A range that contains the value, without asking the CPUs: two loads.
+    ///
+    /// The value has whatever was added before the call. It may have some of what others add during
+    /// the call. The range reaches [`error`](Self::error) to both sides of [`read`](Self::read). Where
+    /// that is beyond the ends of `i64`, values may have wrapped, and the range is all of `i64`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let bytes = PerCpuCounter::new_for(&tenant)?;
+    /// bytes.add(1 << 30);
+    /// bytes.add(-1000);
+    /// let estimate = bytes.estimate();
+    /// assert!(estimate.contains(&bytes.sum()));
+    /// assert!(estimate.end() - estimate.start() <= (1 << 30) / 32);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn estimate(&self) -> RangeInclusive<i64> {
+        // Acquire: the batch is loaded afterwards (V1).
+        let total = self.shared.total.load(Ordering::Acquire);
+        let error = self.error();
+        match (total.checked_sub_unsigned(error), total.checked_add_unsigned(error)) {
+            (Some(least), Some(most)) => least..=most,
+            _ => i64::MIN..=i64::MAX,
+        }
+    }
+
     /// The value, approximately: one load. Off by no more than [`error`](Self::error).
     #[inline]
     pub fn read(&self) -> i64 {
-        self.total.load(Ordering::Relaxed)
+        self.shared.total.load(Ordering::Relaxed)
     }
 
     /// As [`read`](Self::read), and 0 for negative values: of a counter that cannot be negative,
@@ -168,27 +291,45 @@ impl PerCpuCounter {
         self.read().max(0)
     }
 
-    /// How far [`read`](Self::read) and [`sum`](Self::sum) are apart at most, when nobody adds:
-    /// less than a batch on every possible CPU and for threads without one.
+    /// How far [`read`](Self::read) is off at most: less than a batch for every possible CPU, and for
+    /// threads without one. Grows with the value, up to its share by [`accuracy`](Self::accuracy).
+    #[inline]
     pub fn error(&self) -> u64 {
-        self.batch.saturating_sub(1).saturating_mul(self.local.cpus().len() as u64 + 1)
+        self.most.load(Ordering::Relaxed).saturating_mul(self.copies)
     }
 
     /// The value: exact when nobody adds. Reads a cache line per possible CPU.
     pub fn sum(&self) -> i64 {
-        // Relaxed: an amount that is being moved meanwhile counts or does not.
-        let total = self.total.load(Ordering::Relaxed);
-        total.wrapping_add(self.local.sum())
+        // Relaxed: an amount that is being moved at the same time counts or does not. Before the
+        // copies: so it does not count twice.
+        let total = self.shared.total.load(Ordering::Acquire);
+        let kept = |word: &Local<i64>| Some(word.get()).filter(|kept| *kept != LOCKED);
+        self.local.words().filter_map(kept).fold(total, i64::wrapping_add)
     }
 
-    /// Compares the value with `other`; asks every CPU only when they are close.
-    pub fn compare(&self, other: i64) -> Order {
-        let read = self.read();
-        // Near the ends of `i64` the value may have wrapped, and be far from what is read.
-        let (error, bounds) = (self.error(), (i64::MIN, i64::MAX));
-        let has_wrapped = read.abs_diff(bounds.0).min(read.abs_diff(bounds.1)) < error;
-        let is_close = read.abs_diff(other) <= error;
-        if is_close || has_wrapped { self.sum().cmp(&other) } else { read.cmp(&other) }
+    /// Compares the value with `limit`. Asks every CPU only when the [`estimate`](Self::estimate)
+    /// contains `limit`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let in_flight = PerCpuCounter::new_for(&tenant)?;
+    /// in_flight.inc();
+    /// assert!(in_flight.compare(1).is_eq()); // exact
+    /// assert!(in_flight.compare(1_000_000).is_lt()); // no CPU is asked
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn compare(&self, limit: i64) -> Order {
+        let estimate = self.estimate();
+        if estimate.contains(&limit) {
+            self.sum().cmp(&limit)
+        } else {
+            estimate.start().cmp(&limit)
+        }
     }
 
     /// Sets the value. What others add meanwhile is either kept or overwritten, each as a whole.
@@ -206,21 +347,62 @@ impl PerCpuCounter {
         self.resync(|_| 0)
     }
 
+    /// Moves what every CPU keeps to the total, and makes the batch as small as the value asks for.
+    /// Returns the value, which [`read`](Self::read) then is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let mut bytes = PerCpuCounter::new_for(&tenant)?;
+    /// let at_first = bytes.error();
+    /// bytes.add(1 << 30);
+    /// bytes.add(5 - (1 << 30));
+    /// assert!(bytes.error() > at_first);
+    /// assert_eq!((bytes.settle(), bytes.read(), bytes.error()), (5, 5, at_first));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn settle(&mut self) -> i64 {
+        let sum = self.sum();
+        self.local.take();
+        *self.shared.total.get_mut() = sum;
+        if self.accuracy > 0 {
+            let at_first = most(usual_batch(self.copies - 1));
+            *self.most.get_mut() = at_first;
+            self.grow(sum, at_first);
+        }
+        sum
+    }
+
     /// Replaces the value seen by another, leaving alone what was not seen.
     fn resync(&self, to: impl FnOnce(i64) -> i64) -> i64 {
-        let _alone = self.settling.lock();
-        self.is_settling.store(true, Ordering::SeqCst);
+        let Shared { total, moving, is_settling, settling } = &*self.shared;
+        let _alone = settling.lock();
+        is_settling.store(true, Ordering::SeqCst);
         forks::notice();
         // The wait is short: for a few instructions of other threads.
-        while self.moving.is_under_way() {
+        while moving.is_under_way() {
             thread::yield_now();
         }
         let seen = self.sum();
-        self.total.fetch_add(to(seen).wrapping_sub(seen), Ordering::Relaxed);
+        total.fetch_add(to(seen).wrapping_sub(seen), Ordering::Relaxed);
         // Release: what is moved from here on is moved after the sum.
-        self.is_settling.store(false, Ordering::Release);
+        is_settling.store(false, Ordering::Release);
         seen
     }
+}
+
+/// The kernel's.
+fn usual_batch(cpus: u64) -> u64 {
+    (2 * cpus).max(32)
+}
+
+/// What a copy may keep: less than a batch.
+fn most(batch: u64) -> u64 {
+    batch.saturating_sub(1).min(Bound::LOCKABLE)
 }
 
 /// How many threads are moving something to the total: in the low half, of the process whose
@@ -252,264 +434,7 @@ impl fmt::Debug for PerCpuCounter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PerCpuCounter")
             .field("sum", &self.sum())
-            .field("batch", &self.batch)
+            .field("error", &self.error())
             .finish_non_exhaustive()
-    }
-}
-
-/// `K` counters in one allocation: counting in groups, a cache line for eight.
-///
-/// Adding costs one restartable sequence and no atomic instruction; there is no approximate value,
-/// only the sum.
-///
-/// # Examples
-///
-/// ```
-/// use percpu_memcg::{PerCpuAllocator, PerCpuCounters};
-///
-/// const HITS: usize = 0;
-/// const MISSES: usize = 1;
-/// let pcpu = PerCpuAllocator::new()?;
-/// let tenant = pcpu.root().create("tenant")?;
-/// let cache = PerCpuCounters::<2>::new_for(&tenant)?;
-/// cache.inc(HITS);
-/// cache.add(MISSES, 3);
-/// assert_eq!(cache.sums(), [1, 3]);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug)]
-pub struct PerCpuCounters<const K: usize> {
-    counters: PerCpu<[Local<i64>; K]>,
-}
-
-impl<const K: usize> PerCpuCounters<K> {
-    /// Counters at 0 that `memcg` pays for. For who is charged, see [`PerCpu::new_for`].
-    ///
-    /// # Errors
-    ///
-    /// As [`new_in`](Self::new_in).
-    pub fn new_for(memcg: &Memcg) -> Result<Self, AllocError> {
-        Ok(PerCpuCounters { counters: PerCpu::zeroed_for(memcg)? })
-    }
-
-    /// Counters at 0.
-    ///
-    /// # Errors
-    ///
-    /// [`AllocError`]: none or more than 4096 counters, no memory, or a cgroup refused the charge.
-    pub fn new_in(allocator: &PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
-        Ok(PerCpuCounters { counters: PerCpu::zeroed_in(allocator, gfp)? })
-    }
-
-    /// Adds to counter `index`; negative amounts subtract.
-    ///
-    /// # Panics
-    ///
-    /// When `index` is not below `K`; so do all methods that take one.
-    #[inline]
-    pub fn add(&self, index: usize, amount: i64) {
-        self.counters.at(index).add(amount);
-    }
-
-    /// Adds 1 to counter `index`.
-    #[inline]
-    pub fn inc(&self, index: usize) {
-        self.counters.at(index).inc();
-    }
-
-    /// Subtracts 1 from counter `index`.
-    #[inline]
-    pub fn dec(&self, index: usize) {
-        self.counters.at(index).dec();
-    }
-
-    /// The value of counter `index`: exact when nobody adds.
-    pub fn sum(&self, index: usize) -> i64 {
-        self.counters.at(index).sum()
-    }
-
-    /// All values: each is exact when nobody adds. They are not from one moment, as each reads
-    /// every CPU by itself.
-    pub fn sums(&self) -> [i64; K] {
-        std::array::from_fn(|index| self.sum(index))
-    }
-}
-
-/// A histogram with fixed buckets, recorded into without atomic instructions.
-///
-/// # Examples
-///
-/// ```
-/// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram};
-///
-/// let pcpu = PerCpuAllocator::new()?;
-/// let tenant = pcpu.root().create("tenant")?;
-/// let latency_us = PerCpuHistogram::new_for(&tenant, [100, 1_000, 10_000])?;
-/// latency_us.record(100);
-/// latency_us.record(250);
-/// latency_us.record(90_000);
-/// let seen = latency_us.snapshot();
-/// assert_eq!((seen.counts, seen.over), ([1, 1, 0], 1));
-/// assert_eq!((seen.count(), seen.sum), (3, 90_350));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug)]
-pub struct PerCpuHistogram<const B: usize> {
-    bounds: [u64; B],
-    cells: PerCpu<Cells<B>>,
-}
-
-#[derive(Debug, FromZeros)]
-#[repr(C)]
-pub(super) struct Cells<const B: usize> {
-    /// The sum of all values.
-    sum: Local<u64>,
-    over: Local<u64>,
-    counts: [Local<u64>; B],
-}
-
-/// Why a histogram could not be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HistogramError {
-    /// A bound is not above the one before it.
-    #[error("bound {index} is {bound}, not above the one before it")]
-    Bounds {
-        /// Which one.
-        index: usize,
-        /// Its value.
-        bound: u64,
-    },
-    /// The allocation failed.
-    #[error(transparent)]
-    Alloc(#[from] AllocError),
-}
-
-impl HistogramError {
-    /// True when a cgroup's limit refused the charge.
-    pub fn is_limit(&self) -> bool {
-        matches!(self, HistogramError::Alloc(error) if error.is_limit())
-    }
-}
-
-impl<const B: usize> PerCpuHistogram<B> {
-    /// A histogram that `memcg` pays for, with a bucket up to and including each of `bounds`, and one
-    /// for values above. For who is charged, see [`PerCpu::new_for`].
-    ///
-    /// # Errors
-    ///
-    /// As [`new_in`](Self::new_in).
-    pub fn new_for(memcg: &Memcg, bounds: [u64; B]) -> Result<Self, HistogramError> {
-        Self::new_from(Source::Memcg(memcg), bounds)
-    }
-
-    /// A histogram with a bucket up to and including each of `bounds`, and one for values above.
-    ///
-    /// # Errors
-    ///
-    /// [`HistogramError`]: `bounds` do not ascend, more than some 4000 of them, no memory, or a
-    /// cgroup refused the charge.
-    pub fn new_in(
-        allocator: &PerCpuAllocator,
-        gfp: Gfp,
-        bounds: [u64; B],
-    ) -> Result<Self, HistogramError> {
-        Self::new_from(Source::Allocator(allocator, gfp), bounds)
-    }
-
-    fn new_from(source: Source<'_>, bounds: [u64; B]) -> Result<Self, HistogramError> {
-        if let Some(before) = bounds.windows(2).position(|pair| pair[0] >= pair[1]) {
-            let index = before + 1;
-            return Err(HistogramError::Bounds { index, bound: bounds[index] });
-        }
-        Ok(PerCpuHistogram { bounds, cells: PerCpu::zeroed_from(source)? })
-    }
-
-    fn cell(&self, offset: usize) -> LocalRef<'_, u64> {
-        let (locator, first, tree) = self.cells.parts();
-        // SAFETY: `offset` is that of a `Local` in `Cells`.
-        let first = unsafe { first.cast::<u8>().add(offset) }.cast();
-        // SAFETY: the object's area and its values (D1, D2), a `Local` at this offset of each. Its
-        // detached copy was zero when it was allocated.
-        unsafe { LocalRef::new(locator, first, tree) }
-    }
-
-    fn sum(&self) -> LocalRef<'_, u64> {
-        self.cell(offset_of!(Cells<B>, sum))
-    }
-
-    fn over(&self) -> LocalRef<'_, u64> {
-        self.cell(offset_of!(Cells<B>, over))
-    }
-
-    fn count(&self, bucket: usize) -> LocalRef<'_, u64> {
-        assert!(bucket < B);
-        self.cell(offset_of!(Cells<B>, counts) + bucket * size_of::<Local<u64>>())
-    }
-
-    /// Counts a value: a binary search and two additions to this CPU's copy.
-    #[inline]
-    pub fn record(&self, value: u64) {
-        let bucket = self.bounds.partition_point(|bound| *bound < value);
-        let count = if bucket < B { self.count(bucket) } else { self.over() };
-        count.inc();
-        self.sum().add(value);
-    }
-
-    /// What was recorded: exact when nobody records.
-    pub fn snapshot(&self) -> HistogramSnapshot<B> {
-        HistogramSnapshot {
-            bounds: self.bounds,
-            counts: std::array::from_fn(|bucket| self.count(bucket).sum()),
-            over: self.over().sum(),
-            sum: self.sum().sum(),
-        }
-    }
-}
-
-/// What a [`PerCpuHistogram`] recorded.
-///
-/// # Examples
-///
-/// ```
-/// use percpu_memcg::{Gfp, HistogramSnapshot, PerCpuAllocator, PerCpuHistogram};
-///
-/// /// What an exporter needs of it.
-/// fn mean<const B: usize>(seen: &HistogramSnapshot<B>) -> u64 {
-///     seen.sum.checked_div(seen.count()).unwrap_or(0)
-/// }
-///
-/// let pcpu = PerCpuAllocator::new()?;
-/// let sizes = PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, [64, 1024])?;
-/// [16, 32, 48].into_iter().for_each(|size| sizes.record(size));
-/// assert_eq!(mean(&sizes.snapshot()), 32);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct HistogramSnapshot<const B: usize> {
-    /// The highest value of each bucket.
-    pub bounds: [u64; B],
-    /// How many values each bucket has.
-    pub counts: [u64; B],
-    /// How many values were above all bounds.
-    pub over: u64,
-    /// The sum of all values, modulo 2⁶⁴.
-    pub sum: u64,
-}
-
-impl<const B: usize> HistogramSnapshot<B> {
-    /// How many values there are.
-    pub fn count(&self) -> u64 {
-        self.counts.iter().sum::<u64>() + self.over
-    }
-
-    /// Each bound with the number of values up to it, as Prometheus wants its `le` buckets.
-    pub fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> {
-        let counts = self.counts.iter().scan(0, |sum, count| {
-            *sum += count;
-            Some(*sum)
-        });
-        self.bounds.iter().copied().zip(counts)
     }
 }

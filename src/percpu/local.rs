@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::PerCpu;
 use crate::memcg::Tree;
 use crate::sys::{
-    At, Bound, ByConcurrency, ByCpu, Collect, CopyIndex, CopyLocator, LocalInt, Word,
-    add_or_take_fallback, add_within_fallback,
+    At, Bound, ByConcurrency, ByCpu, Collect, CopyIndex, CopyLocator, LOCKED, LocalInt, Word,
+    add_or_take_fallback, add_within_fallback, lock_fallback,
 };
 
 /// An integer that [`PerCpu`] operations update without atomic instructions.
@@ -343,6 +344,49 @@ impl<I: CopyIndex> PerCpu<Local<i64, I>> {
             move |word| add_or_take_fallback(word, amount, bound),
         );
         (!bound.contains(sum)).then_some(sum)
+    }
+
+    /// As [`add_within`](Self::add_within), for words that are locked now and then: true when it was
+    /// added. `most` is at most [`Bound::LOCKABLE`], and `amount` is between -`most` and `most`.
+    #[inline(always)]
+    pub(super) fn add_lockable(&self, amount: i64, most: u64) -> bool {
+        let bound = Bound::lockable(most);
+        let sum = self.local().run(
+            move |at| i64::add_within(at, amount, bound),
+            move |word| add_within_fallback(word, amount, bound),
+        );
+        bound.contains(sum)
+    }
+
+    /// Locks this CPU's copy; `None` when it is locked already. All that may be done with a locked word
+    /// is to load it, `lock` and `add_lockable`.
+    #[inline]
+    pub(super) fn lock(&self) -> Option<LockedWord<'_>> {
+        let (word, found) = self.local().run(
+            |at| i64::lock(at).map(|(word, found)| (word.cast_const().cast::<AtomicI64>(), found)),
+            |word| (ptr::from_ref(word), lock_fallback(word)),
+        );
+        // SAFETY: `run` gives a copy that is valid as long as `self`. Others only load it, or end
+        // without a store (S2).
+        (found != LOCKED).then(|| LockedWord { word: unsafe { &*word }, found })
+    }
+
+    /// All copies, the detached one included.
+    pub(super) fn words(&self) -> impl Iterator<Item = &Local<i64, I>> {
+        self.local().copies()
+    }
+}
+
+/// The right to store into a word that is [`LOCKED`], on any CPU.
+pub(super) struct LockedWord<'a> {
+    word: &'a AtomicI64,
+    pub(super) found: i64,
+}
+
+impl LockedWord<'_> {
+    pub(super) fn unlock(self, value: i64) {
+        // Release: for the operation that finds the word unlocked.
+        self.word.store(value, Ordering::Release);
     }
 }
 

@@ -9,6 +9,8 @@ mod allocator;
 mod bounds;
 mod builder;
 mod counter;
+mod groups;
+mod histogram;
 mod idle_lists;
 mod local;
 mod object;
@@ -23,9 +25,9 @@ mod tests;
 
 pub use allocator::{PerCpuAllocator, Reserve};
 pub use builder::{BuildError, PerCpuAllocatorBuilder};
-pub use counter::{
-    HistogramError, HistogramSnapshot, PerCpuCounter, PerCpuCounters, PerCpuHistogram,
-};
+pub use counter::PerCpuCounter;
+pub use groups::PerCpuCounters;
+pub use histogram::{HistogramError, HistogramSnapshot, PerCpuHistogram};
 pub use local::{CompactLocal, Local, LocalRef};
 pub use object::{Iter, IterMut, PerCpu};
 pub use pool::{PerCpuPool, Pooled};

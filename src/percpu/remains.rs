@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 use zerocopy::IntoBytes;
 
 use super::LocalStack;
-use super::counter::Cells;
+use super::histogram::Cells;
 use crate::arena::Remains;
 use crate::sys::CopyIndex;
 

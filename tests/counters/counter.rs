@@ -15,6 +15,7 @@ enum Step {
     Take,
     /// With what is as far from the value as this many times the error, and a bit.
     Compare(i64, i64),
+    Settle,
     Move(Index),
 }
 
@@ -26,6 +27,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => amount().prop_map(Step::Set),
         1 => Just(Step::Take),
         3 => (-2..=2i64, -2..=2i64).prop_map(|(errors, more)| Step::Compare(errors, more)),
+        1 => Just(Step::Settle),
         3 => any::<Index>().prop_map(Step::Move),
     ]
 }
@@ -36,9 +38,12 @@ fn check(counter: &PerCpuCounter, value: i64) {
     // The value wraps, and so does its distance from what was read.
     assert!(value.wrapping_sub(read).unsigned_abs() <= counter.error(), "{read} of {value}");
     assert_eq!(counter.read_positive(), read.max(0));
+    let estimate = counter.estimate();
+    assert!(estimate.contains(&value), "{value} is not in {estimate:?}");
+    assert!(estimate.contains(&read), "{read} is not in {estimate:?}");
 }
 
-fn carry_out(step: &Step, counter: &PerCpuCounter, value: &mut i64) {
+fn carry_out(step: &Step, counter: &mut PerCpuCounter, value: &mut i64) {
     match step {
         Step::Add(amount) => {
             counter.add(*amount);
@@ -62,6 +67,7 @@ fn carry_out(step: &Step, counter: &PerCpuCounter, value: &mut i64) {
             let other = value.wrapping_add(other);
             assert_eq!(counter.compare(other), (*value).cmp(&other), "{value} and {other}");
         }
+        Step::Settle => assert_eq!((counter.settle(), counter.read()), (*value, *value)),
         Step::Move(core) => pin(*core.get(cores())),
     }
 }
@@ -70,13 +76,16 @@ fn carry_out(step: &Step, counter: &PerCpuCounter, value: &mut i64) {
 fn a_counter_is_an_i64_that_wraps() {
     let steps = prop::collection::vec(step(), 1..60);
     let allocators = 0..ALLOCATORS.len();
-    proptest!(cases(), |(nth in allocators, batch in select(&BATCHES), steps in steps)| {
+    let accuracies = select(&[0, 1, 64, u64::MAX]);
+    let batches = select(&BATCHES);
+    proptest!(cases(), |(nth in allocators, batch in batches, one_in in accuracies, steps in steps)| {
         let pcpu = &ALLOCATORS[nth];
         let counter = PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, batch).unwrap();
+        let mut counter = counter.accuracy(one_in);
         pinned(|| {
             let mut value = 0;
             for step in &steps {
-                carry_out(step, &counter, &mut value);
+                carry_out(step, &mut counter, &mut value);
                 check(&counter, value);
             }
         });
@@ -133,13 +142,18 @@ fn without_a_batch_the_total_is_the_value() {
 fn with_the_largest_batch_nothing_leaves_its_cpu() {
     let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, u64::MAX).unwrap();
     pinned(|| {
-        for (amount, value) in [(i64::MIN, i64::MIN), (-1, i64::MAX), (i64::MAX, -2), (2, 0)] {
+        const MOST: i64 = (1 << 62) - 1;
+        for (amount, value) in [(MOST, MOST), (-1, MOST - 1), (-MOST, -1), (-MOST, -MOST - 1)] {
             counter.add(amount);
-            assert_eq!((counter.read(), counter.sum()), (0, value));
+            let in_total = if value == -MOST - 1 { value } else { 0 };
+            assert_eq!((counter.read(), counter.sum()), (in_total, value));
             assert_eq!(counter.compare(value), Equal);
         }
+        counter.add(i64::MAX);
+        assert_eq!(counter.read(), i64::MAX - MOST - 1, "too large to be kept");
     });
-    assert_eq!(counter.error(), u64::MAX);
+    assert_eq!(counter.error(), 3 * ((1 << 62) - 1));
+    assert_eq!(counter.estimate(), i64::MIN..=i64::MAX);
 }
 
 #[test]
@@ -151,7 +165,8 @@ fn the_error_is_less_than_a_batch_for_each_cpu_and_for_threads_without_one() {
         assert_eq!(counter.error(), (batch - 1) * (cpus + 1), "the kernel's batch");
         for batch in BATCHES {
             let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, batch).unwrap();
-            let exact = u128::from(batch.max(1) - 1) * u128::from(cpus + 1);
+            let most = (batch.max(1) - 1).min((1 << 62) - 1);
+            let exact = u128::from(most) * u128::from(cpus + 1);
             assert_eq!(u128::from(counter.error()), exact.min(u64::MAX.into()));
         }
     }
@@ -213,7 +228,7 @@ fn what_was_read_may_be_negative_where_the_value_is_not() {
 fn debug_shows_the_sum() {
     let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, 32).unwrap();
     counter.add(3);
-    assert_eq!(format!("{counter:?}"), "PerCpuCounter { sum: 3, batch: 32, .. }");
+    assert_eq!(format!("{counter:?}"), "PerCpuCounter { sum: 3, error: 93, .. }");
 }
 
 #[test]
@@ -229,4 +244,63 @@ fn compare_knows_that_values_wrap() {
             }
         }
     }
+}
+
+#[test]
+fn the_batch_grows_with_the_value_and_settling_shrinks_it() {
+    for cpus in [1, 2, 64, 256] {
+        for one_in in [1, 64, 1000] {
+            let counter = PerCpuCounter::new_in(&uniform(cpus), Gfp::KERNEL).unwrap();
+            let mut counter = counter.accuracy(one_in);
+            let at_first = counter.error();
+            for value in [1_000, 1_000_000, 1_000_000_000_000i64, i64::MAX / 2] {
+                for value in [value, -value] {
+                    counter.set(value);
+                    counter.add(if value > 0 { i64::MAX / 4 } else { i64::MIN / 4 });
+                    counter.set(value);
+                    counter.settle();
+                    let allowed = value.unsigned_abs() / one_in;
+                    let error = counter.error();
+                    assert!(error <= allowed.max(at_first), "{error} of {value}, 1/{one_in}");
+                    // The batch doubles at least, so that it does not grow all the time.
+                    let share = allowed / (cpus as u64 + 1);
+                    assert!(
+                        error >= share.min((1 << 62) - 1) / 2,
+                        "{error} of {value}, 1/{one_in}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_was_given_stays() {
+    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, 32).unwrap();
+    (0..10).for_each(|_| counter.add(1 << 50));
+    assert_eq!(counter.error(), 3 * 31);
+}
+
+#[test]
+fn large_amounts_stay_on_their_cpu_when_the_value_is_large() {
+    let counter = PerCpuCounter::new_in(&uniform(2), Gfp::KERNEL).unwrap();
+    pinned(|| {
+        counter.add(1_000_000_000);
+        let before = counter.read();
+        (0..1_000).for_each(|_| counter.add(1_000));
+        assert_eq!((counter.read(), counter.sum()), (before, before + 1_000_000));
+        (0..10_000).for_each(|_| counter.add(1_000));
+        assert!(counter.read() > before);
+    });
+}
+
+#[test]
+fn an_estimate_that_may_have_wrapped_says_so() {
+    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, 32).unwrap();
+    counter.add(i64::MAX - 93);
+    assert_eq!(counter.estimate(), i64::MAX - 186..=i64::MAX);
+    counter.inc();
+    assert!(counter.estimate().contains(&(i64::MAX - 92)));
+    counter.add(40);
+    assert_eq!(counter.estimate(), i64::MIN..=i64::MAX);
 }

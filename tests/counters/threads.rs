@@ -85,7 +85,8 @@ impl Progress {
 /// Counters of several machines with several batches.
 fn counters() -> impl Iterator<Item = PerCpuCounter> {
     let new = |pcpu, batch| PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, batch).unwrap();
-    ALLOCATORS.iter().flat_map(move |pcpu| BATCHES.map(|batch| new(pcpu, batch)))
+    let fixed = ALLOCATORS.iter().flat_map(move |pcpu| BATCHES.map(|batch| new(pcpu, batch)));
+    fixed.chain(ALLOCATORS.iter().map(|pcpu| PerCpuCounter::new_in(pcpu, Gfp::KERNEL).unwrap()))
 }
 
 /// Runs adders, and `meanwhile` again and again until they are done.
@@ -221,4 +222,49 @@ fn values_wrap_in_many_threads() {
     let pair = i64::MAX.wrapping_add((1 << 62) - 1);
     let all = pair.wrapping_mul(1_000 * THREADS as i64 / 2);
     assert_eq!(taken.into_inner().wrapping_add(counter.sum()), all);
+}
+
+/// Threads add amounts of one sign each, so that what was done before an estimate, and what had begun
+/// after it, are the ends between which the value was.
+#[test]
+fn the_estimate_contains_the_value_while_threads_add() {
+    const AMOUNTS: [i64; 3] = [1, 31, 5_000];
+    for pcpu in ALLOCATORS.iter() {
+        for (sign, batch) in [(1, 0), (1, 40), (-1, 40), (1, 100_000), (-1, 100_000)] {
+            let counter = match batch {
+                0 => PerCpuCounter::new_in(pcpu, Gfp::KERNEL),
+                _ => PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, batch),
+            };
+            let counter = counter.unwrap();
+            let [begun, done] = [AtomicI64::new(0), AtomicI64::new(0)];
+            thread::scope(|scope| {
+                let adders = scope.spawn(|| {
+                    in_threads(|thread| {
+                        for nth in 0..20_000 {
+                            let amount = AMOUNTS[(nth + thread as usize) % AMOUNTS.len()];
+                            begun.fetch_add(amount, Ordering::Relaxed);
+                            // Release: whoever sees the amount sees that it was begun.
+                            fence(Ordering::Release);
+                            counter.add(sign * amount);
+                            done.fetch_add(amount, Ordering::Release);
+                        }
+                    });
+                });
+                while !adders.is_finished() {
+                    let before = done.load(Ordering::Acquire);
+                    let estimate = counter.estimate();
+                    fence(Ordering::Acquire);
+                    let after = begun.load(Ordering::Relaxed);
+                    let (near, far) = match sign {
+                        1 => (*estimate.start(), *estimate.end()),
+                        _ => (-*estimate.end(), -*estimate.start()),
+                    };
+                    assert!(near <= after, "{near}, but {after} at most: {counter:?}");
+                    assert!(far >= before, "{far}, but {before} at least: {counter:?}");
+                }
+            });
+            assert!(counter.estimate().contains(&counter.sum()));
+            assert_eq!(counter.sum(), sign * done.into_inner());
+        }
+    }
 }

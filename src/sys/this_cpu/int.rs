@@ -124,7 +124,18 @@ pub(crate) trait Collect: Sized {
     fn add_or_take<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
         None
     }
+    /// Replaces the value by [`LOCKED`], unless it is that already. Returns what was found, and the
+    /// word of this CPU.
+    #[inline(always)]
+    fn lock<I: CopyIndex>(_: At<'_, Self, I>) -> Option<(*mut Self, Self)> {
+        None
+    }
 }
+
+/// The value of a word that a thread has locked. It is not within any [`Bound`] of at most
+/// [`Bound::LOCKABLE`], nor is it after adding an amount that is. So every `add_within` leaves a
+/// locked word alone, and the thread that locked it may store another value, on any CPU (S2).
+pub(crate) const LOCKED: i64 = i64::MIN;
 
 /// How far from 0 a collected value may be.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +146,9 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
+    /// The largest bound of a word that can be [`LOCKED`].
+    pub(crate) const LOCKABLE: u64 = (1 << 62) - 1;
+
     /// From -`most` to `most`; everything, when that is beyond an `i64`.
     #[inline]
     pub(crate) fn new(most: u64) -> Self {
@@ -142,6 +156,13 @@ impl Bound {
             Some(span) => Bound { bias: most, span },
             None => Bound { bias: 0, span: u64::MAX },
         }
+    }
+
+    /// The same, for at most [`LOCKABLE`](Self::LOCKABLE).
+    #[inline(always)]
+    pub(crate) fn lockable(most: u64) -> Self {
+        debug_assert!(most <= Self::LOCKABLE);
+        Bound { bias: most, span: most << 1 }
     }
 
     #[inline(always)]
@@ -153,7 +174,8 @@ impl Bound {
 /// As [`Collect::add_within`].
 pub(crate) fn add_within_fallback(word: &AtomicI64, value: i64, bound: Bound) -> i64 {
     let add = |found: i64| Some(found.wrapping_add(value)).filter(|sum| bound.contains(*sum));
-    let found = word.fetch_update(Relaxed, Relaxed, add).unwrap_or_else(|found| found);
+    // Acquire: what a thread did while it had the word locked.
+    let found = word.fetch_update(Acquire, Relaxed, add).unwrap_or_else(|found| found);
     found.wrapping_add(value)
 }
 
@@ -162,6 +184,13 @@ pub(crate) fn add_or_take_fallback(word: &AtomicI64, value: i64, bound: Bound) -
     let sum = |found: i64| found.wrapping_add(value);
     let kept = |found| Some(if bound.contains(sum(found)) { sum(found) } else { 0 });
     sum(word.fetch_update(Relaxed, Relaxed, kept).unwrap_or_else(|found| found))
+}
+
+/// As [`Collect::lock`].
+pub(crate) fn lock_fallback(word: &AtomicI64) -> i64 {
+    let lock = |found: i64| (found != LOCKED).then_some(LOCKED);
+    // Acquire: as in `add_within_fallback`.
+    word.fetch_update(Acquire, Relaxed, lock).unwrap_or_else(|found| found)
 }
 
 macro_rules! atomic_ops {

@@ -31,10 +31,12 @@
 //! * S2: in [`Tier::Rseq`], the word of a CPU (or of a concurrency id) is written by sequences
 //!   alone, and the detached word by atomic instructions alone. In [`Tier::GetCpu`] there are
 //!   atomic instructions alone. So a plain store never meets an atomic update of the same word. There
-//!   are two exceptions, in which no sequence can be under way on the words. A thread that has them to
-//!   itself (`&mut`, or before and after the life of the area) may write anything. And the words behind
+//!   are three exceptions, in which no sequence stores into the words. A thread that has them to
+//!   itself (`&mut`, or before and after the life of the area) may write anything. The words behind
 //!   a gate (`gate`) are also written by atomic stores of a thread that holds the lock of their CPU,
-//!   while the gate was never opened, or is shut and a fence has followed.
+//!   while the gate was never opened, or is shut and a fence has followed. And a word that is
+//!   [`LOCKED`] is written by an atomic store of the thread that locked it: the sequence that locked
+//!   it made others of that CPU start over, and those that find it locked end without a commit.
 //! * S3: a word is indexed either by CPU id or by concurrency id, by everyone: its type says so.
 //! * S4: a sequence writes through an index only if it is below the limit, and each limit is at
 //!   most the number of copies.
@@ -60,8 +62,8 @@ use tier::Miss;
 
 pub use int::LocalInt;
 pub(crate) use int::{
-    AtomicOps, Bound, Collect, STACK_HEADER, STACK_LOCKED, Sequences, add_or_take_fallback,
-    add_within_fallback, pop_fallback, push_fallback,
+    AtomicOps, Bound, Collect, LOCKED, STACK_HEADER, STACK_LOCKED, Sequences, add_or_take_fallback,
+    add_within_fallback, lock_fallback, pop_fallback, push_fallback,
 };
 pub use tier::{RegisteredBy, ThisCpu, Tier};
 

@@ -43,7 +43,9 @@ use std::mem::offset_of;
 
 use super::area::{CPU_ID, RSEQ_CS, RseqArea};
 use crate::sys::this_cpu::gate::RseqGate;
-use crate::sys::this_cpu::{At, Bound, Collect, CopyIndex, STACK_HEADER, Sequences, UNIT_STRIDE};
+use crate::sys::this_cpu::{
+    At, Bound, Collect, CopyIndex, LOCKED, STACK_HEADER, Sequences, UNIT_STRIDE,
+};
 
 /// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
 ///
@@ -336,6 +338,21 @@ impl Collect for i64 {
         ], value = in(reg) value, bias = in(reg) bound.bias, span = in(reg) bound.span,
            sum = out(reg) sum, kept = out(reg) _);
         hit.then_some(sum)
+    }
+
+    #[inline(always)]
+    fn lock<I: CopyIndex>(at: At<'_, Self, I>) -> Option<(*mut i64, i64)> {
+        let (word, found): (*mut i64, i64);
+        let hit = compute!(at, I, [
+            "lea {word}, [{first} + {t}]",
+            "mov {found}, qword ptr [{word}]",
+            // Locked: left without a commit, because only the thread that locked it may store.
+            "cmp {found}, {locked}",
+            "je 4f",
+            // The commit.
+            "mov qword ptr [{word}], {locked}",
+        ], locked = in(reg) LOCKED, word = out(reg) word, found = out(reg) found);
+        hit.then_some((word, found))
     }
 }
 
