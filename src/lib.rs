@@ -133,8 +133,8 @@ pub use memcg::{
     ReserveError, ScopedMemcg, ShrinkError, Throttle, TopConsumer, TreeError,
 };
 pub use percpu::{
-    BuildError, CompactLocal, HistogramError, HistogramSnapshot, Iter, IterMut, Local, LocalRef,
-    LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
+    BuildError, CompactLocal, DualModeCounter, HistogramError, HistogramSnapshot, Iter, IterMut, Local,
+    LocalRef, LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
     PerCpuCounters, PerCpuHistogram, PerCpuPool, Pooled, Reserve, StackFull, StaticLocal,
 };
 pub use placement::Profile;

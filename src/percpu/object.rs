@@ -74,6 +74,8 @@ pub(super) enum Source<'a> {
     Allocator(&'a PerCpuAllocator, Gfp),
     /// This cgroup pays. The call may block.
     Memcg(&'a Memcg),
+    /// This cgroup pays, and the flags say whether the call may block.
+    MemcgWith(&'a Memcg, Gfp),
     /// Nobody pays for the area itself. The call may block.
     Tree(&'a Arc<Tree>),
 }
@@ -82,7 +84,7 @@ impl<'a> Source<'a> {
     fn tree(self) -> &'a Arc<Tree> {
         match self {
             Source::Allocator(allocator, _) => allocator.tree(),
-            Source::Memcg(memcg) => memcg.tree(),
+            Source::Memcg(memcg) | Source::MemcgWith(memcg, _) => memcg.tree(),
             Source::Tree(tree) => tree,
         }
     }
@@ -93,11 +95,12 @@ impl<'a> Source<'a> {
 
     fn alloc(self, layout: Layout, content: Content) -> Result<NonNull<u8>, AllocError> {
         let (size, align) = (layout.size() as u64, layout.align() as u64);
+        let alloc_for =
+            |memcg: &Memcg, gfp| memcg.tree().alloc_for(memcg.node(), size, align, gfp, content);
         match self {
             Source::Allocator(allocator, gfp) => allocator.tree().alloc(layout, gfp, content),
-            Source::Memcg(memcg) => {
-                memcg.tree().alloc_for(memcg.node(), size, align, Gfp::KERNEL, content)
-            }
+            Source::Memcg(memcg) => alloc_for(memcg, Gfp::KERNEL),
+            Source::MemcgWith(memcg, gfp) => alloc_for(memcg, gfp),
             Source::Tree(tree) => tree.alloc(layout, Gfp::KERNEL, content),
         }
     }

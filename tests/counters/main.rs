@@ -11,6 +11,7 @@
 //! | `threads` | `PerCpuCounter` in many threads: no amount is lost, split or seen twice |
 //! | `races` | `PerCpuCounter` where a CPU moves its share at the wrong moment |
 //! | `collect` | the operations that it is made of |
+//! | `dual_mode` | `DualModeCounter` in many threads |
 //! | `groups` | `PerCpuCounters` |
 //! | `histogram` | `PerCpuHistogram` |
 //! | `stack` | `LocalStack` |
@@ -20,6 +21,7 @@
 mod charging;
 mod collect;
 mod counter;
+mod dual_mode;
 mod groups;
 mod histogram;
 mod races;
