@@ -133,9 +133,10 @@ pub use memcg::{
     ReserveError, ScopedMemcg, ShrinkError, Throttle, TopConsumer, TreeError,
 };
 pub use percpu::{
-    BuildError, CompactLocal, DualModeCounter, HistogramError, HistogramSnapshot, Iter, IterMut, Local,
-    LocalRef, LocalStack, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter,
-    PerCpuCounters, PerCpuHistogram, PerCpuPool, Pooled, Reserve, StackFull, StaticLocal,
+    BuildError, CompactLocal, CounterIndex, DualModeCounter, Field, HistogramError,
+    HistogramSnapshot, Iter, IterMut, Local, LocalRef, LocalStack, PcpuPtr, PerCpu,
+    PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter, PerCpuCounters, PerCpuHistogram,
+    PerCpuPool, Pooled, Reserve, StackFull, StaticLocal, zerocopy,
 };
 pub use placement::Profile;
 pub use report::{CgroupFile, CgroupFiles, FileError};

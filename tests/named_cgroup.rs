@@ -57,7 +57,7 @@ const NAMED: [Named; 8] = [
     ("new", 8, |memcg| boxed(PerCpu::new_for(memcg, |_| AtomicU64::new(7)))),
     ("counter", 8, |memcg| boxed(PerCpuCounter::new_for(memcg))),
     ("counter with a batch", 8, |memcg| boxed(PerCpuCounter::with_batch_for(memcg, 5))),
-    ("counters", 40, |memcg| boxed(PerCpuCounters::<5>::new_for(memcg))),
+    ("counters", 40, |memcg| boxed(PerCpuCounters::<5, usize>::new_for(memcg))),
     ("histogram", 40, |memcg| boxed(histogram(memcg))),
 ];
 
@@ -161,7 +161,7 @@ const CURRENT: [Allocates; 5] = [
     |pcpu| boxed(PerCpu::<u64>::zeroed_in(pcpu, Gfp::KERNEL_ACCOUNT)),
     |pcpu| boxed(PerCpu::new_in(pcpu, Gfp::KERNEL_ACCOUNT, |_| AtomicU64::new(1))),
     |pcpu| boxed(PerCpuCounter::new_in(pcpu, Gfp::KERNEL_ACCOUNT)),
-    |pcpu| boxed(PerCpuCounters::<2>::new_in(pcpu, Gfp::ATOMIC | Gfp::ACCOUNT)),
+    |pcpu| boxed(PerCpuCounters::<2, usize>::new_in(pcpu, Gfp::ATOMIC | Gfp::ACCOUNT)),
     |pcpu| boxed(PerCpu::<u64>::zeroed_in(pcpu, Gfp::NOWAIT | Gfp::ACCOUNT)),
 ];
 

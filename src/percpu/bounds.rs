@@ -130,6 +130,46 @@
 //! hits.add(1);
 //! ```
 //!
+//! A field is one that the copies have themselves, and a word:
+//!
+//! ```
+//! # use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator, field};
+//! # let pcpu = PerCpuAllocator::new().unwrap();
+//! #[derive(Default)]
+//! struct Stats(Local<u64>);
+//! let stats = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| Stats::default()).unwrap();
+//! stats.field(field!(Stats, 0)).inc();
+//! ```
+//!
+//! ```compile_fail,E0308
+//! # use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator, field};
+//! # let pcpu = PerCpuAllocator::new().unwrap();
+//! #[derive(Default)]
+//! struct Stats(Box<Local<u64>>);
+//! let stats = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| Stats::default()).unwrap();
+//! stats.field(field!(Stats, 0)).inc();
+//! ```
+//!
+//! ```compile_fail,E0308
+//! # use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator, field};
+//! # let pcpu = PerCpuAllocator::new().unwrap();
+//! #[derive(Default)]
+//! struct Stats(std::sync::atomic::AtomicU64);
+//! let stats = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| Stats::default()).unwrap();
+//! stats.field(field!(Stats, 0)).inc();
+//! ```
+//!
+//! ```compile_fail,E0308
+//! # use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator, field};
+//! # let pcpu = PerCpuAllocator::new().unwrap();
+//! #[derive(Default)]
+//! struct Stats(Local<u64>);
+//! #[derive(Default)]
+//! struct Others(Local<u64>);
+//! let stats = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_| Others::default()).unwrap();
+//! stats.field(field!(Stats, 0)).inc();
+//! ```
+//!
 //! Words hold integers:
 //!
 //! ```

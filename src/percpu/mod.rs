@@ -10,6 +10,7 @@ mod bounds;
 mod builder;
 mod counter;
 mod dual_mode;
+mod field;
 mod groups;
 mod histogram;
 mod idle_lists;
@@ -28,7 +29,8 @@ pub use allocator::{PerCpuAllocator, Reserve};
 pub use builder::{BuildError, PerCpuAllocatorBuilder};
 pub use counter::PerCpuCounter;
 pub use dual_mode::DualModeCounter;
-pub use groups::PerCpuCounters;
+pub use field::Field;
+pub use groups::{CounterIndex, PerCpuCounters};
 pub use histogram::{HistogramError, HistogramSnapshot, PerCpuHistogram};
 pub use local::{CompactLocal, Local, LocalRef};
 pub use object::{Iter, IterMut, PerCpu};
@@ -36,3 +38,6 @@ pub use pool::{PerCpuPool, Pooled};
 pub use raw::PcpuPtr;
 pub use stack::{LocalStack, StackFull};
 pub use statics::StaticLocal;
+/// For `#[derive(FromZeros)]` on types of [`PerCpu::zeroed_for`], with
+/// `#[zerocopy(crate = "percpu_memcg::zerocopy")]`.
+pub use zerocopy;

@@ -37,9 +37,9 @@ where
 const OBJECTS: &[(&str, u64, Make)] = &[
     ("counter", 8, |pcpu, gfp| boxed(PerCpuCounter::new_in(pcpu, gfp))),
     ("batch", 8, |pcpu, gfp| boxed(PerCpuCounter::with_batch(pcpu, gfp, 1))),
-    ("1 counter", 8, |pcpu, gfp| boxed(PerCpuCounters::<1>::new_in(pcpu, gfp))),
-    ("7 counters", 56, |pcpu, gfp| boxed(PerCpuCounters::<7>::new_in(pcpu, gfp))),
-    ("4096 counters", 32_768, |pcpu, gfp| boxed(PerCpuCounters::<4096>::new_in(pcpu, gfp))),
+    ("1 counter", 8, |pcpu, gfp| boxed(PerCpuCounters::<1, usize>::new_in(pcpu, gfp))),
+    ("7 counters", 56, |pcpu, gfp| boxed(PerCpuCounters::<7, usize>::new_in(pcpu, gfp))),
+    ("4096 counters", 32_768, |pcpu, gfp| boxed(PerCpuCounters::<4096, usize>::new_in(pcpu, gfp))),
     ("no bucket", 16, |pcpu, gfp| boxed(PerCpuHistogram::new_in(pcpu, gfp, []))),
     ("3 buckets", 40, |pcpu, gfp| boxed(PerCpuHistogram::new_in(pcpu, gfp, [1, 2, 3]))),
     ("1 byte", 16, |pcpu, gfp| boxed(PerCpu::<LocalStack<u8, 1>>::zeroed_in(pcpu, gfp))),
@@ -101,11 +101,11 @@ fn objects_that_no_area_can_hold_are_refused_and_charged_to_nobody() {
     let large = |size| AllocError::Invalid(InvalidRequest::TooLarge { size });
     let refusals: [(Make, AllocError); 5] = [
         (
-            |pcpu, gfp| boxed(PerCpuCounters::<0>::new_in(pcpu, gfp)),
+            |pcpu, gfp| boxed(PerCpuCounters::<0, usize>::new_in(pcpu, gfp)),
             AllocError::Invalid(InvalidRequest::ZeroSize),
         ),
-        (|pcpu, gfp| boxed(PerCpuCounters::<4097>::new_in(pcpu, gfp)), large(32_776)),
-        (|pcpu, gfp| boxed(PerCpuCounters::<100_000>::new_in(pcpu, gfp)), large(800_000)),
+        (|pcpu, gfp| boxed(PerCpuCounters::<4097, usize>::new_in(pcpu, gfp)), large(32_776)),
+        (|pcpu, gfp| boxed(PerCpuCounters::<100_000, usize>::new_in(pcpu, gfp)), large(800_000)),
         (|pcpu, gfp| boxed(PerCpu::<LocalStack<u32, 8191>>::zeroed_in(pcpu, gfp)), large(32_776)),
         (
             |pcpu, gfp| {

@@ -1,6 +1,6 @@
 //! `PerCpuCounters`.
 
-use percpu_memcg::PerCpuCounters;
+use percpu_memcg::{CounterIndex, PerCpuCounters};
 
 use super::*;
 
@@ -27,7 +27,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn counters_of_a_group_are_independent_and_wrap() {
     let steps = prop::collection::vec(step(), 1..60);
     proptest!(cases(), |(nth in 0..ALLOCATORS.len(), steps in steps)| {
-        let group = PerCpuCounters::<K>::new_in(&ALLOCATORS[nth], Gfp::KERNEL).unwrap();
+        let group = PerCpuCounters::<K, usize>::new_in(&ALLOCATORS[nth], Gfp::KERNEL).unwrap();
         pinned(|| {
             let mut values = [0i64; K];
             for step in &steps {
@@ -59,7 +59,7 @@ fn counters_of_a_group_are_independent_and_wrap() {
 #[test]
 fn groups_next_to_each_other_do_not_touch() {
     let pcpu = uniform(64);
-    let new = || PerCpuCounters::<3>::new_in(&pcpu, Gfp::KERNEL).unwrap();
+    let new = || PerCpuCounters::<3, usize>::new_in(&pcpu, Gfp::KERNEL).unwrap();
     let groups = [new(), new(), new()];
     for index in [0, 2] {
         groups[1].add(index, -7);
@@ -70,7 +70,7 @@ fn groups_next_to_each_other_do_not_touch() {
 #[test]
 fn nothing_is_lost_in_many_threads() {
     for pcpu in ALLOCATORS.iter() {
-        let group = PerCpuCounters::<K>::new_in(pcpu, Gfp::KERNEL).unwrap();
+        let group = PerCpuCounters::<K, usize>::new_in(pcpu, Gfp::KERNEL).unwrap();
         in_threads(|thread| {
             for round in 0..10_000 {
                 group.inc(0);
@@ -89,7 +89,7 @@ fn nothing_is_lost_in_many_threads() {
 #[test]
 fn an_index_out_of_range_panics_and_changes_nothing() {
     let pcpu = uniform(2);
-    let new = || PerCpuCounters::<3>::new_in(&pcpu, Gfp::KERNEL).unwrap();
+    let new = || PerCpuCounters::<3, usize>::new_in(&pcpu, Gfp::KERNEL).unwrap();
     let (group, neighbour) = (new(), new());
     let calls: [&dyn Fn(usize); 4] = [
         &|index| group.add(index, 0),
@@ -106,4 +106,42 @@ fn an_index_out_of_range_panics_and_changes_nothing() {
         }
     }
     assert_eq!((group.sums(), neighbour.sums()), ([0; 3], [0; 3]));
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Read = 2,
+    Write = 0,
+    Flush = 1,
+}
+
+impl CounterIndex<3> for Kind {
+    const ALL: [Self; 3] = [Kind::Write, Kind::Flush, Kind::Read];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+#[test]
+fn an_enum_names_its_counters() {
+    for pcpu in ALLOCATORS.iter() {
+        let counters = PerCpuCounters::new_in(pcpu, Gfp::KERNEL).unwrap();
+        counters.inc(Kind::Read);
+        counters.add(Kind::Write, 40);
+        counters.dec(Kind::Flush);
+        assert_eq!(counters.sums(), [40, -1, 1]);
+        let named = [(Kind::Write, 40), (Kind::Flush, -1), (Kind::Read, 1)];
+        assert!(counters.iter().eq(named));
+        assert!(named.iter().all(|(kind, sum)| counters.sum(*kind) == *sum));
+        assert_eq!(format!("{counters:?}"), "{Write: 40, Flush: -1, Read: 1}");
+    }
+}
+
+#[test]
+fn numbers_are_indices_in_order() {
+    assert_eq!(<usize as CounterIndex<4>>::ALL, [0, 1, 2, 3]);
+    let counters = PerCpuCounters::<2, usize>::new_in(&uniform(2), Gfp::KERNEL).unwrap();
+    counters.inc(1);
+    assert_eq!(counters.iter().collect::<Vec<_>>(), [(0, 0), (1, 1)]);
 }

@@ -2,6 +2,7 @@
 
 mod copies;
 mod drops;
+mod fields;
 mod lifetimes;
 mod refusals;
 mod sharing;
