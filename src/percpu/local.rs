@@ -203,33 +203,36 @@ macro_rules! this_cpu_operations {
         }
 
         /// Sets this CPU's copy and returns its old value.
+        #[doc(alias = "xchg")]
         #[inline]
-        pub fn xchg(&self, value: $N) -> $N {
+        pub fn swap(&self, value: $N) -> $N {
             self.local()
                 .run(move |at| $N::xchg(at, value), move |word| $N::xchg_fallback(word, value))
         }
 
-        /// Sets this CPU's copy to `new` if it is `old`.
+        /// Sets this CPU's copy to `new` if it is `old`, and returns `old`.
         ///
         /// # Errors
         ///
         /// The value found when that is another; nothing was changed. The next call may run on
         /// another CPU, so a loop that retries has to expect any value.
+        #[doc(alias = "cmpxchg")]
         #[inline]
-        pub fn cmpxchg(&self, old: $N, new: $N) -> Result<(), $N> {
+        pub fn compare_exchange(&self, old: $N, new: $N) -> Result<$N, $N> {
             let found = self.local().run(
                 move |at| $N::cmpxchg(at, old, new),
                 move |word| $N::cmpxchg_fallback(word, old, new),
             );
-            if found == old { Ok(()) } else { Err(found) }
+            if found == old { Ok(found) } else { Err(found) }
         }
 
-        /// Adds to this CPU's copy and returns the new value. Wraps.
+        /// Adds to this CPU's copy and returns its old value. Wraps.
+        #[doc(alias = "add_return")]
         #[inline]
-        pub fn add_return(&self, value: $N) -> $N {
+        pub fn fetch_add(&self, value: $N) -> $N {
             self.local().run(
-                move |at| $N::add_return(at, value),
-                move |word| $N::add_return_fallback(word, value),
+                move |at| $N::fetch_add(at, value),
+                move |word| $N::fetch_add_fallback(word, value),
             )
         }
 

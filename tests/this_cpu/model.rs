@@ -23,11 +23,11 @@ enum Call {
     Dec,
     And(u64),
     Or(u64),
-    Xchg(u64),
+    Swap(u64),
     /// From the value that is there.
-    CmpxchgFromThis(u64),
-    Cmpxchg(u64, u64),
-    AddReturn(u64),
+    CompareExchangeFromThis(u64),
+    CompareExchange(u64, u64),
+    FetchAdd(u64),
     SubIfAtLeast(u64),
 }
 
@@ -52,10 +52,10 @@ fn call() -> impl Strategy<Value = Call> {
         Just(Call::Dec),
         value().prop_map(Call::And),
         value().prop_map(Call::Or),
-        value().prop_map(Call::Xchg),
-        value().prop_map(Call::CmpxchgFromThis),
-        (value(), value()).prop_map(|(old, new)| Call::Cmpxchg(old, new)),
-        value().prop_map(Call::AddReturn),
+        value().prop_map(Call::Swap),
+        value().prop_map(Call::CompareExchangeFromThis),
+        (value(), value()).prop_map(|(old, new)| Call::CompareExchange(old, new)),
+        value().prop_map(Call::FetchAdd),
         value().prop_map(Call::SubIfAtLeast),
     ]
 }
@@ -98,21 +98,21 @@ fn step<N: Width>(words: &impl Words<N>, is: &mut N, call: Call) {
             words.or(n(bits));
             n(old.bits() | bits)
         }
-        Call::Xchg(value) => {
-            assert_eq!(words.xchg(n(value)), old);
+        Call::Swap(value) => {
+            assert_eq!(words.swap(n(value)), old);
             n(value)
         }
-        Call::CmpxchgFromThis(new) => {
-            assert_eq!(words.cmpxchg(old, n(new)), Ok(()));
+        Call::CompareExchangeFromThis(new) => {
+            assert_eq!(words.compare_exchange(old, n(new)), Ok(old));
             n(new)
         }
-        Call::Cmpxchg(from, new) => {
-            let (result, after) = if n(from) == old { (Ok(()), n(new)) } else { (Err(old), old) };
-            assert_eq!(words.cmpxchg(n(from), n(new)), result);
+        Call::CompareExchange(from, new) => {
+            let (result, after) = if n(from) == old { (Ok(old), n(new)) } else { (Err(old), old) };
+            assert_eq!(words.compare_exchange(n(from), n(new)), result);
             after
         }
-        Call::AddReturn(value) => {
-            assert_eq!(words.add_return(n(value)), plus(value));
+        Call::FetchAdd(value) => {
+            assert_eq!(words.fetch_add(n(value)), old);
             plus(value)
         }
         Call::SubIfAtLeast(value) => {

@@ -11,7 +11,7 @@ use static_assertions::{assert_impl_all, assert_not_impl_any};
 
 use crate::chains::Chain;
 use crate::conditions::{Trial, briefly_under_every_condition, on_cpu, two_cpus};
-use crate::operations::{Add, AddReturn, Dec, Or, Xchg};
+use crate::operations::{Add, Dec, FetchAdd, Or, Swap};
 use crate::widths::{Generic, Width, every_width};
 use crate::words::{ELEMENTS, Element, Words};
 use crate::{KERNEL, injected, real};
@@ -67,8 +67,8 @@ impl Generic<Vec<Box<dyn Trial>>> for Arrays<'_> {
         let element = |index| Element { array: Arc::clone(&array), index };
         vec![
             Box::new(Chain::<Add, N, _>::new(element(0))),
-            Box::new(Chain::<Xchg, N, _>::new(element(1))),
-            Box::new(Chain::<AddReturn, N, _>::new(element(2))),
+            Box::new(Chain::<Swap, N, _>::new(element(1))),
+            Box::new(Chain::<FetchAdd, N, _>::new(element(2))),
             Box::new(Chain::<Dec, N, _>::new(element(3))),
             Box::new(Chain::<Or, N, _>::new(element(4))),
         ]
@@ -101,12 +101,15 @@ fn an_operation_on_an_element_leaves_the_others_alone() {
                 element.dec();
                 element.add(N::truncated(1));
                 element.sub(N::truncated(1));
-                assert_eq!(element.add_return(N::truncated(1)), N::default());
-                assert_eq!(element.cmpxchg(N::default(), N::truncated(6)), Ok(()));
+                assert_eq!(element.fetch_add(N::truncated(1)), ones);
+                assert_eq!(
+                    element.compare_exchange(N::default(), N::truncated(6)),
+                    Ok(N::default())
+                );
                 element.and(N::truncated(2));
                 element.or(N::truncated(1));
                 assert_eq!(element.sub_if_at_least(N::truncated(3)), Ok(()));
-                assert_eq!(element.xchg(N::truncated(9)), N::default());
+                assert_eq!(element.swap(N::truncated(9)), N::default());
                 element.write(ones);
                 assert_eq!(array.at(index).sum(), element.sum());
             }
@@ -144,8 +147,9 @@ fn exclusive_access_changes_the_copy_that_operations_use() {
         let cpu = CpuId::new(id as u32);
         *words.get_mut(cpu).unwrap().get_mut() = -40 - id as i32;
         let words = &words;
-        let sum = on_cpu(id, || words.add_return(-2));
-        assert_eq!(sum, -42 - id as i32);
+        let old = on_cpu(id, || words.fetch_add(-2));
+        let sum = -42 - id as i32;
+        assert_eq!(old, sum + 2);
         assert_eq!(words.get(cpu).unwrap().get(), sum);
         assert_eq!(format!("{:?}", words.get(cpu).unwrap()), sum.to_string());
     }

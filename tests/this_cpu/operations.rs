@@ -101,23 +101,23 @@ impl Operation for And {
     }
 }
 
-pub(crate) struct Xchg;
+pub(crate) struct Swap;
 
-impl Operation for Xchg {
-    const NAME: &'static str = "xchg";
+impl Operation for Swap {
+    const NAME: &'static str = "swap";
     const TELLS: bool = true;
 
     #[inline(always)]
     fn once<N: Width>(words: &impl Words<N>, choice: u64) -> Change {
         let new = N::truncated(choice);
-        Change::between(words.xchg(new).bits(), new.bits())
+        Change::between(words.swap(new).bits(), new.bits())
     }
 }
 
-pub(crate) struct Cmpxchg;
+pub(crate) struct CompareExchange;
 
-impl Operation for Cmpxchg {
-    const NAME: &'static str = "cmpxchg";
+impl Operation for CompareExchange {
+    const NAME: &'static str = "compare_exchange";
     const TELLS: bool = true;
 
     #[inline(always)]
@@ -125,24 +125,24 @@ impl Operation for Cmpxchg {
         let mut old = words.read();
         loop {
             let new = old.bits().wrapping_add(1);
-            match words.cmpxchg(old, N::truncated(new)) {
-                Ok(()) => return Change::between(old.bits(), new),
+            match words.compare_exchange(old, N::truncated(new)) {
+                Ok(_) => return Change::between(old.bits(), new),
                 Err(found) => old = found,
             }
         }
     }
 }
 
-pub(crate) struct AddReturn;
+pub(crate) struct FetchAdd;
 
-impl Operation for AddReturn {
-    const NAME: &'static str = "add_return";
+impl Operation for FetchAdd {
+    const NAME: &'static str = "fetch_add";
     const TELLS: bool = true;
 
     #[inline(always)]
     fn once<N: Width>(words: &impl Words<N>, choice: u64) -> Change {
-        let new = words.add_return(N::truncated(choice)).bits();
-        Change::between(new.wrapping_sub(choice), new)
+        let old = words.fetch_add(N::truncated(choice)).bits();
+        Change::between(old, old.wrapping_add(choice))
     }
 }
 
@@ -191,9 +191,9 @@ pub(crate) fn every_operation<I: CopyIndex>(pcpu: &PerCpuAllocator) -> Vec<Box<d
         every_width(&OnObjects::<Dec, I>::of(pcpu)),
         every_width(&OnObjects::<Or, I>::of(pcpu)),
         every_width(&OnObjects::<And, I>::of(pcpu)),
-        every_width(&OnObjects::<Xchg, I>::of(pcpu)),
-        every_width(&OnObjects::<Cmpxchg, I>::of(pcpu)),
-        every_width(&OnObjects::<AddReturn, I>::of(pcpu)),
+        every_width(&OnObjects::<Swap, I>::of(pcpu)),
+        every_width(&OnObjects::<CompareExchange, I>::of(pcpu)),
+        every_width(&OnObjects::<FetchAdd, I>::of(pcpu)),
         every_width(&OnObjects::<SubIfAtLeast, I>::of(pcpu)),
     ]
     .into_iter()
@@ -222,9 +222,9 @@ nothing_is_lost! {
     dec_loses_nothing: Dec,
     or_loses_nothing_of_others: Or,
     and_loses_nothing_of_others: And,
-    xchg_returns_every_value_once: Xchg,
-    cmpxchg_succeeds_from_the_value_it_found: Cmpxchg,
-    add_return_returns_every_sum_once: AddReturn,
+    swap_returns_every_value_once: Swap,
+    compare_exchange_succeeds_from_the_value_it_found: CompareExchange,
+    fetch_add_returns_every_sum_once: FetchAdd,
     sub_if_at_least_takes_what_it_says: SubIfAtLeast,
 }
 

@@ -5,7 +5,9 @@ use percpu_memcg::{CpuId, PerCpuAllocator, StaticLocal, per_cpu};
 use crate::THREADS;
 use crate::chains::{Chain, Operation};
 use crate::conditions::{Condition, Detached, Trial, on_cpu, two_cpus, under};
-use crate::operations::{Add, AddReturn, And, Cmpxchg, Dec, Inc, Or, Sub, SubIfAtLeast, Xchg};
+use crate::operations::{
+    Add, And, CompareExchange, Dec, FetchAdd, Inc, Or, Sub, SubIfAtLeast, Swap,
+};
 use crate::words::Static;
 
 per_cpu! {
@@ -66,9 +68,9 @@ fn every_operation_on_a_static_variable_loses_nothing() {
     briefly::<Dec>();
     briefly::<Or>();
     briefly::<And>();
-    briefly::<Xchg>();
-    briefly::<Cmpxchg>();
-    briefly::<AddReturn>();
+    briefly::<Swap>();
+    briefly::<CompareExchange>();
+    briefly::<FetchAdd>();
     briefly::<SubIfAtLeast>();
 }
 

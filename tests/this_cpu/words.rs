@@ -17,9 +17,9 @@ pub(crate) trait Words<N: Width>: Send + Sync {
     fn dec(&self);
     fn and(&self, mask: N);
     fn or(&self, bits: N);
-    fn xchg(&self, value: N) -> N;
-    fn cmpxchg(&self, old: N, new: N) -> Result<(), N>;
-    fn add_return(&self, value: N) -> N;
+    fn swap(&self, value: N) -> N;
+    fn compare_exchange(&self, old: N, new: N) -> Result<N, N>;
+    fn fetch_add(&self, value: N) -> N;
     fn sub_if_at_least(&self, value: N) -> Result<(), N>;
     fn sum(&self) -> N;
     fn detached(&self) -> N;
@@ -36,8 +36,8 @@ macro_rules! forward {
     ($N:ident, $self:ident => $target:expr) => {
         forward!($N, $self => $target;
             read() -> $N, write(value: $N), add(value: $N), sub(value: $N), inc(), dec(),
-            and(mask: $N), or(bits: $N), xchg(value: $N) -> $N,
-            cmpxchg(old: $N, new: $N) -> Result<(), $N>, add_return(value: $N) -> $N,
+            and(mask: $N), or(bits: $N), swap(value: $N) -> $N,
+            compare_exchange(old: $N, new: $N) -> Result<$N, $N>, fetch_add(value: $N) -> $N,
             sub_if_at_least(value: $N) -> Result<(), $N>, sum() -> $N, detached() -> $N);
     };
     ($N:ident, $self:ident => $target:expr;

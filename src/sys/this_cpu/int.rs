@@ -63,9 +63,9 @@ pub trait Sequences: Sized {
     fn cmpxchg<I: CopyIndex>(_: At<'_, Self, I>, _old: Self, _new: Self) -> Option<Self> {
         None
     }
-    /// The new value.
+    /// The old value.
     #[inline(always)]
-    fn add_return<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
+    fn fetch_add<I: CopyIndex>(_: At<'_, Self, I>, _value: Self) -> Option<Self> {
         None
     }
     /// What was found; `value` is subtracted if that is not less.
@@ -108,7 +108,7 @@ pub trait AtomicOps: Sized {
     fn cmpxchg_fallback(word: &Self::Atomic, old: Self, new: Self) -> Self;
     fn add_fallback(word: &Self::Atomic, value: Self);
     fn sub_fallback(word: &Self::Atomic, value: Self);
-    fn add_return_fallback(word: &Self::Atomic, value: Self) -> Self;
+    fn fetch_add_fallback(word: &Self::Atomic, value: Self) -> Self;
     fn sub_if_at_least_fallback(word: &Self::Atomic, value: Self) -> Self;
 }
 
@@ -243,8 +243,8 @@ macro_rules! atomic_ops {
             }
 
             #[inline]
-            fn add_return_fallback(word: &$atomic, value: Self) -> Self {
-                $int::wrapping_add(word.fetch_add(value, Relaxed), value)
+            fn fetch_add_fallback(word: &$atomic, value: Self) -> Self {
+                word.fetch_add(value, Relaxed)
             }
 
             #[inline]

@@ -113,7 +113,7 @@ operations! { |it, a, b|
         read(), read_fallback(), it, it;
         xchg(a), xchg_fallback(a), a, it;
         cmpxchg(a, b), cmpxchg_fallback(a, b), if it == a { b } else { it }, it;
-        add_return(a), add_return_fallback(a), it.plus(a), it.plus(a);
+        fetch_add(a), fetch_add_fallback(a), it.plus(a), it;
         sub_if_at_least(a), sub_if_at_least_fallback(a), if it < a { it } else { it.minus(a) }, it;
     }
 }

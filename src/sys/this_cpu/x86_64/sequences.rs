@@ -220,16 +220,17 @@ macro_rules! sequences {
             }
 
             #[inline(always)]
-            fn add_return<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
-                let sum: Self;
+            fn fetch_add<I: CopyIndex>(at: At<'_, Self, I>, value: Self) -> Option<Self> {
+                let old: Self;
                 let hit = compute!(at, I, [
-                    concat!("mov {sum", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
+                    concat!("mov {old", $part, "}, ", $ptr, " ptr [{first} + {t}]"),
+                    concat!("mov {sum", $part, "}, {old", $part, "}"),
                     // In a register: an attempt that is aborted here added to nothing.
                     concat!("add {sum", $part, "}, {value", $part, "}"),
                     // The commit.
                     concat!("mov ", $ptr, " ptr [{first} + {t}], {sum", $part, "}"),
-                ], value = in($class) value, sum = out($class) sum);
-                hit.then_some(sum)
+                ], value = in($class) value, old = out($class) old, sum = out($class) _);
+                hit.then_some(old)
             }
 
             #[inline(always)]
