@@ -134,9 +134,9 @@ pub use memcg::{
 };
 pub use percpu::{
     BuildError, CompactLocal, CounterIndex, DualModeCounter, Field, HistogramError,
-    HistogramSnapshot, Iter, IterMut, Local, LocalRef, LocalStack, PcpuPtr, PerCpu,
+    HistogramSnapshot, HistogramValue, Iter, IterMut, Local, LocalRef, LocalStack, PcpuPtr, PerCpu,
     PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter, PerCpuCounters, PerCpuHistogram,
-    PerCpuPool, Pooled, Reserve, StackFull, StaticLocal, zerocopy,
+    PerCpuPool, Pooled, Reserve, StackFull, StaticLocal, exponential_bounds, linear_bounds, zerocopy,
 };
 pub use placement::Profile;
 pub use report::{CgroupFile, CgroupFiles, FileError};

@@ -192,7 +192,7 @@ impl PerCpuCounter {
         // Relaxed: any value that it ever had will do (V1).
         let most = self.most.load(Ordering::Relaxed);
         // An amount that is too large could make a locked word look like another.
-        if amount.unsigned_abs() > most || !self.local.add_lockable(amount, most) {
+        if amount.unsigned_abs() > Bound::LOCKABLE || !self.local.add_lockable(amount, most) {
             self.add_full(amount, most);
         }
     }

@@ -1,44 +1,139 @@
 //! Histograms.
+//!
+//! One sequence counts a value in its bucket and adds it to the sum. Where it is interrupted in between, a
+//! second one adds to the sum, maybe on another CPU.
 
+use std::marker::PhantomData;
 use std::mem::offset_of;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use zerocopy::FromZeros;
 
 use super::object::Source;
-use super::{Local, LocalRef, PerCpu, PerCpuAllocator};
+use super::{PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp, Memcg};
+use crate::sys::{ByCpu, CountAndSum, Sequences, Word};
 
-/// A histogram with fixed buckets, recorded into without atomic instructions.
+/// What a [`PerCpuHistogram`] records: `u64`, or [`Duration`] with a resolution of a nanosecond, up to
+/// 584 years.
+pub trait HistogramValue: sealed::Value {}
+
+impl HistogramValue for u64 {}
+impl HistogramValue for Duration {}
+
+mod sealed {
+    use std::fmt;
+    use std::time::Duration;
+
+    pub trait Value: Copy + Ord + fmt::Debug + Send + Sync + 'static {
+        fn to_units(self) -> u64;
+        fn from_units(units: u64) -> Self;
+    }
+
+    impl Value for u64 {
+        #[inline(always)]
+        fn to_units(self) -> u64 {
+            self
+        }
+
+        #[inline(always)]
+        fn from_units(units: u64) -> Self {
+            units
+        }
+    }
+
+    impl Value for Duration {
+        #[inline(always)]
+        fn to_units(self) -> u64 {
+            let whole = self.as_secs().saturating_mul(1_000_000_000);
+            whole.saturating_add(self.subsec_nanos().into())
+        }
+
+        #[inline(always)]
+        fn from_units(units: u64) -> Self {
+            Duration::from_nanos(units)
+        }
+    }
+}
+
+/// Bounds for a [`PerCpuHistogram`] at equal distances: `first`, `first + width`, and so on.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::linear_bounds;
+///
+/// assert_eq!(linear_bounds(10, 5), [10, 15, 20, 25]);
+/// ```
+pub fn linear_bounds<const B: usize, V: HistogramValue>(first: V, width: V) -> [V; B] {
+    let (first, width) = (first.to_units(), width.to_units());
+    std::array::from_fn(|nth| V::from_units(first.saturating_add(width.saturating_mul(nth as u64))))
+}
+
+/// Bounds for a [`PerCpuHistogram`], each `factor` times the one before: `first`, `first * factor`, and
+/// so on, rounded.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram, exponential_bounds};
+/// use std::time::Duration;
+///
+/// assert_eq!(exponential_bounds(100, 2.0), [100, 200, 400]);
+///
+/// // From 100 µs to about 3.3 s.
+/// let pcpu = PerCpuAllocator::new()?;
+/// let bounds = exponential_bounds::<16, _>(Duration::from_micros(100), 2.0);
+/// let latency = PerCpuHistogram::new_for(&pcpu.root().create("tenant")?, bounds)?;
+/// latency.record(Duration::from_millis(3));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn exponential_bounds<const B: usize, V: HistogramValue>(first: V, factor: f64) -> [V; B] {
+    let first = first.to_units() as f64;
+    // A cast from a float saturates.
+    std::array::from_fn(|nth| V::from_units((first * factor.powi(nth as i32)).round() as u64))
+}
+
+/// How values are distributed over fixed buckets: latencies, sizes. Recording takes no atomic
+/// instruction.
+///
+/// Values are `u64` or [`Duration`]. [`linear_bounds`] and [`exponential_bounds`] compute bounds.
 ///
 /// # Examples
 ///
 /// ```
 /// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram};
+/// use std::time::Duration;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
-/// let latency_us = PerCpuHistogram::new_for(&tenant, [100, 1_000, 10_000])?;
-/// latency_us.record(100);
-/// latency_us.record(250);
-/// latency_us.record(90_000);
-/// let seen = latency_us.snapshot();
+/// let bounds = [1, 10, 100].map(Duration::from_millis);
+/// let latency = PerCpuHistogram::new_for(&tenant, bounds)?;
+/// latency.record(Duration::from_millis(1));
+/// latency.record(Duration::from_micros(2_500));
+/// latency.record(Duration::from_secs(9));
+/// let seen = latency.snapshot();
 /// assert_eq!((seen.counts, seen.over), ([1, 1, 0], 1));
-/// assert_eq!((seen.count(), seen.sum), (3, 90_350));
+/// assert_eq!((seen.count(), seen.sum), (3, Duration::from_micros(9_003_500)));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct PerCpuHistogram<const B: usize> {
+pub struct PerCpuHistogram<const B: usize, V: HistogramValue = u64> {
+    /// In the units of `V`.
     bounds: [u64; B],
     cells: PerCpu<Cells<B>>,
+    of: PhantomData<fn(V)>,
 }
 
 #[derive(Debug, FromZeros)]
 #[repr(C)]
 pub(super) struct Cells<const B: usize> {
-    /// The sum of all values.
-    sum: Local<u64>,
-    over: Local<u64>,
-    counts: [Local<u64>; B],
+    /// Of all values.
+    sum: AtomicU64,
+    counts: [AtomicU64; B],
+    /// The count that lies behind the last of `counts`.
+    over: AtomicU64,
 }
 
 /// Why a histogram could not be made.
@@ -50,7 +145,7 @@ pub enum HistogramError {
     Bounds {
         /// Which one.
         index: usize,
-        /// Its value.
+        /// Its value; of a duration, in nanoseconds.
         bound: u64,
     },
     /// The allocation failed.
@@ -65,14 +160,14 @@ impl HistogramError {
     }
 }
 
-impl<const B: usize> PerCpuHistogram<B> {
+impl<const B: usize, V: HistogramValue> PerCpuHistogram<B, V> {
     /// A histogram that `memcg` pays for, with a bucket up to and including each of `bounds`, and one
     /// for values above. For who is charged, see [`PerCpu::new_for`].
     ///
     /// # Errors
     ///
     /// As [`new_in`](Self::new_in).
-    pub fn new_for(memcg: &Memcg, bounds: [u64; B]) -> Result<Self, HistogramError> {
+    pub fn new_for(memcg: &Memcg, bounds: [V; B]) -> Result<Self, HistogramError> {
         Self::new_from(Source::Memcg(memcg), bounds)
     }
 
@@ -80,63 +175,79 @@ impl<const B: usize> PerCpuHistogram<B> {
     ///
     /// # Errors
     ///
-    /// [`HistogramError`]: `bounds` do not ascend, more than some 4000 of them, no memory, or a
+    /// [`HistogramError`]: `bounds` do not ascend, more than 4094 of them, no memory, or a
     /// cgroup refused the charge.
     pub fn new_in(
         allocator: &PerCpuAllocator,
         gfp: Gfp,
-        bounds: [u64; B],
+        bounds: [V; B],
     ) -> Result<Self, HistogramError> {
         Self::new_from(Source::Allocator(allocator, gfp), bounds)
     }
 
-    fn new_from(source: Source<'_>, bounds: [u64; B]) -> Result<Self, HistogramError> {
+    fn new_from(source: Source<'_>, bounds: [V; B]) -> Result<Self, HistogramError> {
+        let bounds = bounds.map(V::to_units);
         if let Some(before) = bounds.windows(2).position(|pair| pair[0] >= pair[1]) {
             let index = before + 1;
             return Err(HistogramError::Bounds { index, bound: bounds[index] });
         }
-        Ok(PerCpuHistogram { bounds, cells: PerCpu::zeroed_from(source)? })
+        Ok(PerCpuHistogram { bounds, cells: PerCpu::zeroed_from(source)?, of: PhantomData })
     }
 
-    fn cell(&self, offset: usize) -> LocalRef<'_, u64> {
-        let (locator, first, tree) = self.cells.parts();
-        // SAFETY: `offset` is that of a `Local` in `Cells`.
-        let first = unsafe { first.cast::<u8>().add(offset) }.cast();
-        // SAFETY: the object's area and its values (D1, D2), a `Local` at this offset of each. Its
-        // detached copy was zero when it was allocated.
-        unsafe { LocalRef::new(locator, first, tree) }
-    }
-
-    fn sum(&self) -> LocalRef<'_, u64> {
-        self.cell(offset_of!(Cells<B>, sum))
-    }
-
-    fn over(&self) -> LocalRef<'_, u64> {
-        self.cell(offset_of!(Cells<B>, over))
-    }
-
-    fn count(&self, bucket: usize) -> LocalRef<'_, u64> {
-        assert!(bucket < B);
-        self.cell(offset_of!(Cells<B>, counts) + bucket * size_of::<Local<u64>>())
-    }
-
-    /// Counts a value: a binary search and two additions to this CPU's copy.
+    /// Counts a value: a binary search, and an addition to this CPU's copy.
     #[inline]
-    pub fn record(&self, value: u64) {
-        let bucket = self.bounds.partition_point(|bound| *bound < value);
-        let count = if bucket < B { self.count(bucket) } else { self.over() };
-        count.inc();
-        self.sum().add(value);
+    pub fn record(&self, value: V) {
+        // The bucket of values above all bounds lies behind the others.
+        let units = value.to_units();
+        let is_below = |bound: &u64| *bound < units;
+        let bucket = match B {
+            // Comparisons that do not wait for each other.
+            0..8 => self.bounds.iter().map(|bound| usize::from(is_below(bound))).sum(),
+            _ => self.bounds.partition_point(is_below),
+        };
+        debug_assert!(bucket <= B);
+        let (locator, first, tree) = self.cells.parts();
+        let machine = || tree.arena().machine();
+        // SAFETY: the sum in each copy of the object's area (D1, D2), and zero in the detached one. It is
+        // written by these sequences and their fallbacks alone, and so are the counts.
+        let sum: Word<'_, u64, ByCpu> = unsafe { Word::new(locator, first.cast().as_ptr()) };
+        let count = offset_of!(Cells<B>, counts) + bucket * size_of::<AtomicU64>();
+        let add = |sum: *mut u64| {
+            // SAFETY: `run` gives a valid copy, for atomic instructions.
+            unsafe { &*sum.cast::<AtomicU64>() }.fetch_add(units, Ordering::Relaxed);
+        };
+        let is_summed = sum.run(
+            move |at| u64::count_and_sum(at, count, units),
+            move |sum| {
+                let count = sum.wrapping_byte_add(count).cast::<AtomicU64>();
+                // SAFETY: a count of the same copy: `bucket` is at most B.
+                unsafe { &*count }.fetch_add(1, Ordering::Relaxed);
+                add(sum);
+                true
+            },
+            machine,
+        );
+        if !is_summed {
+            sum.run(move |at| u64::add(at, units), add, machine);
+        }
     }
 
     /// What was recorded: exact when nobody records.
-    pub fn snapshot(&self) -> HistogramSnapshot<B> {
-        HistogramSnapshot {
-            bounds: self.bounds,
-            counts: std::array::from_fn(|bucket| self.count(bucket).sum()),
-            over: self.over().sum(),
-            sum: self.sum().sum(),
+    pub fn snapshot(&self) -> HistogramSnapshot<B, V> {
+        let (_, first, tree) = self.cells.parts();
+        let (mut counts, mut over, mut sum) = ([0; B], 0, 0u64);
+        for copy in tree.arena().copies(first.as_ptr()) {
+            // SAFETY: the object's copies (D2), and the detached one, for which zero is a value.
+            let cells: &Cells<B> = unsafe { &*copy };
+            let add = |to: &mut u64, word: &AtomicU64| {
+                *to = to.wrapping_add(word.load(Ordering::Relaxed));
+            };
+            add(&mut sum, &cells.sum);
+            add(&mut over, &cells.over);
+            counts.iter_mut().zip(&cells.counts).for_each(|(count, word)| add(count, word));
         }
+        let bounds = self.bounds.map(V::from_units);
+        HistogramSnapshot { bounds, counts, over, sum: V::from_units(sum) }
     }
 }
 
@@ -147,8 +258,7 @@ impl<const B: usize> PerCpuHistogram<B> {
 /// ```
 /// use percpu_memcg::{Gfp, HistogramSnapshot, PerCpuAllocator, PerCpuHistogram};
 ///
-/// /// What an exporter needs of it.
-/// fn mean<const B: usize>(seen: &HistogramSnapshot<B>) -> u64 {
+/// /// fn mean<const B: usize>(seen: &HistogramSnapshot<B, u64>) -> u64 {
 ///     seen.sum.checked_div(seen.count()).unwrap_or(0)
 /// }
 ///
@@ -160,29 +270,52 @@ impl<const B: usize> PerCpuHistogram<B> {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct HistogramSnapshot<const B: usize> {
+pub struct HistogramSnapshot<const B: usize, V: HistogramValue = u64> {
     /// The highest value of each bucket.
-    pub bounds: [u64; B],
+    pub bounds: [V; B],
     /// How many values each bucket has.
     pub counts: [u64; B],
     /// How many values were above all bounds.
     pub over: u64,
-    /// The sum of all values, modulo 2⁶⁴.
-    pub sum: u64,
+    /// The sum of all values; modulo 2⁶⁴, for durations in nanoseconds.
+    pub sum: V,
 }
 
-impl<const B: usize> HistogramSnapshot<B> {
+impl<const B: usize, V: HistogramValue> HistogramSnapshot<B, V> {
     /// How many values there are.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum::<u64>() + self.over
     }
 
-    /// Each bound with the number of values up to it, as Prometheus wants its `le` buckets.
-    pub fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> {
-        let counts = self.counts.iter().scan(0, |sum, count| {
-            *sum += count;
-            Some(*sum)
-        });
-        self.bounds.iter().copied().zip(counts)
+    /// Each bucket, with its highest value and how many values it has; at last the bucket without a
+    /// bound.
+    ///
+    /// A value counts in one bucket. The crate `prometheus-client` asks for that, and adds up the
+    /// buckets itself. An exporter that writes `le` buckets as text has to add them up.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let sizes = PerCpuHistogram::new_for(&pcpu.root().create("tenant")?, [64, 1024])?;
+    /// [16, 32, 512, 4096].into_iter().for_each(|size| sizes.record(size));
+    /// let seen = sizes.snapshot();
+    /// assert!(seen.buckets().eq([(Some(64), 2), (Some(1024), 1), (None, 1)]));
+    ///
+    /// // As text for Prometheus.
+    /// let (mut text, mut so_far) = (String::new(), 0);
+    /// for (bound, count) in seen.buckets() {
+    ///     so_far += count;
+    ///     let le = bound.map_or("+Inf".to_owned(), |bound| bound.to_string());
+    ///     text += &format!("sizes_bucket{{le=\"{le}\"}} {so_far}\n");
+    /// }
+    /// assert!(text.ends_with("sizes_bucket{le=\"1024\"} 3\nsizes_bucket{le=\"+Inf\"} 4\n"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn buckets(&self) -> impl Iterator<Item = (Option<V>, u64)> {
+        let bounds = self.bounds.iter().map(|bound| Some(*bound)).chain([None]);
+        bounds.zip(self.counts.iter().copied().chain([self.over]))
     }
 }

@@ -12,7 +12,7 @@ use super::PerCpu;
 use crate::memcg::Tree;
 use crate::sys::{
     At, Bound, ByConcurrency, ByCpu, Collect, CopyIndex, CopyLocator, LOCKED, LocalInt, Word,
-    add_or_take_fallback, add_within_fallback, lock_fallback,
+    add_or_take_fallback, add_within_fallback, lock_fallback, try_add_up_fallback,
 };
 
 /// An integer that [`PerCpu`] operations update without atomic instructions.
@@ -350,15 +350,22 @@ impl<I: CopyIndex> PerCpu<Local<i64, I>> {
     }
 
     /// As [`add_within`](Self::add_within), for words that are locked now and then: true when it was
-    /// added. `most` is at most [`Bound::LOCKABLE`], and `amount` is between -`most` and `most`.
+    /// added. `most` and `amount` are at most [`Bound::LOCKABLE`], and `amount` at least minus that.
     #[inline(always)]
     pub(super) fn add_lockable(&self, amount: i64, most: u64) -> bool {
+        if amount >= 0 {
+            // It does not become less than it was.
+            let room = most as i64 - amount;
+            return self.local().run(
+                move |at| i64::try_add_up(at, amount, room),
+                move |word| try_add_up_fallback(word, amount, room),
+            );
+        }
         let bound = Bound::lockable(most);
-        let sum = self.local().run(
-            move |at| i64::add_within(at, amount, bound),
-            move |word| add_within_fallback(word, amount, bound),
-        );
-        bound.contains(sum)
+        self.local().run(
+            move |at| i64::try_add(at, amount, bound),
+            move |word| bound.contains(add_within_fallback(word, amount, bound)),
+        )
     }
 
     /// Locks this CPU's copy; `None` when it is locked already. All that may be done with a locked word

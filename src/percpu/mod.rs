@@ -31,7 +31,10 @@ pub use counter::PerCpuCounter;
 pub use dual_mode::DualModeCounter;
 pub use field::Field;
 pub use groups::{CounterIndex, PerCpuCounters};
-pub use histogram::{HistogramError, HistogramSnapshot, PerCpuHistogram};
+pub use histogram::{
+    HistogramError, HistogramSnapshot, HistogramValue, PerCpuHistogram, exponential_bounds,
+    linear_bounds,
+};
 pub use local::{CompactLocal, Local, LocalRef};
 pub use object::{Iter, IterMut, PerCpu};
 pub use pool::{PerCpuPool, Pooled};

@@ -40,7 +40,7 @@ const OBJECTS: &[(&str, u64, Make)] = &[
     ("1 counter", 8, |pcpu, gfp| boxed(PerCpuCounters::<1, usize>::new_in(pcpu, gfp))),
     ("7 counters", 56, |pcpu, gfp| boxed(PerCpuCounters::<7, usize>::new_in(pcpu, gfp))),
     ("4096 counters", 32_768, |pcpu, gfp| boxed(PerCpuCounters::<4096, usize>::new_in(pcpu, gfp))),
-    ("no bucket", 16, |pcpu, gfp| boxed(PerCpuHistogram::new_in(pcpu, gfp, []))),
+    ("no bucket", 16, |pcpu, gfp| boxed(PerCpuHistogram::<0>::new_in(pcpu, gfp, []))),
     ("3 buckets", 40, |pcpu, gfp| boxed(PerCpuHistogram::new_in(pcpu, gfp, [1, 2, 3]))),
     ("1 byte", 16, |pcpu, gfp| boxed(PerCpu::<LocalStack<u8, 1>>::zeroed_in(pcpu, gfp))),
     ("9 bytes", 24, |pcpu, gfp| boxed(PerCpu::<LocalStack<i8, 9>>::zeroed_in(pcpu, gfp))),

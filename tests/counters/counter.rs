@@ -104,9 +104,11 @@ fn a_cpu_keeps_less_than_a_batch() {
         assert_eq!(reads(1), 32, "the batch is full");
         assert_eq!((reads(-31), reads(-1)), (32, 0));
         assert_eq!((reads(31), reads(-31), reads(31)), (0, 0, 0));
-        assert_eq!((reads(32), reads(-32)), (32, 0), "a whole batch passes the CPU by");
-        assert_eq!(counter.sum(), 31);
-        assert_eq!(reads(31), 62, "and takes nothing along, until the CPU's own is full");
+        assert_eq!((reads(32), reads(40)), (32, 72), "a whole batch passes the CPU by");
+        assert_eq!(counter.sum(), 103);
+        assert_eq!(reads(31), 134, "and takes nothing along, until the CPU's own is full");
+        assert_eq!((reads(31), reads(-60)), (134, 134), "but one that fits is kept");
+        assert_eq!(counter.sum(), 105);
     });
 }
 
@@ -216,11 +218,10 @@ fn what_was_read_may_be_negative_where_the_value_is_not() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();
     pinned(|| {
-        counter.add(31);
-        counter.add(-32);
-        assert_eq!((counter.sum(), counter.read(), counter.read_positive()), (-1, -32, 0));
+        [33, -40, 31].into_iter().for_each(|amount| counter.add(amount));
+        assert_eq!((counter.sum(), counter.read(), counter.read_positive()), (24, -7, 0));
         counter.add(2);
-        assert_eq!((counter.sum(), counter.read(), counter.read_positive()), (1, 1, 1));
+        assert_eq!((counter.sum(), counter.read(), counter.read_positive()), (26, 26, 26));
     });
 }
 

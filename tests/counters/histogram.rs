@@ -1,6 +1,8 @@
 //! `PerCpuHistogram`.
 
-use percpu_memcg::{HistogramError, PerCpuHistogram};
+use std::time::Duration;
+
+use percpu_memcg::{HistogramError, PerCpuHistogram, exponential_bounds, linear_bounds};
 
 use super::*;
 
@@ -41,13 +43,63 @@ fn bounds_may_be_the_smallest_and_the_largest_values() {
 }
 
 #[test]
-fn cumulative_counts_are_of_values_up_to_each_bound() {
+fn a_value_counts_in_one_bucket() {
     let histogram = histogram([10, 20, 30]);
-    assert!(histogram.snapshot().cumulative().eq([(10, 0), (20, 0), (30, 0)]));
+    let none = [(Some(10), 0), (Some(20), 0), (Some(30), 0), (None, 0)];
+    assert!(histogram.snapshot().buckets().eq(none));
     [5, 10, 25, 30, 30, 31, 99].into_iter().for_each(|value| histogram.record(value));
     let seen = histogram.snapshot();
-    assert!(seen.cumulative().eq([(10, 2), (20, 2), (30, 5)]), "{seen:?}");
+    let counts = [(Some(10), 2), (Some(20), 0), (Some(30), 3), (None, 2)];
+    assert!(seen.buckets().eq(counts), "{seen:?}");
     assert_eq!((seen.over, seen.count()), (2, 7));
+}
+
+#[test]
+fn durations_are_exact_to_the_nanosecond_and_saturate() {
+    let (ns, most) = (Duration::from_nanos, Duration::from_nanos(u64::MAX));
+    let bounds = [ns(1), ns(1_000_000_000), most - ns(1)];
+    let histogram = PerCpuHistogram::new_in(&ALLOCATORS[0], Gfp::KERNEL, bounds).unwrap();
+    for (value, counts, over) in [
+        (ns(0), [1, 0, 0], 0),
+        (ns(1), [2, 0, 0], 0),
+        (ns(2), [2, 1, 0], 0),
+        (ns(1_000_000_000), [2, 2, 0], 0),
+        (ns(1_000_000_001), [2, 2, 1], 0),
+    ] {
+        histogram.record(value);
+        let seen = histogram.snapshot();
+        assert_eq!((seen.counts, seen.over, seen.bounds), (counts, over, bounds), "{value:?}");
+    }
+    assert_eq!(histogram.snapshot().sum, ns(2_000_000_004));
+    histogram.record(most);
+    let before = histogram.snapshot();
+    histogram.record(Duration::MAX);
+    let seen = histogram.snapshot();
+    assert_eq!((before.over, seen.over), (1, 2));
+    assert_eq!(seen.sum, before.sum - ns(1), "u64::MAX more, modulo 2⁶⁴");
+}
+
+#[test]
+fn bounds_are_computed() {
+    assert_eq!(linear_bounds(0, 3), [0, 3, 6, 9]);
+    assert_eq!(linear_bounds::<0, _>(5u64, 3), []);
+    assert_eq!(linear_bounds(u64::MAX - 4, 3), [u64::MAX - 4, u64::MAX - 1, u64::MAX]);
+    assert_eq!(exponential_bounds(1, 10.0), [1, 10, 100, 1_000]);
+    assert_eq!(exponential_bounds(10, 1.5), [10, 15, 23, 34], "rounded");
+    assert_eq!(exponential_bounds(1 << 62, 2.0), [1 << 62, 1 << 63, u64::MAX]);
+    let ms = Duration::from_millis;
+    assert_eq!(linear_bounds(ms(5), ms(5)), [ms(5), ms(10), ms(15)]);
+    assert_eq!(exponential_bounds(ms(1), 2.0), [ms(1), ms(2), ms(4)]);
+}
+
+#[test]
+fn computed_bounds_that_do_not_ascend_are_refused() {
+    let refused = |bounds: [u64; 3]| PerCpuHistogram::new_in(&ALLOCATORS[0], Gfp::KERNEL, bounds);
+    for factor in [1.0, 0.5, 0.0, -2.0, f64::NAN] {
+        assert!(refused(exponential_bounds(100, factor)).is_err(), "{factor}");
+    }
+    assert!(refused(linear_bounds(100, 0)).is_err());
+    assert!(refused(exponential_bounds(u64::MAX, 2.0)).is_err());
 }
 
 #[test]
@@ -66,7 +118,11 @@ fn a_histogram_is_a_list_of_values() {
         values.iter().for_each(|value| histogram.record(*value));
         let seen = histogram.snapshot();
         let up_to = |bound: u64| values.iter().filter(|value| **value <= bound).count() as u64;
-        assert!(seen.cumulative().eq(bounds.map(|bound| (bound, up_to(bound)))));
+        let mut so_far = 0;
+        for (bound, count) in seen.buckets() {
+            so_far += count;
+            assert_eq!(so_far, up_to(bound.unwrap_or(u64::MAX)), "{bound:?}");
+        }
         assert_eq!(seen.count(), values.len() as u64);
         assert_eq!(seen.over, values.len() as u64 - up_to(bounds[3]));
         assert_eq!(seen.sum, values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)));
@@ -97,7 +153,7 @@ fn without_buckets_everything_is_over() {
     [0, 1, u64::MAX].into_iter().for_each(|value| histogram.record(value));
     let seen = histogram.snapshot();
     assert_eq!((seen.counts, seen.over, seen.sum, seen.count()), ([], 3, 0, 3));
-    assert_eq!(seen.cumulative().count(), 0);
+    assert!(seen.buckets().eq([(None, 3)]));
 }
 
 #[test]

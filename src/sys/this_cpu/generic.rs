@@ -1,7 +1,7 @@
 //! No sequences: every operation is carried out by its atomic fallback.
 
 use super::gate::RseqGate;
-use super::int::{Collect, Sequences};
+use super::int::{Collect, CountAndSum, Sequences};
 use super::tier::Choice;
 
 pub(super) const CONCURRENCY_ID_SHIFT: isize = 0;
@@ -69,3 +69,5 @@ impl Sequences for usize {}
 impl Sequences for isize {}
 
 impl Collect for i64 {}
+
+impl CountAndSum for u64 {}

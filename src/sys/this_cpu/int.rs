@@ -119,6 +119,16 @@ pub(crate) trait Collect: Sized {
     fn add_within<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
         None
     }
+    /// As `add_within`, where the sum is not asked for: true when it was added.
+    #[inline(always)]
+    fn try_add<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<bool> {
+        None
+    }
+    /// Adds `value`, which is not negative, to what is at most `room`: true when it was added.
+    #[inline(always)]
+    fn try_add_up<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _room: Self) -> Option<bool> {
+        None
+    }
     /// Adds `value`; when the sum is not within the bound, leaves 0. Returns the sum.
     #[inline(always)]
     fn add_or_take<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
@@ -132,10 +142,25 @@ pub(crate) trait Collect: Sized {
     }
 }
 
+/// A number of things and their sum.
+pub(crate) trait CountAndSum: Sized {
+    /// Adds 1 to a word and `value` to another, the first word of the same area. `count` is how far
+    /// the former is behind that, in bytes. Returns false when only 1 was added, because it was
+    /// interrupted in between.
+    #[inline(always)]
+    fn count_and_sum<I: CopyIndex>(
+        _: At<'_, Self, I>,
+        _count: usize,
+        _value: Self,
+    ) -> Option<bool> {
+        None
+    }
+}
+
 /// The value of a word that a thread has locked. It is not within any [`Bound`] of at most
-/// [`Bound::LOCKABLE`], nor is it after adding an amount that is. So every `add_within` leaves a
+/// [`Bound::LOCKABLE`], nor is it after adding an amount that is. So `try_add` and `try_add_up` leave a
 /// locked word alone, and the thread that locked it may store another value, on any CPU (S2).
-pub(crate) const LOCKED: i64 = i64::MIN;
+pub(crate) const LOCKED: i64 = i64::MAX;
 
 /// How far from 0 a collected value may be.
 #[derive(Clone, Copy, Debug)]
@@ -184,6 +209,13 @@ pub(crate) fn add_or_take_fallback(word: &AtomicI64, value: i64, bound: Bound) -
     let sum = |found: i64| found.wrapping_add(value);
     let kept = |found| Some(if bound.contains(sum(found)) { sum(found) } else { 0 });
     sum(word.fetch_update(Relaxed, Relaxed, kept).unwrap_or_else(|found| found))
+}
+
+/// As [`Collect::try_add_up`].
+pub(crate) fn try_add_up_fallback(word: &AtomicI64, value: i64, room: i64) -> bool {
+    let add = |found: i64| (found <= room).then(|| found.wrapping_add(value));
+    // Acquire: as in `add_within_fallback`.
+    word.fetch_update(Acquire, Relaxed, add).is_ok()
 }
 
 /// As [`Collect::lock`].

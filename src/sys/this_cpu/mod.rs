@@ -62,8 +62,9 @@ use tier::Miss;
 
 pub use int::LocalInt;
 pub(crate) use int::{
-    AtomicOps, Bound, Collect, LOCKED, STACK_HEADER, STACK_LOCKED, Sequences, add_or_take_fallback,
-    add_within_fallback, lock_fallback, pop_fallback, push_fallback,
+    AtomicOps, Bound, Collect, CountAndSum, LOCKED, STACK_HEADER, STACK_LOCKED, Sequences,
+    add_or_take_fallback, add_within_fallback, lock_fallback, pop_fallback, push_fallback,
+    try_add_up_fallback,
 };
 pub use tier::{RegisteredBy, ThisCpu, Tier};
 
@@ -221,7 +222,7 @@ pub(crate) mod sealed {
 }
 
 /// A word in every copy.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Word<'a, N, I> {
     at: At<'a, N, I>,
 }

@@ -44,7 +44,7 @@ use std::mem::offset_of;
 use super::area::{CPU_ID, RSEQ_CS, RseqArea};
 use crate::sys::this_cpu::gate::RseqGate;
 use crate::sys::this_cpu::{
-    At, Bound, Collect, CopyIndex, LOCKED, STACK_HEADER, Sequences, UNIT_STRIDE,
+    At, Bound, Collect, CopyIndex, CountAndSum, LOCKED, STACK_HEADER, Sequences, UNIT_STRIDE,
 };
 
 /// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
@@ -322,6 +322,39 @@ impl Collect for i64 {
     }
 
     #[inline(always)]
+    fn try_add<I: CopyIndex>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<bool> {
+        update!(at, I, concat!(
+            "mov {sum}, qword ptr [{first} + {t}]\n",
+            "add {sum}, {value}\n",
+            // As in `add_within`.
+            "lea {biased}, [{sum} + {bias}]\n",
+            "cmp {biased}, {span}\n",
+            // Beyond: left without a commit.
+            "ja {beyond}\n",
+            // The commit.
+            "mov qword ptr [{first} + {t}], {sum}",
+        ), value = in(reg) value, bias = in(reg) bound.bias, span = in(reg) bound.span,
+            sum = out(reg) _, biased = out(reg) _, beyond = label { return Some(false) })
+        .map(|()| true)
+    }
+
+    #[inline(always)]
+    fn try_add_up<I: CopyIndex>(at: At<'_, Self, I>, value: i64, room: i64) -> Option<bool> {
+        update!(at, I, concat!(
+            // Loaded once: a second load, in `cmp` or in the commit, takes as long as all the rest.
+            "mov {sum}, qword ptr [{first} + {t}]\n",
+            "cmp {sum}, {room}\n",
+            // No room: left without a commit.
+            "jg {full}\n",
+            "add {sum}, {value}\n",
+            // The commit.
+            "mov qword ptr [{first} + {t}], {sum}",
+        ), value = in(reg) value, room = in(reg) room, sum = out(reg) _,
+            full = label { return Some(false) })
+        .map(|()| true)
+    }
+
+    #[inline(always)]
     fn add_or_take<I: CopyIndex>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
         let sum: i64;
         let hit = compute!(at, I, [
@@ -354,6 +387,73 @@ impl Collect for i64 {
             "mov qword ptr [{word}], {locked}",
         ], locked = in(reg) LOCKED, word = out(reg) word, found = out(reg) found);
         hit.then_some((word, found))
+    }
+}
+
+impl CountAndSum for u64 {
+    /// Two commits in one sequence. The carry flag says which of them happened, as the kernel leaves
+    /// the flags to the abort handler:
+    ///
+    /// * set by `stc`, kept by `mov` and `lea`;
+    /// * set by `imul`: the factor is 2⁶² more than the id, so that the product overflows, whatever the
+    ///   id. What is added to the product is a multiple of 2⁶⁴;
+    /// * set by `cmp`, unless the product is not below the limit, which the abort handler checks again;
+    /// * cleared by the first commit, as a count does not wrap.
+    ///
+    /// So the abort handler starts over where nothing was committed, and leaves the second commit to the
+    /// caller where the first one happened.
+    #[inline(always)]
+    fn count_and_sum<I: CopyIndex>(at: At<'_, Self, I>, count: usize, value: u64) -> Option<bool> {
+        const { assert!(UNIT_STRIDE.is_multiple_of(4)) };
+        let limit = u64::from(I::limit(at.locator));
+        // SAFETY: the text obeys the rules above, but for the second commit. What it stores into are
+        // words in the copy at an index below the limit (S4), and the thread's rseq area.
+        unsafe {
+            asm!(
+                ".pushsection __rseq_cs, \"aw\", @progbits",
+                ".balign 32",
+                "9: .long 0, 0",
+                ".quad 3f, 4f - 3f, 5f",
+                ".popsection",
+                ".pushsection __rseq_failure, \"ax\", @progbits",
+                ".byte 0x0f, 0xb9, 0x3d",
+                ".long 0x53053053",
+                "5: jc 2f",
+                "cmp {t}, {limit}",
+                "jae 2f",
+                "jmp {half}",
+                ".popsection",
+                "2: lea {t}, [rip + 9b]",
+                "mov qword ptr fs:[{area} + {rseq_cs}], {t}",
+                "stc",
+                "3: mov {t:e}, dword ptr fs:[{id} + {cpu_id}]",
+                "lea {t}, [{t} + {high}]",
+                "imul {t}, {t}, {stride}",
+                // A thread without a registered area has the id -1 or -2, whose products are larger.
+                "cmp {t}, {limit}",
+                "jae {miss}",
+                // The first commit.
+                "add qword ptr [{count} + {t}], 1",
+                // The second.
+                "add qword ptr [{first} + {t}], {value}",
+                "4:",
+                area = in(reg) at.locator.area,
+                id = in(reg) I::id(at.locator),
+                limit = in(reg) limit,
+                high = in(reg) 1u64 << 62,
+                first = in(reg) at.first,
+                count = in(reg) at.first.wrapping_byte_add(count),
+                value = in(reg) value,
+                t = out(reg) _,
+                rseq_cs = const RSEQ_CS,
+                cpu_id = const CPU_ID,
+                stride = const UNIT_STRIDE,
+                half = label { return Some(false) },
+                miss = label { return None },
+                options(nostack),
+            );
+        }
+        Some(true)
     }
 }
 
