@@ -9,13 +9,15 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::time::Duration;
 
 use core_affinity::CoreId;
 use criterion::{
     BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime,
 };
 use percpu_memcg::{
-    Gfp, Local, Machine, PerCpu, PerCpuAllocator, PerCpuCounter, ThisCpu,
+    DualModeCounter, Gfp, Local, Machine, PerCpu, PerCpuAllocator, PerCpuCounter, PerCpuHistogram,
+    ThisCpu, exponential_bounds,
 };
 
 /// Times `operation` on the first of `cpus`, while other threads do the same on the rest.
@@ -52,6 +54,12 @@ fn update(criterion: &mut Criterion) {
     let fixed = &PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();
     counter.add(1_000_000_000);
     let atomic = &AtomicI64::new(0);
+    let tenant = &pcpu.root().create("tenant").unwrap();
+    let dual = &DualModeCounter::new();
+    let bounds = exponential_bounds::<16, _>(Duration::from_micros(100), 2.0);
+    let latency = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, bounds).unwrap();
+    let few = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, [100, 1_000, 10_000]).unwrap();
+    let value = Duration::from_micros(1_500);
     let cpus = core_affinity::get_core_ids().unwrap();
     for threads in [1, 2] {
         if cpus.len() < threads {
@@ -67,6 +75,11 @@ fn update(criterion: &mut Criterion) {
         bench(&mut group, "atomic_add", cpus, move || {
             atomic.fetch_add(1, Relaxed);
         });
+        bench(&mut group, "histogram_record_3", cpus, move || few.record(1_500));
+        bench(&mut group, "histogram_record_16", cpus, move || latency.record(value));
+        // One word with one thread, and soon per CPU with two.
+        bench(&mut group, "dual_mode_inc", cpus, move || dual.inc(tenant));
+        println!("per CPU: {}", dual.is_per_cpu());
         group.finish();
     }
 }
