@@ -258,7 +258,7 @@ impl<const B: usize, V: HistogramValue> PerCpuHistogram<B, V> {
 /// ```
 /// use percpu_memcg::{Gfp, HistogramSnapshot, PerCpuAllocator, PerCpuHistogram};
 ///
-/// /// fn mean<const B: usize>(seen: &HistogramSnapshot<B, u64>) -> u64 {
+/// fn mean<const B: usize>(seen: &HistogramSnapshot<B, u64>) -> u64 {
 ///     seen.sum.checked_div(seen.count()).unwrap_or(0)
 /// }
 ///
