@@ -191,8 +191,7 @@ impl PerCpuCounter {
     pub fn add(&self, amount: i64) {
         // Relaxed: any value that it ever had will do (V1).
         let most = self.most.load(Ordering::Relaxed);
-        // An amount that is too large could make a locked word look like another.
-        if amount.unsigned_abs() > Bound::LOCKABLE || !self.local.add_lockable(amount, most) {
+        if !self.local.add_lockable(amount, most) {
             self.add_full(amount, most);
         }
     }

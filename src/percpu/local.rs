@@ -350,11 +350,11 @@ impl<I: CopyIndex> PerCpu<Local<i64, I>> {
     }
 
     /// As [`add_within`](Self::add_within), for words that are locked now and then: true when it was
-    /// added. `most` and `amount` are at most [`Bound::LOCKABLE`], and `amount` at least minus that.
+    /// added. `most` is at most [`Bound::LOCKABLE`].
     #[inline(always)]
     pub(super) fn add_lockable(&self, amount: i64, most: u64) -> bool {
         if amount >= 0 {
-            // It does not become less than it was.
+            // The word does not become less than it was, and a locked one is more than `most`.
             let room = most as i64 - amount;
             return self.local().run(
                 move |at| i64::try_add_up(at, amount, room),
@@ -362,10 +362,12 @@ impl<I: CopyIndex> PerCpu<Local<i64, I>> {
             );
         }
         let bound = Bound::lockable(most);
-        self.local().run(
-            move |at| i64::try_add(at, amount, bound),
-            move |word| bound.contains(add_within_fallback(word, amount, bound)),
-        )
+        // An amount that is larger could make a locked word look like another.
+        amount.unsigned_abs() <= Bound::LOCKABLE
+            && self.local().run(
+                move |at| i64::try_add(at, amount, bound),
+                move |word| bound.contains(add_within_fallback(word, amount, bound)),
+            )
     }
 
     /// Locks this CPU's copy; `None` when it is locked already. All that may be done with a locked word
