@@ -136,7 +136,8 @@ pub use percpu::{
     BuildError, CompactLocal, CounterIndex, DualModeCounter, Field, HistogramError,
     HistogramSnapshot, HistogramValue, Iter, IterMut, Local, LocalRef, LocalStack, PcpuPtr, PerCpu,
     PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter, PerCpuCounters, PerCpuHistogram,
-    PerCpuPool, Pooled, Reserve, StackFull, StaticLocal, exponential_bounds, linear_bounds, zerocopy,
+    PerCpuPool, Pooled, Reserve, StackFull, StaticLocal, exponential_bounds, linear_bounds,
+    zerocopy,
 };
 pub use placement::Profile;
 pub use report::{CgroupFile, CgroupFiles, FileError};

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use zerocopy::FromZeros;
 
+use super::bucket_search::BucketSearch;
 use super::object::Source;
 use super::{PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp, Memcg};
@@ -46,8 +47,13 @@ mod sealed {
     impl Value for Duration {
         #[inline(always)]
         fn to_units(self) -> u64 {
-            let whole = self.as_secs().saturating_mul(1_000_000_000);
-            whole.saturating_add(self.subsec_nanos().into())
+            const BILLION: u64 = 1_000_000_000;
+            // A branch, because saturating arithmetic takes longer.
+            if self.as_secs() < u64::MAX / BILLION {
+                self.as_secs() * BILLION + u64::from(self.subsec_nanos())
+            } else {
+                u64::try_from(self.as_nanos()).unwrap_or(u64::MAX)
+            }
         }
 
         #[inline(always)]
@@ -122,6 +128,7 @@ pub fn exponential_bounds<const B: usize, V: HistogramValue>(first: V, factor: f
 pub struct PerCpuHistogram<const B: usize, V: HistogramValue = u64> {
     /// In the units of `V`.
     bounds: [u64; B],
+    search: BucketSearch,
     cells: PerCpu<Cells<B>>,
     of: PhantomData<fn(V)>,
 }
@@ -191,35 +198,31 @@ impl<const B: usize, V: HistogramValue> PerCpuHistogram<B, V> {
             let index = before + 1;
             return Err(HistogramError::Bounds { index, bound: bounds[index] });
         }
-        Ok(PerCpuHistogram { bounds, cells: PerCpu::zeroed_from(source)?, of: PhantomData })
+        let search = BucketSearch::new(&bounds);
+        Ok(PerCpuHistogram { bounds, search, cells: PerCpu::zeroed_from(source)?, of: PhantomData })
     }
 
     /// Counts a value: a binary search, and an addition to this CPU's copy.
     #[inline]
     pub fn record(&self, value: V) {
-        // The bucket of values above all bounds lies behind the others.
         let units = value.to_units();
-        let is_below = |bound: &u64| *bound < units;
-        let bucket = match B {
-            // Comparisons that do not wait for each other.
-            0..8 => self.bounds.iter().map(|bound| usize::from(is_below(bound))).sum(),
-            _ => self.bounds.partition_point(is_below),
-        };
+        // The bucket of values above all bounds lies behind the others.
+        let bucket = self.search.find(&self.bounds, units);
         debug_assert!(bucket <= B);
         let (locator, first, tree) = self.cells.parts();
         let machine = || tree.arena().machine();
         // SAFETY: the sum in each copy of the object's area (D1, D2), and zero in the detached one. It is
         // written by these sequences and their fallbacks alone, and so are the counts.
         let sum: Word<'_, u64, ByCpu> = unsafe { Word::new(locator, first.cast().as_ptr()) };
-        let count = offset_of!(Cells<B>, counts) + bucket * size_of::<AtomicU64>();
-        let add = |sum: *mut u64| {
+        let nth = offset_of!(Cells<B>, counts) / size_of::<AtomicU64>() + bucket;
+        let add = move |sum: *mut u64| {
             // SAFETY: `run` gives a valid copy, for atomic instructions.
             unsafe { &*sum.cast::<AtomicU64>() }.fetch_add(units, Ordering::Relaxed);
         };
         let is_summed = sum.run(
-            move |at| u64::count_and_sum(at, count, units),
+            move |at| u64::count_and_sum(at, nth, units),
             move |sum| {
-                let count = sum.wrapping_byte_add(count).cast::<AtomicU64>();
+                let count = sum.wrapping_add(nth).cast::<AtomicU64>();
                 // SAFETY: a count of the same copy: `bucket` is at most B.
                 unsafe { &*count }.fetch_add(1, Ordering::Relaxed);
                 add(sum);

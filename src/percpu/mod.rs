@@ -7,6 +7,7 @@
 
 mod allocator;
 mod bounds;
+mod bucket_search;
 mod builder;
 mod counter;
 mod dual_mode;

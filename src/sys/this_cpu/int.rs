@@ -144,15 +144,10 @@ pub(crate) trait Collect: Sized {
 
 /// A number of things and their sum.
 pub(crate) trait CountAndSum: Sized {
-    /// Adds 1 to a word and `value` to another, the first word of the same area. `count` is how far
-    /// the former is behind that, in bytes. Returns false when only 1 was added, because it was
-    /// interrupted in between.
+    /// Adds `value` to the word, and 1 to the word that is `nth` words behind it in the same copy. Returns
+    /// false when only 1 was added, because it was interrupted in between.
     #[inline(always)]
-    fn count_and_sum<I: CopyIndex>(
-        _: At<'_, Self, I>,
-        _count: usize,
-        _value: Self,
-    ) -> Option<bool> {
+    fn count_and_sum<I: CopyIndex>(_: At<'_, Self, I>, _nth: usize, _value: Self) -> Option<bool> {
         None
     }
 }

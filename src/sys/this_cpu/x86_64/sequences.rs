@@ -391,21 +391,19 @@ impl Collect for i64 {
 }
 
 impl CountAndSum for u64 {
-    /// Two commits in one sequence. The carry flag says which of them happened, as the kernel leaves
-    /// the flags to the abort handler:
+    /// Two commits in one sequence. The carry flag says whether the first one happened, as the kernel
+    /// leaves the flags to the abort handler:
     ///
-    /// * set by `stc`, kept by `mov` and `lea`;
-    /// * set by `imul`: the factor is 2⁶² more than the id, so that the product overflows, whatever the
-    ///   id. What is added to the product is a multiple of 2⁶⁴;
-    /// * set by `cmp`, unless the product is not below the limit, which the abort handler checks again;
-    /// * cleared by the first commit, as a count does not wrap.
+    /// * cleared by `clc`, kept by `mov`;
+    /// * cleared by `imul`: an id of 32 bits times the stride has less than 64;
+    /// * cleared by `cmp`, unless the product is above the limit, which the abort handler checks again;
+    /// * set by the first commit: it subtracts the largest number, which is more than a count that does
+    ///   not wrap.
     ///
     /// So the abort handler starts over where nothing was committed, and leaves the second commit to the
     /// caller where the first one happened.
     #[inline(always)]
-    fn count_and_sum<I: CopyIndex>(at: At<'_, Self, I>, count: usize, value: u64) -> Option<bool> {
-        const { assert!(UNIT_STRIDE.is_multiple_of(4)) };
-        let limit = u64::from(I::limit(at.locator));
+    fn count_and_sum<I: CopyIndex>(at: At<'_, Self, I>, nth: usize, value: u64) -> Option<bool> {
         // SAFETY: the text obeys the rules above, but for the second commit. What it stores into are
         // words in the copy at an index below the limit (S4), and the thread's rseq area.
         unsafe {
@@ -418,36 +416,35 @@ impl CountAndSum for u64 {
                 ".pushsection __rseq_failure, \"ax\", @progbits",
                 ".byte 0x0f, 0xb9, 0x3d",
                 ".long 0x53053053",
-                "5: jc 2f",
-                "cmp {t}, {limit}",
+                "5: jnc 2f",
+                "cmp {t:e}, dword ptr [{locator} + {limit}]",
                 "jae 2f",
                 "jmp {half}",
                 ".popsection",
                 "2: lea {t}, [rip + 9b]",
                 "mov qword ptr fs:[{area} + {rseq_cs}], {t}",
-                "stc",
+                "clc",
                 "3: mov {t:e}, dword ptr fs:[{id} + {cpu_id}]",
-                "lea {t}, [{t} + {high}]",
                 "imul {t}, {t}, {stride}",
-                // A thread without a registered area has the id -1 or -2, whose products are larger.
-                "cmp {t}, {limit}",
-                "jae {miss}",
-                // The first commit.
-                "add qword ptr [{count} + {t}], 1",
+                // In this order, so that the carry flag is clear where there is a copy.
+                "cmp dword ptr [{locator} + {limit}], {t:e}",
+                "jbe {miss}",
+                // The first commit: adds 1.
+                "sub qword ptr [{count} + {t}], -1",
                 // The second.
                 "add qword ptr [{first} + {t}], {value}",
                 "4:",
                 area = in(reg) at.locator.area,
                 id = in(reg) I::id(at.locator),
-                limit = in(reg) limit,
-                high = in(reg) 1u64 << 62,
+                locator = in(reg) at.locator,
                 first = in(reg) at.first,
-                count = in(reg) at.first.wrapping_byte_add(count),
+                count = in(reg) at.first.wrapping_add(nth),
                 value = in(reg) value,
                 t = out(reg) _,
                 rseq_cs = const RSEQ_CS,
                 cpu_id = const CPU_ID,
                 stride = const UNIT_STRIDE,
+                limit = const I::LIMIT,
                 half = label { return Some(false) },
                 miss = label { return None },
                 options(nostack),
