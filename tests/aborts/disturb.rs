@@ -148,7 +148,7 @@ impl Subject<'_> {
             }
 
             let stepped = self.tracee.step()?;
-            let is_aborted = stepped == Event::Trap(plan.sequence.after_abort);
+            let is_aborted = plan.sequence.is_abort(stepped);
             match (stop.place, is_aborted) {
                 (Place::Inside, true) => {
                     tally.aborts += 1;

@@ -21,7 +21,7 @@ const AMOUNT: u64 = 512;
 const ATTEMPTS: usize = 3;
 
 /// What a child found, at the same address in its tracer.
-struct Found(Cell<u64>);
+pub(crate) struct Found(pub(crate) Cell<u64>);
 
 impl Found {
     /// Returns it, and leaves 0, which is nothing that is found.
@@ -34,7 +34,7 @@ impl Found {
 }
 
 /// What the three sequences left, in one number that is not 0.
-fn usage(charged: u64, percpu: u64, rest: u64) -> u64 {
+pub(crate) fn usage(charged: u64, percpu: u64, rest: u64) -> u64 {
     1 + charged + (percpu << 20) + (rest << 40)
 }
 
@@ -135,7 +135,7 @@ fn a_pool_neither_loses_nor_doubles_an_object_wherever_it_is_aborted() {
 }
 
 /// Returns how many sequences there were, and how many stops.
-fn stop_everywhere(
+pub(crate) fn stop_everywhere(
     operation: &dyn Fn(),
     found: &Found,
     expected: u64,
@@ -191,7 +191,7 @@ fn attempt(
         Event::Trap(at) => return Err(format!("trap at {at:#x}")),
     }
     tracee.move_to(to)?;
-    let is_aborted = tracee.step()? == Event::Trap(sequence.after_abort);
+    let is_aborted = sequence.is_abort(tracee.step()?);
     if is_aborted != (stop.place == Place::Inside) {
         return Err(format!("aborted: {is_aborted}"));
     }

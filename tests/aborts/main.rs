@@ -38,9 +38,11 @@
 //! | `plan` | disturbances, which stops, counts |
 //! | `disturb` | one operation, disturbed everywhere, and all comparisons |
 //! | `gates` | the sequences that charge |
+//! | `counters` | those of counters and histograms |
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64", target_pointer_width = "64", not(miri)))]
 
+mod counters;
 mod disturb;
 mod gates;
 mod operations;

@@ -112,8 +112,8 @@ pub(crate) struct Sequence {
     pub(crate) descriptor: Descriptor,
     /// From the first instruction of a new attempt to the one behind the end.
     pub(crate) stops: Vec<Stop>,
-    /// Where a thread is after one step from inside of the sequence.
-    pub(crate) after_abort: u64,
+    /// Where a thread may be after one step from inside of the sequence.
+    after_abort: Vec<u64>,
 }
 
 /// The instructions from `first` to `end`; one that reaches beyond it is invalid.
@@ -137,7 +137,7 @@ fn leaves_area_alone(instruction: &Instruction) -> bool {
     let is_store = instruction.op_kind(0) == OpKind::Memory;
     match (mnemonic, is_store) {
         (Mnemonic::Mov, true) => place == RSEQ_CS,
-        (Mnemonic::Imul, false) => place == ID,
+        (Mnemonic::Imul | Mnemonic::Mov, false) => place == ID,
         _ => false,
     }
 }
@@ -151,20 +151,22 @@ impl Sequence {
     pub(crate) fn new(descriptor: Descriptor) -> Result<Self, String> {
         let Descriptor { start, end, abort } = descriptor;
         let handler = instructions(abort, abort + 15 * MAX_HANDLER as u64)?;
-        let jumps = |instruction: &&Instruction| {
+        let jumps = |instruction: &Instruction| {
             instruction.flow_control() == FlowControl::UnconditionalBranch
         };
-        let jump = handler.iter().take(MAX_HANDLER).find(jumps);
-        let restart = jump.ok_or("no jump in the abort handler")?.near_branch_target();
-        let after_abort = match handler[0].flow_control() {
-            FlowControl::UnconditionalBranch => restart,
-            _ => handler[0].next_ip(),
+        let end_of_handler = handler.iter().take(MAX_HANDLER).position(jumps);
+        let handler = &handler[..=end_of_handler.ok_or("no jump in the abort handler")?];
+        let target = |instruction: &Instruction| match instruction.flow_control() {
+            FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
+                Some(instruction.near_branch_target())
+            }
+            _ => None,
         };
-        let first = if (start.saturating_sub(MAX_PRELUDE)..start).contains(&restart) {
-            restart
-        } else {
-            start
-        };
+        let next = (!jumps(&handler[0])).then(|| handler[0].next_ip());
+        let after_abort = target(&handler[0]).into_iter().chain(next).collect();
+        let prelude = start.saturating_sub(MAX_PRELUDE)..start;
+        let restart = handler.iter().filter_map(target).find(|target| prelude.contains(target));
+        let first = restart.unwrap_or(start);
         let stop = |instruction: &Instruction| Stop {
             address: instruction.ip(),
             place: if instruction.ip() < start { Place::Before } else { Place::Inside },
@@ -185,6 +187,11 @@ impl Sequence {
         let mut stops: Vec<Stop> = instructions.iter().map(stop).collect();
         stops.push(Stop { address: end, place: Place::Behind, branch: None });
         Ok(Sequence { descriptor, stops, after_abort })
+    }
+
+    /// True when a step from inside of the sequence that ended so was the first of the abort handler.
+    pub(crate) fn is_abort(&self, step: Event) -> bool {
+        matches!(step, Event::Trap(at) if self.after_abort.contains(&at))
     }
 
     /// True when an attempt that starts at the first stop and ends in this way comes to that one.
