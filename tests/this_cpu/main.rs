@@ -24,7 +24,7 @@
 //! | `chains`, `operations` | books; the operations of which nothing may be lost |
 //! | `patterns`, `stacks` | what has no sum: reads and writes, pushes and pops |
 //! | `counters` | what is made of them: counters, histograms |
-//! | `estimate` | one thread that is interrupted while a batch is on its way |
+//! | `estimate` | an estimate at every instruction of an addition |
 //! | `moved` | one thread that is moved within operations |
 //! | `model` | one thread against plain integers |
 //! | `compact` | words that are indexed by concurrency id |
@@ -44,6 +44,7 @@ mod compact;
 mod conditions;
 mod counters;
 mod detached;
+#[cfg(target_arch = "x86_64")]
 mod estimate;
 mod first;
 mod forks;

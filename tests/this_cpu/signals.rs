@@ -1,7 +1,7 @@
 //! Signals that interrupt workers.
 //!
-//! Two sources: another thread that sends, and a timer of the worker's own, which fires while it
-//! runs wherever it is. What the handler does is up to the worker.
+//! Three sources: another thread that sends; a timer of the worker's own, which fires while it
+//! runs wherever it is; and the processor, after each instruction. What the handler does is up to the worker.
 
 use std::cell::Cell;
 use std::mem::{self, MaybeUninit};
@@ -55,11 +55,13 @@ extern "C" fn handle(signal: c_int) {
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        for signal in [SENT, libc::SIGRTMIN()] {
+        for signal in [SENT, libc::SIGRTMIN(), libc::SIGTRAP] {
             // SAFETY: zero bytes are a `sigaction`: no flags, an empty mask.
             let mut action: sigaction = unsafe { mem::zeroed() };
             action.sa_sigaction = handle as extern "C" fn(c_int) as usize;
-            action.sa_flags = libc::SA_RESTART;
+            // A handler may be trapped itself.
+            let nested = if signal == libc::SIGTRAP { libc::SA_NODEFER } else { 0 };
+            action.sa_flags = libc::SA_RESTART | nested;
             // SAFETY: the handler does what is safe in one.
             let result = unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
             assert_eq!(result, 0);
