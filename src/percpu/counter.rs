@@ -18,9 +18,13 @@
 //!   what is on its way from a copy, and what that copy keeps, are together no more than `most`.
 //! * V3: what does not fit is added to the total in one piece.
 //!
-//! "The value" has whatever was added before the call, and some of what is added during it. An amount
-//! that is added before the call is seen: where a copy keeps it, the thread that unlocked the word
-//! before had added to the total first, with release and acquire.
+//! "The value" contains all that was added before the call, and some of what is added during it. An amount
+//! that was added before the call is seen. Where a copy keeps it, the thread that unlocked the word had
+//! added to the total first, and release and acquire order the two.
+//!
+//! A fork can leave a word locked in the child, because the thread that locked it stays in the parent. What
+//! that thread moves is then lost to the child. Additions on that CPU go to the total one by one, until
+//! `settle`.
 
 use std::cmp::Ordering as Order;
 use std::ops::RangeInclusive;
@@ -43,14 +47,14 @@ const USUAL_ACCURACY: u64 = 64;
 /// flight. The kernel's `percpu_counter`, with the estimate of its counter trees.
 ///
 /// Every CPU collects up to a *batch* by itself and then moves it to a shared total. The batch grows
-/// with the total, so that an estimate is off by 1/64 of it: the larger the value, the more rarely CPUs
-/// meet. It does not shrink again while the counter is shared ([`settle`](Self::settle) shrinks it).
+/// with the total, so that an estimate is off by at most 1/64 of it: the larger the value, the more rarely
+/// CPUs meet. It does not shrink again while the counter is shared ([`settle`](Self::settle) shrinks it).
 ///
 /// | to read | costs | is |
 /// |---|---|---|
 /// | [`estimate`](Self::estimate) | two loads | a range that contains the value |
-/// | [`compare`](Self::compare) | mostly that | right |
-/// | [`sum`](Self::sum) | a cache line for each possible CPU | the value |
+/// | [`compare`](Self::compare) | mostly that | as exact as the sum |
+/// | [`sum`](Self::sum) | a cache line for each possible CPU | exact when nobody adds |
 ///
 /// For a counter that is only ever summed, [`PerCpu<Local<u64>>`](Local) is smaller, and
 /// [`PerCpuCounters`](super::PerCpuCounters) has many of them.
@@ -84,6 +88,7 @@ pub struct PerCpuCounter {
     copies: u64,
     /// The batch grows to one in so many of the total, for all copies together. 0: never.
     accuracy: u64,
+    most_at_first: u64,
     shared: CachePadded<Shared>,
 }
 
@@ -97,7 +102,7 @@ struct Shared {
 }
 
 impl PerCpuCounter {
-    /// A counter at 0 that `memcg` pays for. For who is charged, see [`PerCpu::new_for`].
+    /// A counter at 0 that `memcg` pays for, as for [`PerCpu::new_for`].
     ///
     /// The batch begins as the kernel's: twice the number of possible CPUs, at least 32. It grows to keep
     /// the [accuracy](Self::accuracy) of 1/64.
@@ -149,11 +154,13 @@ impl PerCpuCounter {
         forks::watch();
         let local: PerCpu<Local<i64>> = PerCpu::zeroed_from(source)?;
         let copies = local.cpus().len() as u64 + 1;
+        let most = most(batch);
         Ok(PerCpuCounter {
             local,
-            most: AtomicU64::new(most(batch)),
+            most: AtomicU64::new(most),
             copies,
             accuracy: 0,
+            most_at_first: most,
             shared: CachePadded::new(Shared {
                 total: AtomicI64::new(0),
                 moving: Moving::default(),
@@ -205,12 +212,12 @@ impl PerCpuCounter {
             let before = total.fetch_add(amount, Ordering::Relaxed);
             return self.grow(before.wrapping_add(amount), most);
         }
-        // An amount on its way to the total is nowhere. `resync` waits for those that are, and
+        // An amount on its way to the total is in no word. `resync` waits for amounts on their way, and
         // keeps others from leaving: either it sees this one or this one sees it.
         moving.begin();
-        // Nobody is waited for, because this signal handler may have interrupted it: neither
-        // `resync`, nor the thread that locked this CPU's word. Then the amount is added to one place,
-        // which `resync` sees or not.
+        // This may be a signal handler that interrupted `resync`, or the thread that locked this CPU's
+        // word. So it waits for neither. Then the amount is added to one place, which `resync` sees or
+        // not.
         let word = if is_settling.load(Ordering::SeqCst) { None } else { self.local.lock() };
         let collected = word.as_ref().map_or(0, |word| word.found);
         let amount = amount.wrapping_add(collected);
@@ -226,7 +233,9 @@ impl PerCpuCounter {
     /// Makes the batch larger, if a total of this size allows one that is twice as large.
     fn grow(&self, total: i64, most: u64) {
         let share = self.accuracy.saturating_mul(self.copies);
-        let allowed = total.unsigned_abs().checked_div(share).unwrap_or(0);
+        // The value is as far from 0 at least.
+        let value = total.unsigned_abs().saturating_sub(self.error());
+        let allowed = value.checked_div(share).unwrap_or(0);
         if allowed / 2 > most {
             // Relaxed: as in `add`. Never less than before (V1).
             self.most.fetch_max(allowed.min(Bound::LOCKABLE), Ordering::Relaxed);
@@ -247,8 +256,8 @@ impl PerCpuCounter {
 
     /// A range that contains the value, without asking the CPUs: two loads.
     ///
-    /// The value has whatever was added before the call. It may have some of what others add during
-    /// the call. The range reaches [`error`](Self::error) to both sides of [`read`](Self::read). Where
+    /// The value contains all that was added before the call. It may contain some of what others add
+    /// during the call. The range reaches [`error`](Self::error) to both sides of [`read`](Self::read). Where
     /// that is beyond the ends of `i64`, values may have wrapped, and the range is all of `i64`.
     ///
     /// # Examples
@@ -298,16 +307,19 @@ impl PerCpuCounter {
     }
 
     /// The value: exact when nobody adds. Reads a cache line per possible CPU.
+    ///
+    /// Batches that other threads move to the total during the call may be missing. The sum is within the
+    /// [`estimate`](Self::estimate) of that moment.
     pub fn sum(&self) -> i64 {
-        // Relaxed: an amount that is being moved at the same time counts or does not. Before the
-        // copies: so it does not count twice.
+        // Acquire: before the copies, so that an amount that is moved at the same time does not count
+        // twice.
         let total = self.shared.total.load(Ordering::Acquire);
         let kept = |word: &Local<i64>| Some(word.get()).filter(|kept| *kept != LOCKED);
         self.local.words().filter_map(kept).fold(total, i64::wrapping_add)
     }
 
-    /// Compares the value with `limit`. Asks every CPU only when the [`estimate`](Self::estimate)
-    /// contains `limit`.
+    /// Compares the value with `limit`. Takes the [`sum`](Self::sum) only when the
+    /// [`estimate`](Self::estimate) contains `limit`.
     ///
     /// # Examples
     ///
@@ -331,23 +343,24 @@ impl PerCpuCounter {
         }
     }
 
-    /// Sets the value. What others add meanwhile is either kept or overwritten, each as a whole.
+    /// Sets the value. An amount that another thread adds during the call is kept or overwritten, as a
+    /// whole.
     ///
-    /// Not for signal handlers: waits for other callers of `set` and `take`. So it would in a
-    /// forked child, for one that was at it when the process forked.
+    /// Not for signal handlers: waits for other callers of `set` and `take`. In a forked child it waits
+    /// forever if one of them was under way in the parent when it forked.
     pub fn set(&self, value: i64) {
         self.resync(|_| value);
     }
 
-    /// Returns the value and leaves 0. Whatever is added is returned by exactly one `take`.
+    /// Returns the value and leaves 0. Each amount that is added is returned by exactly one `take`.
     ///
     /// Not for signal handlers, as [`set`](Self::set).
     pub fn take(&self) -> i64 {
         self.resync(|_| 0)
     }
 
-    /// Moves what every CPU keeps to the total, and makes the batch as small as the value asks for.
-    /// Returns the value, which [`read`](Self::read) then is.
+    /// Moves what every CPU keeps to the total, and makes the batch as small as it was at first, or as the
+    /// value allows. Returns the value, which [`read`](Self::read) then is.
     ///
     /// # Examples
     ///
@@ -368,11 +381,8 @@ impl PerCpuCounter {
         let sum = self.sum();
         self.local.take();
         *self.shared.total.get_mut() = sum;
-        if self.accuracy > 0 {
-            let at_first = most(usual_batch(self.copies - 1));
-            *self.most.get_mut() = at_first;
-            self.grow(sum, at_first);
-        }
+        *self.most.get_mut() = self.most_at_first;
+        self.grow(sum, self.most_at_first);
         sum
     }
 

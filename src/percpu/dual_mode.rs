@@ -7,7 +7,7 @@
 //! ```
 //!
 //! An addition fails where the word is no longer what it read, and reads it again. So none is lost when
-//! the word becomes an address: the value that is there at that moment is in the `Spread` before.
+//! the word becomes an address: the `Spread` has the value of the word at that moment.
 
 use std::ptr;
 use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
@@ -21,17 +21,17 @@ const IS_SPREAD: usize = 1;
 const IS_REFUSED: usize = 2;
 const VALUE_SHIFT: u32 = 2;
 
-/// A counter of 8 bytes that becomes per CPU when threads contend for it: for objects of which there are
-/// many, and of which a few are hot. On 256 CPUs an idle [`PerCpuCounter`](super::PerCpuCounter) has 2
-/// KiB.
+/// A counter of 8 bytes that becomes per CPU when threads contend for it. It is for many objects of which
+/// a few are hot: on 256 CPUs, each [`PerCpuCounter`](super::PerCpuCounter) takes 2 KiB.
 ///
 /// While it is one word, an addition is an atomic instruction. When an addition fails twice because
 /// others come in between, the counter is spread: it takes a word on each CPU, and additions are
 /// sequences from then on. The memory is charged to the cgroup that the addition names. When that is
 /// refused, the counter stays one word for good.
 ///
-/// Values wrap at ±2⁶¹, and at ±2²⁹ where addresses have 32 bits. Spreading may block for memory, so that additions are not for signal
-/// handlers.
+/// Values wrap at ±2⁶¹, and at ±2²⁹ where addresses have 32 bits. Spreading may block for memory, and may
+/// call hooks of the cgroup. So additions are not for signal handlers, nor for use under a lock that a hook
+/// takes.
 ///
 /// # Examples
 ///
@@ -150,7 +150,7 @@ impl DualModeCounter {
     fn spread(&self, word: *mut Spread) -> Option<&Spread> {
         let spread = word.map_addr(|address| address & !IS_SPREAD);
         // SAFETY: with the flag, the word is the address of a `Spread` that `switch` has leaked. It is
-        // freed by `drop` alone. Whoever loaded the word has acquired what was written before.
+        // freed by `drop` alone. The load of the word has acquired what was written before.
         (word.addr() & IS_SPREAD != 0).then(|| unsafe { &*spread })
     }
 
@@ -186,7 +186,7 @@ impl Spread {
     fn new(memcg: &Memcg) -> Option<Self> {
         let charge = memcg.charge_with(size_of::<Spread>() as u64, Gfp::NOWAIT).ok()?;
         let local = match PerCpu::zeroed_from(Source::MemcgWith(memcg, Gfp::NOWAIT)) {
-            // Pages have to be populated, which is no reason to stay one word.
+            // No room without blocking, which is no reason to stay one word.
             Err(error) if !error.is_limit() => PerCpu::zeroed_for(memcg).ok()?,
             result => result.ok()?,
         };
@@ -323,6 +323,6 @@ mod tests {
             });
             assert_eq!((counter.sum(), counter.is_per_cpu()), (2 * ADDS, true));
         }
-        assert_eq!(tenant.current(), 0, "of several that are made, one is kept");
+        assert_eq!(tenant.current(), 0, "of several spreads, one is kept");
     }
 }

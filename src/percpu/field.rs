@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::{Local, LocalRef, PerCpu};
 use crate::sys::{CopyIndex, LocalInt, UNIT_STRIDE_ALIGN};
 
-/// Which field of `T` is meant, for [`PerCpu::field`]. Made by [`field!`](crate::field).
+/// Which field of `T` is meant, for [`PerCpu::field`]. [`field!`](crate::field) returns one.
 pub struct Field<T, F> {
     /// Every `T` has an `F` at this offset.
     offset: usize,
@@ -80,11 +80,11 @@ impl<T, F> fmt::Debug for Field<T, F> {
 #[macro_export]
 macro_rules! field {
     ($T:ty, $($field:tt).+) => {{
-        const OFFSET: usize = ::core::mem::offset_of!($T, $($field).+);
-        // The type of the field as it is, because that of the pointer is not known yet.
+        let offset = ::core::mem::offset_of!($T, $($field).+);
+        // Gives the field its type. No field of what a field points at has an offset.
         let project: fn(&$T) -> &_ = |object| &object.$($field).+;
-        // SAFETY: where the field is that `project` returns.
-        unsafe { $crate::Field::at_offset(OFFSET, project) }
+        // SAFETY: `project` returns the field that is at `offset`.
+        unsafe { $crate::Field::at_offset(offset, project) }
     }};
 }
 

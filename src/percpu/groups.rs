@@ -99,7 +99,7 @@ pub struct PerCpuCounters<const K: usize, E: CounterIndex<K> = usize> {
 }
 
 impl<const K: usize, E: CounterIndex<K>> PerCpuCounters<K, E> {
-    /// Counters at 0 that `memcg` pays for. For who is charged, see [`PerCpu::new_for`].
+    /// Counters at 0 that `memcg` pays for, as for [`PerCpu::new_for`].
     ///
     /// # Errors
     ///

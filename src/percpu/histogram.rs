@@ -1,7 +1,7 @@
 //! Histograms.
 //!
-//! One sequence counts a value in its bucket and adds it to the sum. Where it is interrupted in between, a
-//! second one adds to the sum, maybe on another CPU.
+//! One sequence counts a value in its bucket and adds it to the sum. Where it is interrupted between the
+//! two, a second sequence adds to the sum, maybe on another CPU.
 
 use std::marker::PhantomData;
 use std::mem::offset_of;
@@ -143,7 +143,7 @@ pub(super) struct Cells<const B: usize> {
     over: AtomicU64,
 }
 
-/// Why a histogram could not be made.
+/// Why a histogram could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HistogramError {
@@ -169,7 +169,7 @@ impl HistogramError {
 
 impl<const B: usize, V: HistogramValue> PerCpuHistogram<B, V> {
     /// A histogram that `memcg` pays for, with a bucket up to and including each of `bounds`, and one
-    /// for values above. For who is charged, see [`PerCpu::new_for`].
+    /// for values above. `memcg` is charged as for [`PerCpu::new_for`].
     ///
     /// # Errors
     ///
@@ -202,7 +202,10 @@ impl<const B: usize, V: HistogramValue> PerCpuHistogram<B, V> {
         Ok(PerCpuHistogram { bounds, search, cells: PerCpu::zeroed_from(source)?, of: PhantomData })
     }
 
-    /// Counts a value: a binary search, and an addition to this CPU's copy.
+    /// Counts a value in this CPU's copy.
+    ///
+    /// The bucket is found in a table where bounds at least double, or where they have equal distances and
+    /// are at most 32. Else by a binary search.
     #[inline]
     pub fn record(&self, value: V) {
         let units = value.to_units();

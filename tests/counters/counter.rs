@@ -83,10 +83,15 @@ fn a_counter_is_an_i64_that_wraps() {
         let counter = PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, batch).unwrap();
         let mut counter = counter.accuracy(one_in);
         pinned(|| {
-            let mut value = 0;
+            let (at_first, mut value, mut largest) = (counter.error(), 0i64, 0);
             for step in &steps {
                 carry_out(step, &mut counter, &mut value);
                 check(&counter, value);
+                if one_in > 0 {
+                    largest = largest.max(value.unsigned_abs());
+                    let most = at_first.max(largest / one_in);
+                    assert!(counter.error() <= most, "{} of {largest}", counter.error());
+                }
             }
         });
     });

@@ -65,6 +65,23 @@ fn a_field_of_a_field_and_of_a_tuple() {
 }
 
 #[test]
+fn a_field_of_a_generic_struct() {
+    struct Pair<T> {
+        count: Local<u64>,
+        other: T,
+    }
+    fn count<T: Default + Sync>(pcpu: &PerCpuAllocator) -> u64 {
+        let new = |_| Pair { count: Local::default(), other: T::default() };
+        let pairs = PerCpu::new_in(pcpu, Gfp::KERNEL, new).unwrap();
+        pairs.field(field!(Pair<T>, count)).add(3);
+        drop(&pairs.this_cpu().other);
+        pairs.field(field!(Pair<T>, count)).sum()
+    }
+    let pcpu = PerCpuAllocator::new().unwrap();
+    assert_eq!((count::<u8>(&pcpu), count::<String>(&pcpu)), (3, 3));
+}
+
+#[test]
 #[should_panic(expected = "the array is shorter")]
 fn an_element_behind_the_array_is_refused() {
     field!(Stats, counts).at(5);
