@@ -17,7 +17,7 @@ use criterion::{
 };
 use percpu_memcg::{
     DualModeCounter, Gfp, Local, Machine, PerCpu, PerCpuAllocator, PerCpuCounter, PerCpuHistogram,
-    ThisCpu, exponential_bounds,
+    ThisCpu, exponential_bounds, linear_bounds,
 };
 
 /// Times `operation` on the first of `cpus`, while other threads do the same on the rest.
@@ -58,6 +58,10 @@ fn update(criterion: &mut Criterion) {
     let dual = &DualModeCounter::new();
     let bounds = exponential_bounds::<16, _>(Duration::from_micros(100), 2.0);
     let latency = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, bounds).unwrap();
+    let doubling = exponential_bounds::<16, u64>(100, 2.0);
+    let doubling = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, doubling).unwrap();
+    let linear = linear_bounds::<16, u64>(10, 10);
+    let linear = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, linear).unwrap();
     let few = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, [100, 1_000, 10_000]).unwrap();
     let value = Duration::from_micros(1_500);
     let cpus = core_affinity::get_core_ids().unwrap();
@@ -75,8 +79,12 @@ fn update(criterion: &mut Criterion) {
         bench(&mut group, "atomic_add", cpus, move || {
             atomic.fetch_add(1, Relaxed);
         });
-        bench(&mut group, "histogram_record_3", cpus, move || few.record(1_500));
-        bench(&mut group, "histogram_record_16", cpus, move || latency.record(value));
+        // Values that the compiler does not know, as a baseline for histograms.
+        bench(&mut group, "local_add_opaque", cpus, move || local.add(black_box(1)));
+        bench(&mut group, "histogram_record_3", cpus, move || few.record(black_box(1_500)));
+        bench(&mut group, "histogram_record_16", cpus, move || doubling.record(black_box(1_500)));
+        bench(&mut group, "histogram_linear_16", cpus, move || linear.record(black_box(95)));
+        bench(&mut group, "histogram_duration_16", cpus, move || latency.record(black_box(value)));
         // One word with one thread, and soon per CPU with two.
         bench(&mut group, "dual_mode_inc", cpus, move || dual.inc(tenant));
         println!("per CPU: {}", dual.is_per_cpu());

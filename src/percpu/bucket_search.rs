@@ -13,6 +13,8 @@
 //! Where bounds at least double, cells are numbers of the same length in bits. Where they have about equal
 //! distances, cells have equal widths. For other bounds there is a binary search.
 
+use std::hint::select_unpredictable;
+
 /// One for each length of a `u64`.
 const CELLS: usize = u64::BITS as usize;
 
@@ -63,9 +65,10 @@ impl By {
     fn cell(self, bounds: &[u64], value: u64) -> usize {
         match self {
             By::Length => (value | 1).ilog2() as usize,
-            // The last cell also has all that is above.
             By::Width { shift } => {
-                (value.saturating_sub(bounds[0]) >> shift).min(CELLS as u64 - 1) as usize
+                let cell = (value.saturating_sub(bounds[0]) >> shift) as usize;
+                // The last cell also has all that is above.
+                select_unpredictable(cell < CELLS, cell, CELLS - 1)
             }
             By::Halves => 0,
         }
