@@ -38,7 +38,7 @@ use super::{Local, PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp, Memcg};
 use crate::sys::forks;
 use crate::sys::locks::Mutex;
-use crate::sys::{Bound, LOCKED};
+use crate::sys::{LOCKABLE, LOCKED};
 
 /// The accuracy of a counter that was not told another.
 const USUAL_ACCURACY: u64 = 64;
@@ -198,7 +198,7 @@ impl PerCpuCounter {
     pub fn add(&self, amount: i64) {
         // Relaxed: any value that it ever had will do (V1).
         let most = self.most.load(Ordering::Relaxed);
-        if !self.local.add_lockable(amount, most) {
+        if !self.local.add_within(amount, most) {
             self.add_full(amount, most);
         }
     }
@@ -238,7 +238,7 @@ impl PerCpuCounter {
         let allowed = value.checked_div(share).unwrap_or(0);
         if allowed / 2 > most {
             // Relaxed: as in `add`. Never less than before (V1).
-            self.most.fetch_max(allowed.min(Bound::LOCKABLE), Ordering::Relaxed);
+            self.most.fetch_max(allowed.min(LOCKABLE), Ordering::Relaxed);
         }
     }
 
@@ -411,7 +411,7 @@ fn usual_batch(cpus: u64) -> u64 {
 
 /// What a copy may keep: less than a batch.
 fn most(batch: u64) -> u64 {
-    batch.saturating_sub(1).min(Bound::LOCKABLE)
+    batch.saturating_sub(1).min(LOCKABLE)
 }
 
 /// How many threads are moving something to the total: in the low half, of the process whose

@@ -64,6 +64,12 @@ struct Spread {
     _charge: Charge,
 }
 
+// A pointer to it may be sent and shared whatever it points at, but it is dropped by any thread.
+const _: fn() = || {
+    fn is_send_and_sync<T: Send + Sync>() {}
+    is_send_and_sync::<Spread>();
+};
+
 /// Of a word that is not an address.
 #[inline]
 fn value_of(word: *mut Spread) -> i64 {

@@ -11,8 +11,8 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::PerCpu;
 use crate::memcg::Tree;
 use crate::sys::{
-    At, Bound, ByConcurrency, ByCpu, Collect, CopyIndex, CopyLocator, LOCKED, LocalInt, Word,
-    add_or_take_fallback, add_within_fallback, lock_fallback, try_add_up_fallback,
+    At, ByConcurrency, ByCpu, Collect, CopyIndex, CopyLocator, LOCKABLE, LOCKED, LocalInt, Word,
+    lock_fallback, try_add_fallback, try_add_up_fallback,
 };
 
 /// An integer that [`PerCpu`] operations update without atomic instructions.
@@ -322,37 +322,10 @@ impl<N: LocalInt, I: CopyIndex> PerCpu<Local<N, I>> {
 
 /// What a counter is made of that collects on every CPU and now and then passes on what it has.
 impl<I: CopyIndex> PerCpu<Local<i64, I>> {
-    /// Adds to this CPU's copy if that leaves it between -`most` and `most`; returns the new value.
-    ///
-    /// # Errors
-    ///
-    /// The value that it would have had; nothing was changed.
-    #[inline]
-    pub fn add_within(&self, amount: i64, most: u64) -> Result<i64, i64> {
-        let bound = Bound::new(most);
-        let sum = self.local().run(
-            move |at| i64::add_within(at, amount, bound),
-            move |word| add_within_fallback(word, amount, bound),
-        );
-        if bound.contains(sum) { Ok(sum) } else { Err(sum) }
-    }
-
-    /// Adds to this CPU's copy; when that leaves it beyond `most` or -`most`, sets it to 0 and returns
-    /// what it had.
-    #[inline]
-    pub fn add_or_take(&self, amount: i64, most: u64) -> Option<i64> {
-        let bound = Bound::new(most);
-        let sum = self.local().run(
-            move |at| i64::add_or_take(at, amount, bound),
-            move |word| add_or_take_fallback(word, amount, bound),
-        );
-        (!bound.contains(sum)).then_some(sum)
-    }
-
-    /// As [`add_within`](Self::add_within), for words that are locked now and then: true when it was
-    /// added. `most` is at most [`Bound::LOCKABLE`].
+    /// Adds to this CPU's copy if that leaves it between -`most` and `most`, and if it is not locked: true
+    /// when it was added. `most` is at most [`LOCKABLE`].
     #[inline(always)]
-    pub(super) fn add_lockable(&self, amount: i64, most: u64) -> bool {
+    pub(super) fn add_within(&self, amount: i64, most: u64) -> bool {
         if amount >= 0 {
             // The word does not become less than it was, and a locked one is more than `most`.
             let room = most as i64 - amount;
@@ -361,17 +334,16 @@ impl<I: CopyIndex> PerCpu<Local<i64, I>> {
                 move |word| try_add_up_fallback(word, amount, room),
             );
         }
-        let bound = Bound::lockable(most);
         // An amount that is larger could make a locked word look like another.
-        amount.unsigned_abs() <= Bound::LOCKABLE
+        amount.unsigned_abs() <= LOCKABLE
             && self.local().run(
-                move |at| i64::try_add(at, amount, bound),
-                move |word| bound.contains(add_within_fallback(word, amount, bound)),
+                move |at| i64::try_add(at, amount, most),
+                move |word| try_add_fallback(word, amount, most),
             )
     }
 
     /// Locks this CPU's copy; `None` when it is locked already. All that may be done with a locked word
-    /// is to load it, `lock` and `add_lockable`.
+    /// is to load it, `lock` and `add_within`.
     #[inline]
     pub(super) fn lock(&self) -> Option<LockedWord<'_>> {
         let (word, found) = self.local().run(

@@ -56,9 +56,8 @@ pub use machine::{Machine, MachineBuilder};
 pub(crate) use reservation::{Reservation, page_size};
 pub(crate) use this_cpu::gate;
 pub(crate) use this_cpu::{
-    At, AtomicOps, Bound, Collect, CopyLocator, CountAndSum, LOCKED, MAX_UNIT_SIZE, STACK_HEADER,
-    STACK_LOCKED, Sequences, UNIT_STRIDE, UNIT_STRIDE_ALIGN, Word, add_or_take_fallback,
-    add_within_fallback, detached_is_used, lock_fallback, pop_fallback, push_fallback,
-    try_add_up_fallback,
+    At, AtomicOps, Collect, CopyLocator, CountAndSum, LOCKABLE, LOCKED, MAX_UNIT_SIZE,
+    STACK_HEADER, STACK_LOCKED, Sequences, UNIT_STRIDE, UNIT_STRIDE_ALIGN, Word, detached_is_used,
+    lock_fallback, pop_fallback, push_fallback, try_add_fallback, try_add_up_fallback,
 };
 pub use this_cpu::{ByConcurrency, ByCpu, CopyIndex, LocalInt, RegisteredBy, ThisCpu, Tier};

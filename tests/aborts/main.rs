@@ -124,8 +124,7 @@ macro_rules! of_all_widths {
 #[test]
 fn words_start_over_wherever_they_are_aborted() {
     if !is_impossible() {
-        let mut operations = of_all_widths!(on_words<ByCpu>(&real()));
-        operations.extend(operations::on_collecting_words::<ByCpu>(&real()));
+        let operations = of_all_widths!(on_words<ByCpu>(&real()));
         disturb_all("words", usable_cpus(), &operations);
     }
 }

@@ -230,45 +230,6 @@ pub(crate) fn on_words<N: Width, I: CopyIndex>(allocator: &PerCpuAllocator) -> V
     on_objects(name_of::<N, I>(), allocator, is_by_cpu::<I>(), lines)
 }
 
-pub(crate) fn on_collecting_words<I: CopyIndex>(allocator: &PerCpuAllocator) -> Vec<Operation> {
-    const MOST: i64 = 1 << 40;
-    const AMOUNT: i64 = 0x35;
-    // Within; beyond; just within, just beyond; and then the other.
-    let starts = [
-        [0, 7, -0x1234],
-        [MOST, MOST - 1, MOST + 1],
-        [MOST - AMOUNT, MOST - AMOUNT + 1, -MOST - AMOUNT],
-        [MOST, 5, MOST - 2],
-        [-MOST - AMOUNT - 1, -MOST, 9],
-    ];
-    let is_within = |sum: i64| (-MOST..=MOST).contains(&sum);
-    let lines = vec![
-        Line::<Local<i64, I>, i64>::new(
-            "add_within",
-            &starts,
-            |word| match word.add_within(AMOUNT, MOST as u64) {
-                Ok(sum) => done(sum),
-                Err(sum) => refused(sum),
-            },
-            move |n| {
-                let sum = n + AMOUNT;
-                if is_within(sum) { (sum, done(sum)) } else { (n, refused(sum)) }
-            },
-        ),
-        Line::new(
-            // Both ways end with the commit.
-            "add_or_take",
-            &starts,
-            |word| word.add_or_take(AMOUNT, MOST as u64).map_or(DONE, done),
-            move |n| {
-                let sum = n + AMOUNT;
-                if is_within(sum) { (sum, DONE) } else { (0, done(sum)) }
-            },
-        ),
-    ];
-    on_objects(name_of::<i64, I>(), allocator, is_by_cpu::<I>(), lines)
-}
-
 pub(crate) fn on_stacks<N: Width, I: CopyIndex>(allocator: &PerCpuAllocator) -> Vec<Operation> {
     const EMPTY: Answer = (false, 0);
     // There is room; is none; is once.

@@ -10,7 +10,6 @@
 //! | `counter` | `PerCpuCounter` beside an `i64` |
 //! | `threads` | `PerCpuCounter` in many threads: no amount is lost, split or seen twice |
 //! | `races` | `PerCpuCounter` where a CPU moves its share at the wrong moment |
-//! | `collect` | the operations that it is made of |
 //! | `dual_mode` | `DualModeCounter` in many threads |
 //! | `groups` | `PerCpuCounters` |
 //! | `histogram` | `PerCpuHistogram` |
@@ -19,7 +18,6 @@
 //! | `tiers` | all of that again without sequences, and with areas that we register |
 
 mod charging;
-mod collect;
 mod counter;
 mod dual_mode;
 mod groups;

@@ -1,12 +1,8 @@
-//! Counters and histograms, and the words that collect for them: what was added is there, or was
-//! taken.
+//! Counters and histograms: what was added is there, or was taken.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
-use percpu_memcg::{
-    ByConcurrency, ByCpu, CopyIndex, CpuId, Local, PerCpu, PerCpuAllocator, PerCpuCounter,
-    PerCpuHistogram,
-};
+use percpu_memcg::{CpuId, PerCpuAllocator, PerCpuCounter, PerCpuHistogram};
 
 use crate::conditions::{Detached, Trial, under_every_condition};
 use crate::{KERNEL, real};
@@ -64,66 +60,6 @@ impl Trial for Counter {
     }
 }
 
-/// Words with `add_or_take` and `add_within`.
-struct Collecting<I: CopyIndex> {
-    words: PerCpu<Local<i64, I>>,
-    added: AtomicI64,
-    taken: AtomicI64,
-}
-
-impl<I: CopyIndex> Collecting<I> {
-    const MOST: u64 = 9;
-
-    fn new(pcpu: &PerCpuAllocator) -> Self {
-        let words = PerCpu::zeroed_in(pcpu, KERNEL).expect("room");
-        Collecting { words, added: AtomicI64::new(0), taken: AtomicI64::new(0) }
-    }
-
-    /// Returns what was added, and what was taken.
-    fn once(&self, nth: i64) -> (i64, i64) {
-        let amount = amount(nth);
-        let within = match self.words.add_within(amount, Self::MOST) {
-            Ok(_) => amount,
-            Err(_) => 0, // nothing was changed
-        };
-        (within + amount, self.words.add_or_take(amount, Self::MOST).unwrap_or(0))
-    }
-
-    fn book(&self, (added, taken): (i64, i64)) {
-        self.added.fetch_add(added, Relaxed);
-        self.taken.fetch_add(taken, Relaxed);
-    }
-}
-
-impl<I: CopyIndex> Trial for Collecting<I> {
-    fn work(&self, _thread: usize, calls: u32) {
-        let once = |(added, taken), nth| {
-            let (more, taken_now) = self.once(nth);
-            (added + more, taken + taken_now)
-        };
-        self.book((0..calls.into()).fold((0, 0), once));
-    }
-
-    fn interrupt(&self, _thread: usize) {
-        self.book(self.once(4));
-    }
-
-    fn is_exact(&self, _detached: Detached) -> bool {
-        self.words.sum() + self.taken.load(Relaxed) == self.added.load(Relaxed)
-    }
-
-    fn content(&self, cpu: CpuId) -> u64 {
-        self.words.get(cpu).expect("a possible CPU").get() as u64
-    }
-
-    fn check(&mut self, detached: Detached) {
-        assert!(self.is_exact(detached), "{:?} and {:?}, {:?}", self.words, self.taken, self.added);
-        let most = |(_, word): (CpuId, &Local<i64, I>)| word.get().unsigned_abs() <= Self::MOST;
-        assert!(self.words.iter().all(most), "{:?}", self.words);
-        assert!(self.taken.load(Relaxed) != 0, "some was taken");
-    }
-}
-
 struct Histogram {
     histogram: PerCpuHistogram<3>,
     recorded: [AtomicI64; 2],
@@ -178,8 +114,6 @@ fn what_is_added_is_there_or_was_taken() {
         vec![
             Box::new(Counter::new(&pcpu, 2)),
             Box::new(Counter::new(&pcpu, 32)),
-            Box::new(Collecting::<ByCpu>::new(&pcpu)),
-            Box::new(Collecting::<ByConcurrency>::new(&pcpu)),
             Box::new(Histogram::new(&pcpu)),
         ]
     });

@@ -114,24 +114,15 @@ pub trait AtomicOps: Sized {
 
 /// Operations of a counter that collects up to a bound before it passes on what it collected.
 pub(crate) trait Collect: Sized {
-    /// Adds `value` if the sum is within the bound. Returns the sum in either case.
+    /// Adds `value` if the sum is between -`most` and `most`: true when it was added. For `most` see
+    /// [`LOCKED`]; `value` is at least -[`LOCKABLE`].
     #[inline(always)]
-    fn add_within<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
-        None
-    }
-    /// As `add_within`, where the sum is not asked for: true when it was added.
-    #[inline(always)]
-    fn try_add<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<bool> {
+    fn try_add<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _most: u64) -> Option<bool> {
         None
     }
     /// Adds `value`, which is not negative, to what is at most `room`: true when it was added.
     #[inline(always)]
     fn try_add_up<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _room: Self) -> Option<bool> {
-        None
-    }
-    /// Adds `value`; when the sum is not within the bound, leaves 0. Returns the sum.
-    #[inline(always)]
-    fn add_or_take<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _bound: Bound) -> Option<Self> {
         None
     }
     /// Replaces the value by [`LOCKED`], unless it is that already. Returns what was found, and the
@@ -152,71 +143,33 @@ pub(crate) trait CountAndSum: Sized {
     }
 }
 
-/// The value of a word that a thread has locked. It is not within any [`Bound`] of at most
-/// [`Bound::LOCKABLE`], nor is it after adding an amount that is. So `try_add` and `try_add_up` leave a
-/// locked word alone, and the thread that locked it may store another value, on any CPU (S2).
+/// The value of a word that a thread has locked. Bounds are at most [`LOCKABLE`], so that it is beyond all of
+/// them, and is so after adding any amount that `try_add` takes. So `try_add` and `try_add_up` leave a locked
+/// word alone, and the thread that locked it may store another value, on any CPU (S2).
 pub(crate) const LOCKED: i64 = i64::MAX;
 
-/// How far from 0 a collected value may be.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bound {
-    /// What makes the lowest legal value 0, and what the highest is then.
-    pub(super) bias: u64,
-    pub(super) span: u64,
-}
+/// The largest bound of a word that can be [`LOCKED`].
+pub(crate) const LOCKABLE: u64 = (1 << 62) - 1;
 
-impl Bound {
-    /// The largest bound of a word that can be [`LOCKED`].
-    pub(crate) const LOCKABLE: u64 = (1 << 62) - 1;
-
-    /// From -`most` to `most`; everything, when that is beyond an `i64`.
-    #[inline]
-    pub(crate) fn new(most: u64) -> Self {
-        match most.checked_mul(2) {
-            Some(span) => Bound { bias: most, span },
-            None => Bound { bias: 0, span: u64::MAX },
-        }
-    }
-
-    /// The same, for at most [`LOCKABLE`](Self::LOCKABLE).
-    #[inline(always)]
-    pub(crate) fn lockable(most: u64) -> Self {
-        debug_assert!(most <= Self::LOCKABLE);
-        Bound { bias: most, span: most << 1 }
-    }
-
-    #[inline(always)]
-    pub(crate) fn contains(self, value: i64) -> bool {
-        (value as u64).wrapping_add(self.bias) <= self.span
-    }
-}
-
-/// As [`Collect::add_within`].
-pub(crate) fn add_within_fallback(word: &AtomicI64, value: i64, bound: Bound) -> i64 {
-    let add = |found: i64| Some(found.wrapping_add(value)).filter(|sum| bound.contains(*sum));
+/// As [`Collect::try_add`].
+pub(crate) fn try_add_fallback(word: &AtomicI64, value: i64, most: u64) -> bool {
+    let is_within = |sum: &i64| sum.unsigned_abs() <= most;
+    let add = |found: i64| Some(found.wrapping_add(value)).filter(is_within);
     // Acquire: what a thread did while it had the word locked.
-    let found = word.fetch_update(Acquire, Relaxed, add).unwrap_or_else(|found| found);
-    found.wrapping_add(value)
-}
-
-/// As [`Collect::add_or_take`].
-pub(crate) fn add_or_take_fallback(word: &AtomicI64, value: i64, bound: Bound) -> i64 {
-    let sum = |found: i64| found.wrapping_add(value);
-    let kept = |found| Some(if bound.contains(sum(found)) { sum(found) } else { 0 });
-    sum(word.fetch_update(Relaxed, Relaxed, kept).unwrap_or_else(|found| found))
+    word.fetch_update(Acquire, Relaxed, add).is_ok()
 }
 
 /// As [`Collect::try_add_up`].
 pub(crate) fn try_add_up_fallback(word: &AtomicI64, value: i64, room: i64) -> bool {
     let add = |found: i64| (found <= room).then(|| found.wrapping_add(value));
-    // Acquire: as in `add_within_fallback`.
+    // Acquire: as in `try_add_fallback`.
     word.fetch_update(Acquire, Relaxed, add).is_ok()
 }
 
 /// As [`Collect::lock`].
 pub(crate) fn lock_fallback(word: &AtomicI64) -> i64 {
     let lock = |found: i64| (found != LOCKED).then_some(LOCKED);
-    // Acquire: as in `add_within_fallback`.
+    // Acquire: as in `try_add_fallback`.
     word.fetch_update(Acquire, Relaxed, lock).unwrap_or_else(|found| found)
 }
 

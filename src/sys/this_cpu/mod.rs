@@ -62,9 +62,8 @@ use tier::Miss;
 
 pub use int::LocalInt;
 pub(crate) use int::{
-    AtomicOps, Bound, Collect, CountAndSum, LOCKED, STACK_HEADER, STACK_LOCKED, Sequences,
-    add_or_take_fallback, add_within_fallback, lock_fallback, pop_fallback, push_fallback,
-    try_add_up_fallback,
+    AtomicOps, Collect, CountAndSum, LOCKABLE, LOCKED, STACK_HEADER, STACK_LOCKED, Sequences,
+    lock_fallback, pop_fallback, push_fallback, try_add_fallback, try_add_up_fallback,
 };
 pub use tier::{RegisteredBy, ThisCpu, Tier};
 

@@ -44,7 +44,7 @@ use std::mem::offset_of;
 use super::area::{CPU_ID, RSEQ_CS, RseqArea};
 use crate::sys::this_cpu::gate::RseqGate;
 use crate::sys::this_cpu::{
-    At, Bound, Collect, CopyIndex, CountAndSum, LOCKED, STACK_HEADER, Sequences, UNIT_STRIDE,
+    At, Collect, CopyIndex, CountAndSum, LOCKED, STACK_HEADER, Sequences, UNIT_STRIDE,
 };
 
 /// The descriptor, the abort handler and the way to this CPU's copy: everything but the body.
@@ -304,36 +304,18 @@ sequences!(isize, "qword", "8", reg, ":r", "l");
 
 impl Collect for i64 {
     #[inline(always)]
-    fn add_within<I: CopyIndex>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
-        let sum: i64;
-        let hit = compute!(at, I, [
-            "mov {sum}, qword ptr [{first} + {t}]",
-            "add {sum}, {value}",
-            // One comparison for both ends: shifted so that what is within is 0 to `span`.
-            "lea {biased}, [{sum} + {bias}]",
-            "cmp {biased}, {span}",
-            // Beyond: left without a commit.
-            "ja 4f",
-            // The commit.
-            "mov qword ptr [{first} + {t}], {sum}",
-        ], value = in(reg) value, bias = in(reg) bound.bias, span = in(reg) bound.span,
-           sum = out(reg) sum, biased = out(reg) _);
-        hit.then_some(sum)
-    }
-
-    #[inline(always)]
-    fn try_add<I: CopyIndex>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<bool> {
+    fn try_add<I: CopyIndex>(at: At<'_, Self, I>, value: i64, most: u64) -> Option<bool> {
         update!(at, I, concat!(
             "mov {sum}, qword ptr [{first} + {t}]\n",
             "add {sum}, {value}\n",
-            // As in `add_within`.
-            "lea {biased}, [{sum} + {bias}]\n",
+            // One comparison for both ends: shifted so that what is within is 0 to `span`.
+            "lea {biased}, [{sum} + {most}]\n",
             "cmp {biased}, {span}\n",
             // Beyond: left without a commit.
             "ja {beyond}\n",
             // The commit.
             "mov qword ptr [{first} + {t}], {sum}",
-        ), value = in(reg) value, bias = in(reg) bound.bias, span = in(reg) bound.span,
+        ), value = in(reg) value, most = in(reg) most, span = in(reg) most << 1,
             sum = out(reg) _, biased = out(reg) _, beyond = label { return Some(false) })
         .map(|()| true)
     }
@@ -352,26 +334,6 @@ impl Collect for i64 {
         ), value = in(reg) value, room = in(reg) room, sum = out(reg) _,
             full = label { return Some(false) })
         .map(|()| true)
-    }
-
-    #[inline(always)]
-    fn add_or_take<I: CopyIndex>(at: At<'_, Self, I>, value: i64, bound: Bound) -> Option<i64> {
-        let sum: i64;
-        let hit = compute!(at, I, [
-            "mov {sum}, qword ptr [{first} + {t}]",
-            "add {sum}, {value}",
-            // As in `add_within`.
-            "lea {kept}, [{sum} + {bias}]",
-            "cmp {kept}, {span}",
-            // The sum if it is within, else 0; without a branch, as both commit. `mov` leaves the
-            // flags alone.
-            "mov {kept:e}, 0",
-            "cmovbe {kept}, {sum}",
-            // The commit.
-            "mov qword ptr [{first} + {t}], {kept}",
-        ], value = in(reg) value, bias = in(reg) bound.bias, span = in(reg) bound.span,
-           sum = out(reg) sum, kept = out(reg) _);
-        hit.then_some(sum)
     }
 
     #[inline(always)]
