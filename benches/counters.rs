@@ -1,10 +1,12 @@
 //! Counters beside `Local::add`, and beside what one would count with otherwise.
 //!
 //! * `counter_1t`, `counter_2t`: an operation by one thread, or by two at a time, each pinned to a CPU of
-//!   its own. Time per operation per thread. Counters have grown to 10⁹ before, so that their accuracy
-//!   is 1/64 of that.
+//!   its own. Time per operation per thread. There are 16 objects in turn, because a loop on one word waits
+//!   for its own store now and then. Counters have grown to 10⁹ before, so that their accuracy is 1/64 of
+//!   that.
 //! * `estimate`: reading a counter on injected machines of 2, 64 and 256 CPUs.
 
+use std::array::from_fn;
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,16 +18,21 @@ use criterion::{
     BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime,
 };
 use percpu_memcg::{
-    DualModeCounter, Gfp, Local, Machine, PerCpu, PerCpuAllocator, PerCpuCounter, PerCpuHistogram,
-    ThisCpu, exponential_bounds, linear_bounds,
+    DualModeCounter, Gfp, HistogramValue, Local, Machine, PerCpu, PerCpuAllocator, PerCpuCounter,
+    PerCpuHistogram, ThisCpu, exponential_bounds, linear_bounds,
 };
 
-/// Times `operation` on the first of `cpus`, while other threads do the same on the rest.
-fn bench(
+/// Objects in turn.
+const OBJECTS: usize = 16;
+
+/// Times `operation` on each of `objects` in turn, on the first of `cpus`, while other threads do the same
+/// on the rest.
+fn bench<T: Sync>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     cpus: &[CoreId],
-    operation: impl Fn() + Copy + Send,
+    objects: &[T; OBJECTS],
+    operation: impl Fn(&T) + Copy + Send,
 ) {
     let is_done = &AtomicBool::new(false);
     let others = &Barrier::new(cpus.len());
@@ -35,13 +42,19 @@ fn bench(
                 assert!(core_affinity::set_for_current(cpu));
                 others.wait();
                 while !is_done.load(Relaxed) {
-                    (0..256).for_each(|_| operation());
+                    (0..256).for_each(|nth| operation(&objects[nth % OBJECTS]));
                 }
             });
         }
         assert!(core_affinity::set_for_current(cpus[0]));
         others.wait();
-        group.bench_function(name, |bencher| bencher.iter(operation));
+        let mut nth = 0;
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                nth = (nth + 1) % OBJECTS;
+                operation(&objects[nth]);
+            });
+        });
         is_done.store(true, Relaxed);
     });
 }
@@ -49,20 +62,21 @@ fn bench(
 fn update(criterion: &mut Criterion) {
     println!("{:?}", ThisCpu::tier());
     let pcpu = PerCpuAllocator::new().unwrap();
-    let local = &PerCpu::<Local<i64>>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap();
-    let counter = &PerCpuCounter::new_in(&pcpu, Gfp::KERNEL).unwrap();
-    let fixed = &PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();
-    counter.add(1_000_000_000);
-    let atomic = &AtomicI64::new(0);
     let tenant = &pcpu.root().create("tenant").unwrap();
-    let dual = &DualModeCounter::new();
+    let locals = from_fn(|_| PerCpu::<Local<i64>>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap());
+    let counters = from_fn(|_| {
+        let counter = PerCpuCounter::new_in(&pcpu, Gfp::KERNEL).unwrap();
+        counter.add(1_000_000_000);
+        counter
+    });
+    let fixed = from_fn(|_| PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap());
+    let atomics = from_fn(|_| AtomicI64::new(0));
+    let duals = from_fn(|_| DualModeCounter::new());
+    let few = histograms(&pcpu, [100, 1_000, 10_000]);
+    let doubling = histograms(&pcpu, exponential_bounds::<16, u64>(100, 2.0));
+    let linear = histograms(&pcpu, linear_bounds::<16, u64>(10, 10));
     let bounds = exponential_bounds::<16, _>(Duration::from_micros(100), 2.0);
-    let latency = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, bounds).unwrap();
-    let doubling = exponential_bounds::<16, u64>(100, 2.0);
-    let doubling = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, doubling).unwrap();
-    let linear = linear_bounds::<16, u64>(10, 10);
-    let linear = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, linear).unwrap();
-    let few = &PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, [100, 1_000, 10_000]).unwrap();
+    let durations = histograms(&pcpu, bounds);
     let value = Duration::from_micros(1_500);
     let cpus = core_affinity::get_core_ids().unwrap();
     for threads in [1, 2] {
@@ -71,25 +85,33 @@ fn update(criterion: &mut Criterion) {
             continue;
         }
         let cpus = &cpus[..threads];
-        let mut group = criterion.benchmark_group(format!("counter_{threads}t"));
-        bench(&mut group, "local_add", cpus, move || local.add(1));
-        bench(&mut group, "counter_inc", cpus, move || counter.inc());
-        bench(&mut group, "counter_add_1000", cpus, move || counter.add(1000));
-        bench(&mut group, "batch_32_inc", cpus, move || fixed.inc());
-        bench(&mut group, "atomic_add", cpus, move || {
+        let group = &mut criterion.benchmark_group(format!("counter_{threads}t"));
+        bench(group, "local_add", cpus, &locals, |local| local.add(1));
+        bench(group, "counter_inc", cpus, &counters, |counter| counter.inc());
+        bench(group, "counter_add_1000", cpus, &counters, |counter| counter.add(1000));
+        bench(group, "batch_32_inc", cpus, &fixed, |counter| counter.inc());
+        bench(group, "atomic_add", cpus, &atomics, |atomic| {
             atomic.fetch_add(1, Relaxed);
         });
         // Values that the compiler does not know, as a baseline for histograms.
-        bench(&mut group, "local_add_opaque", cpus, move || local.add(black_box(1)));
-        bench(&mut group, "histogram_record_3", cpus, move || few.record(black_box(1_500)));
-        bench(&mut group, "histogram_record_16", cpus, move || doubling.record(black_box(1_500)));
-        bench(&mut group, "histogram_linear_16", cpus, move || linear.record(black_box(95)));
-        bench(&mut group, "histogram_duration_16", cpus, move || latency.record(black_box(value)));
+        bench(group, "local_add_opaque", cpus, &locals, |local| local.add(black_box(1)));
+        bench(group, "record_3", cpus, &few, |few| few.record(black_box(1_500)));
+        bench(group, "record_16", cpus, &doubling, |sizes| sizes.record(black_box(1_500)));
+        bench(group, "record_linear_16", cpus, &linear, |sizes| sizes.record(black_box(95)));
+        bench(group, "record_duration_16", cpus, &durations, |latency| {
+            latency.record(black_box(value));
+        });
         // One word with one thread, and soon per CPU with two.
-        bench(&mut group, "dual_mode_inc", cpus, move || dual.inc(tenant));
-        println!("per CPU: {}", dual.is_per_cpu());
-        group.finish();
+        bench(group, "dual_mode_inc", cpus, &duals, |dual| dual.inc(tenant));
+        println!("per CPU: {}", duals.iter().filter(|dual| dual.is_per_cpu()).count());
     }
+}
+
+fn histograms<const B: usize, V: HistogramValue>(
+    pcpu: &PerCpuAllocator,
+    bounds: [V; B],
+) -> [PerCpuHistogram<B, V>; OBJECTS] {
+    from_fn(|_| PerCpuHistogram::new_in(pcpu, Gfp::KERNEL, bounds).unwrap())
 }
 
 fn estimate(criterion: &mut Criterion) {
