@@ -14,7 +14,7 @@ use super::bucket_search::BucketSearch;
 use super::object::Source;
 use super::{PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp, Memcg};
-use crate::sys::{ByCpu, CountAndSum, Sequences, Word};
+use crate::sys::{At, ByCpu, CountAndSum, Sequences, Word};
 
 /// What a [`PerCpuHistogram`] records: `u64`, or [`Duration`] with a resolution of a nanosecond, up to
 /// 584 years.
@@ -212,30 +212,39 @@ impl<const B: usize, V: HistogramValue> PerCpuHistogram<B, V> {
         // The bucket of values above all bounds lies behind the others.
         let bucket = self.search.find(&self.bounds, units);
         debug_assert!(bucket <= B);
-        let (locator, first, tree) = self.cells.parts();
-        let machine = || tree.arena().machine();
-        // SAFETY: the sum in each copy of the object's area (D1, D2), and zero in the detached one. It is
-        // written by these sequences and their fallbacks alone, and so are the counts.
-        let sum: Word<'_, u64, ByCpu> = unsafe { Word::new(locator, first.cast().as_ptr()) };
         let nth = offset_of!(Cells<B>, counts) / size_of::<AtomicU64>() + bucket;
-        let add = move |sum: *mut u64| {
-            // SAFETY: `run` gives a valid copy, for atomic instructions.
-            unsafe { &*sum.cast::<AtomicU64>() }.fetch_add(units, Ordering::Relaxed);
-        };
-        let is_summed = sum.run(
-            move |at| u64::count_and_sum(at, nth, units),
-            move |sum| {
-                let count = sum.wrapping_add(nth).cast::<AtomicU64>();
-                // SAFETY: a count of the same copy: `bucket` is at most B.
-                unsafe { &*count }.fetch_add(1, Ordering::Relaxed);
-                add(sum);
-                true
-            },
-            machine,
-        );
-        if !is_summed {
-            sum.run(move |at| u64::add(at, units), add, machine);
+        match self.word(0).try_run(|at| u64::count_and_sum(at, nth, units)) {
+            Some(true) => (),
+            Some(false) => self.add(None, units),
+            None => self.add(Some(nth), units),
         }
+    }
+
+    /// Adds `units` to the sum. Before that, counts 1 in the word that is `nth` behind it, if that is given.
+    #[cold]
+    #[inline(never)]
+    fn add(&self, nth: Option<usize>, units: u64) {
+        let (_, _, tree) = self.cells.parts();
+        let counts = nth.map(|nth| (nth, 1));
+        for (nth, value) in counts.into_iter().chain([(0, units)]) {
+            let fallback = |word: *mut u64| {
+                // SAFETY: `run` gives a valid copy, for atomic instructions.
+                unsafe { &*word.cast::<AtomicU64>() }.fetch_add(value, Ordering::Relaxed);
+            };
+            let add = |at: At<'_, u64, ByCpu>| u64::add(at, value);
+            self.word(nth).run(add, fallback, || tree.arena().machine());
+        }
+    }
+
+    /// The word that is `nth` behind the sum, which is the first.
+    #[inline(always)]
+    fn word(&self, nth: usize) -> Word<'_, u64, ByCpu> {
+        assert!(nth < size_of::<Cells<B>>() / size_of::<u64>());
+        let (locator, first, _) = self.cells.parts();
+        let word = first.as_ptr().cast::<u64>().wrapping_add(nth);
+        // SAFETY: in each copy of the object's area (D1, D2), and zero in the detached one. Nothing but
+        // `record` writes it.
+        unsafe { Word::new(locator, word) }
     }
 
     /// What was recorded: exact when nobody records.

@@ -12,7 +12,7 @@ use super::PerCpu;
 use crate::memcg::Tree;
 use crate::sys::{
     At, ByConcurrency, ByCpu, Collect, CopyIndex, CopyLocator, LOCKABLE, LOCKED, LocalInt, Word,
-    lock_fallback, try_add_fallback, try_add_up_fallback,
+    lock_fallback, try_add_fallback,
 };
 
 /// An integer that [`PerCpu`] operations update without atomic instructions.
@@ -126,13 +126,17 @@ impl<'a, N: LocalInt, I: CopyIndex> LocalRef<'a, N, I> {
         sequence: impl Fn(At<'a, N, I>) -> Option<R>,
         fallback: impl Fn(&'a N::Atomic) -> R,
     ) -> R {
-        // SAFETY: what `new` asks for. A shared `Local` gives out no way to write, and an exclusive one
-        // excludes this call. It is transparent.
-        let word = unsafe { Word::new(self.locator, self.first.as_ptr().cast::<N>()) };
         // SAFETY: `run` gives a valid copy, for atomic instructions; an atomic integer is laid out
         // like the integer.
         let fallback = move |copy: *mut N| fallback(unsafe { &*copy.cast::<N::Atomic>() });
-        word.run(sequence, fallback, move || self.tree.arena().machine())
+        self.word().run(sequence, fallback, move || self.tree.arena().machine())
+    }
+
+    #[inline(always)]
+    fn word(self) -> Word<'a, N, I> {
+        // SAFETY: what `new` asks for. A shared `Local` gives out no way to write, and an exclusive one
+        // excludes this call. It is transparent.
+        unsafe { Word::new(self.locator, self.first.as_ptr().cast::<N>()) }
     }
 
     pub(super) fn copies(self) -> impl Iterator<Item = &'a Local<N, I>> {
@@ -323,18 +327,25 @@ impl<N: LocalInt, I: CopyIndex> PerCpu<Local<N, I>> {
 /// What a counter is made of that collects on every CPU and now and then passes on what it has.
 impl<I: CopyIndex> PerCpu<Local<i64, I>> {
     /// Adds to this CPU's copy if that leaves it between -`most` and `most`, and if it is not locked: true
-    /// when it was added. `most` is at most [`LOCKABLE`].
+    /// when it was added. `most` is at most [`LOCKABLE`]. Adds nothing where there are no sequences.
     #[inline(always)]
-    pub(super) fn add_within(&self, amount: i64, most: u64) -> bool {
-        if amount >= 0 {
+    pub(super) fn try_add_within(&self, amount: i64, most: u64) -> bool {
+        let word = self.local().word();
+        let is_added = if amount >= 0 {
             // The word does not become less than it was, and a locked one is more than `most`.
             let room = most as i64 - amount;
-            return self.local().run(
-                move |at| i64::try_add_up(at, amount, room),
-                move |word| try_add_up_fallback(word, amount, room),
-            );
-        }
-        // An amount that is larger could make a locked word look like another.
+            word.try_run(move |at| i64::try_add_up(at, amount, room))
+        } else if amount.unsigned_abs() <= LOCKABLE {
+            word.try_run(move |at| i64::try_add(at, amount, most))
+        } else {
+            // Could make a locked word look like another.
+            None
+        };
+        is_added == Some(true)
+    }
+
+    /// As [`try_add_within`](Self::try_add_within), everywhere.
+    pub(super) fn add_within(&self, amount: i64, most: u64) -> bool {
         amount.unsigned_abs() <= LOCKABLE
             && self.local().run(
                 move |at| i64::try_add(at, amount, most),
@@ -343,7 +354,7 @@ impl<I: CopyIndex> PerCpu<Local<i64, I>> {
     }
 
     /// Locks this CPU's copy; `None` when it is locked already. All that may be done with a locked word
-    /// is to load it, `lock` and `add_within`.
+    /// is to load it, to `lock` it again, and the additions above.
     #[inline]
     pub(super) fn lock(&self) -> Option<LockedWord<'_>> {
         let (word, found) = self.local().run(

@@ -58,6 +58,6 @@ pub(crate) use this_cpu::gate;
 pub(crate) use this_cpu::{
     At, AtomicOps, Collect, CopyLocator, CountAndSum, LOCKABLE, LOCKED, MAX_UNIT_SIZE,
     STACK_HEADER, STACK_LOCKED, Sequences, UNIT_STRIDE, UNIT_STRIDE_ALIGN, Word, detached_is_used,
-    lock_fallback, pop_fallback, push_fallback, try_add_fallback, try_add_up_fallback,
+    lock_fallback, pop_fallback, push_fallback, try_add_fallback,
 };
 pub use this_cpu::{ByConcurrency, ByCpu, CopyIndex, LocalInt, RegisteredBy, ThisCpu, Tier};

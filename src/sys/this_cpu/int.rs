@@ -120,7 +120,7 @@ pub(crate) trait Collect: Sized {
     fn try_add<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _most: u64) -> Option<bool> {
         None
     }
-    /// Adds `value`, which is not negative, to what is at most `room`: true when it was added.
+    /// The same for a `value` that is not negative, and the word is at most `room`: faster.
     #[inline(always)]
     fn try_add_up<I: CopyIndex>(_: At<'_, Self, I>, _value: Self, _room: Self) -> Option<bool> {
         None
@@ -156,13 +156,6 @@ pub(crate) fn try_add_fallback(word: &AtomicI64, value: i64, most: u64) -> bool 
     let is_within = |sum: &i64| sum.unsigned_abs() <= most;
     let add = |found: i64| Some(found.wrapping_add(value)).filter(is_within);
     // Acquire: what a thread did while it had the word locked.
-    word.fetch_update(Acquire, Relaxed, add).is_ok()
-}
-
-/// As [`Collect::try_add_up`].
-pub(crate) fn try_add_up_fallback(word: &AtomicI64, value: i64, room: i64) -> bool {
-    let add = |found: i64| (found <= room).then(|| found.wrapping_add(value));
-    // Acquire: as in `try_add_fallback`.
     word.fetch_update(Acquire, Relaxed, add).is_ok()
 }
 

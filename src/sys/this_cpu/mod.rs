@@ -63,7 +63,7 @@ use tier::Miss;
 pub use int::LocalInt;
 pub(crate) use int::{
     AtomicOps, Collect, CountAndSum, LOCKABLE, LOCKED, STACK_HEADER, STACK_LOCKED, Sequences,
-    lock_fallback, pop_fallback, push_fallback, try_add_fallback, try_add_up_fallback,
+    lock_fallback, pop_fallback, push_fallback, try_add_fallback,
 };
 pub use tier::{RegisteredBy, ThisCpu, Tier};
 
@@ -221,7 +221,7 @@ pub(crate) mod sealed {
 }
 
 /// A word in every copy.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Word<'a, N, I> {
     at: At<'a, N, I>,
 }
@@ -240,6 +240,13 @@ impl<'a, N, I: CopyIndex> Word<'a, N, I> {
         Word { at: At { locator, first, index: PhantomData } }
     }
 
+    /// Runs a sequence, as [`run`](Self::run); `None` where that cannot work. For callers whose way around it
+    /// is a call of their own, so that the fast path needs no stack.
+    #[inline(always)]
+    pub(crate) fn try_run<R>(&self, sequence: impl Fn(At<'a, N, I>) -> Option<R>) -> Option<R> {
+        if I::is_valid(self.at.locator) { sequence(self.at) } else { None }
+    }
+
     /// Runs a sequence and, where that cannot work, its fallback on the right copy: one that is
     /// valid for `'a`, and that nobody accesses but with atomic instructions (S2).
     ///
@@ -251,8 +258,7 @@ impl<'a, N, I: CopyIndex> Word<'a, N, I> {
         fallback: impl Fn(*mut N) -> R,
         machine: impl Fn() -> &'a Machine,
     ) -> R {
-        let result = if I::is_valid(self.at.locator) { sequence(self.at) } else { None };
-        match result {
+        match self.try_run(&sequence) {
             Some(result) => result,
             None => Self::miss(self.at.locator, sequence, fallback, self.at.first, machine),
         }
