@@ -198,19 +198,25 @@ impl PerCpuCounter {
     pub fn add(&self, amount: i64) {
         // Relaxed: any value that it ever had will do (V1).
         let most = self.most.load(Ordering::Relaxed);
-        if !self.local.try_add_within(amount, most) {
+        match self.local.try_add_within(amount, most) {
+            Some(true) => (),
+            Some(false) => self.add_full(amount, most),
+            None => self.add_without_sequence(amount, most),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn add_without_sequence(&self, amount: i64, most: u64) {
+        if !self.local.add_within(amount, most) {
             self.add_full(amount, most);
         }
     }
 
-    /// Adds where a batch would be full, and moves what this CPU collected to the total. Or adds to what
-    /// this CPU collected, where there are no sequences.
+    /// Adds where a batch would be full, and moves what this CPU collected to the total.
     #[cold]
     #[inline(never)]
     fn add_full(&self, amount: i64, most: u64) {
-        if self.local.add_within(amount, most) {
-            return;
-        }
         let Shared { total, moving, is_settling, .. } = &*self.shared;
         if amount.unsigned_abs() > most {
             let before = total.fetch_add(amount, Ordering::Relaxed);

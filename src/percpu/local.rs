@@ -327,11 +327,11 @@ impl<N: LocalInt, I: CopyIndex> PerCpu<Local<N, I>> {
 /// What a counter is made of that collects on every CPU and now and then passes on what it has.
 impl<I: CopyIndex> PerCpu<Local<i64, I>> {
     /// Adds to this CPU's copy if that leaves it between -`most` and `most`, and if it is not locked: true
-    /// when it was added. `most` is at most [`LOCKABLE`]. Adds nothing where there are no sequences.
+    /// when it was added. `None` where sequences cannot work. `most` is at most [`LOCKABLE`].
     #[inline(always)]
-    pub(super) fn try_add_within(&self, amount: i64, most: u64) -> bool {
+    pub(super) fn try_add_within(&self, amount: i64, most: u64) -> Option<bool> {
         let word = self.local().word();
-        let is_added = if amount >= 0 {
+        if amount >= 0 {
             // The word does not become less than it was, and a locked one is more than `most`.
             let room = most as i64 - amount;
             word.try_run(move |at| i64::try_add_up(at, amount, room))
@@ -339,9 +339,8 @@ impl<I: CopyIndex> PerCpu<Local<i64, I>> {
             word.try_run(move |at| i64::try_add(at, amount, most))
         } else {
             // Could make a locked word look like another.
-            None
-        };
-        is_added == Some(true)
+            Some(false)
+        }
     }
 
     /// As [`try_add_within`](Self::try_add_within), everywhere.
