@@ -145,7 +145,6 @@ fn one_future_is_polled_on_two_threads() {
         }
         .in_memcg(&tenant),
     );
-    assert_eq!(future.memcg(), &tenant);
     assert!(poll_once(future.as_mut()).is_pending());
     assert!(tenant.of_this_thread().is_root(), "the scope ends with the poll");
     assert_eq!(tenant.current(), AREA);
@@ -286,4 +285,60 @@ async fn aborted_task_is_dropped_within_the_scope() {
     assert!(task.await.unwrap_err().is_cancelled());
     assert!(left.lock().unwrap().is_some());
     assert_eq!(tenant.current(), AREA);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spawned_task_takes_the_current_cgroup_along() {
+    let (pcpu, other) = (allocator(), allocator());
+    let root = pcpu.root();
+    let [tenant, attached] = ["tenant", "attached"].map(|name| root.create(name).unwrap());
+    let elsewhere = other.root().create("elsewhere").unwrap();
+    let here = |root: &Memcg| {
+        let root = root.clone();
+        async move {
+            tokio::task::yield_now().await;
+            root.of_this_thread()
+        }
+    };
+    // Each future is made on a thread of its own, so that no other task of the runtime is there.
+    let [nothing, of_thread, scope, innermost, of_root] = thread::scope(|scope| {
+        let make = || {
+            let nothing = here(&root).in_current_memcg();
+            attached.attach_thread().unwrap();
+            let of_thread = here(&root).in_current_memcg();
+            let _in = tenant.enter();
+            let scope = here(&root).in_current_memcg();
+            let innermost = elsewhere.scope(|| here(&other.root()).in_current_memcg());
+            let of_root = root.scope(|| here(&root).in_current_memcg());
+            [nothing, of_thread, scope, innermost, of_root]
+        };
+        scope.spawn(make).join().unwrap()
+    });
+    assert_eq!(tokio::spawn(nothing).await.unwrap(), root);
+    assert_eq!(tokio::spawn(of_thread).await.unwrap(), attached);
+    assert_eq!(tokio::spawn(scope).await.unwrap(), tenant);
+    assert_eq!(tokio::spawn(innermost).await.unwrap(), elsewhere);
+    assert_eq!(tenant.scope(|| tokio::spawn(of_root)).await.unwrap(), root);
+}
+
+#[test]
+fn a_future_keeps_neither_its_cgroup_nor_its_tree() {
+    let pcpu = allocator();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let query = tenant.create("query").unwrap();
+    let root = pcpu.root();
+    let mut future =
+        pin!(std::future::poll_fn(|_| Poll::Ready(root.of_this_thread())).in_memcg(&query));
+    query.remove().unwrap();
+    drop(query);
+    assert_eq!(pcpu.root().nr_dying_descendants(), 0);
+    assert_eq!(format!("{future:?}"), r#"InMemcgFuture { cgroup: "/tenant", .. }"#);
+    assert_eq!(poll_once(future.as_mut()), Poll::Ready(tenant.clone()));
+
+    let tree = allocator();
+    let mut future = pin!(pause().in_memcg(&tree.root().create("tenant").unwrap()));
+    drop(tree);
+    assert_eq!(format!("{future:?}"), "InMemcgFuture { .. }");
+    assert_eq!(poll_once(future.as_mut()), Poll::Pending);
+    assert_eq!(poll_once(future.as_mut()), Poll::Ready(()));
 }

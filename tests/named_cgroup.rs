@@ -76,8 +76,8 @@ fn the_named_cgroup_is_charged_whatever_the_thread_is_in() {
             assert_eq!(tenant.current(), 0, "{name}, {situation}");
         };
         check("in the root");
-        other.in_scope(|| check("in a scope of another cgroup"));
-        elsewhere.in_scope(|| check("in a scope of another tree"));
+        other.scope(|| check("in a scope of another cgroup"));
+        elsewhere.scope(|| check("in a scope of another tree"));
         other.attach_thread().unwrap();
         check("attached to another cgroup");
         pcpu.root().attach_thread().unwrap();
@@ -239,7 +239,7 @@ fn an_attachment_counts_where_there_is_no_scope() {
     let elsewhere = stranger.root().create("elsewhere").unwrap();
     let new = || PerCpu::<u64>::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT);
     tenant.attach_thread().unwrap();
-    elsewhere.in_scope(|| {
+    elsewhere.scope(|| {
         let object = new().unwrap();
         assert_eq!((tenant.current(), elsewhere.current()), (full(8), 0));
         drop(object);
@@ -279,8 +279,8 @@ fn a_closure_is_a_scope_that_cannot_be_forgotten() {
     let pcpu = allocator();
     let [outer, inner] = ["outer", "inner"].map(|name| pcpu.root().create(name).unwrap());
     let here = || pcpu.root().of_this_thread();
-    let (seen, answer) = outer.in_scope(|| (inner.in_scope(here), here()));
+    let (seen, answer) = outer.scope(|| (inner.scope(here), here()));
     assert_eq!((seen, answer), (inner, outer.clone()));
-    assert!(catch_unwind(AssertUnwindSafe(|| outer.in_scope(|| panic!("on purpose")))).is_err());
+    assert!(catch_unwind(AssertUnwindSafe(|| outer.scope(|| panic!("on purpose")))).is_err());
     assert!(here().is_root(), "also left by a panic");
 }

@@ -10,6 +10,7 @@
 //! | `other_sizes` | `other_sizes` | the same with other amounts, and other n |
 //! | `held` | `held` | the same with eight charges at a time |
 //! | `refusal` | `refusal` | a charge that a limit refuses |
+//! | `scope` | `scopes` | entering a cgroup and leaving it |
 //! | `drain_leaf` | `drain_leaf` | a drain of one cgroup among others |
 //!
 //! `_1t` is one thread and `_2t` two. A thread is pinned to a CPU of its own. The figure of `_2t`
@@ -29,6 +30,7 @@ mod measure;
 mod other_sizes;
 mod refusal;
 mod rivals;
+mod scopes;
 
 use criterion::{criterion_group, criterion_main};
 
@@ -44,5 +46,6 @@ criterion_group!(
     held::held,
     refusal::refusal,
     drain_leaf::drain_leaf,
+    scopes::scopes,
 );
 criterion_main!(benches);

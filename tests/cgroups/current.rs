@@ -126,6 +126,95 @@ fn scopes_may_end_in_any_order() {
     assert_eq!(here(), "");
 }
 
+/// As many scopes as come, of two trees and their roots, that end in whatever order.
+#[test]
+fn any_number_of_scopes_may_end_in_any_order() {
+    let trees = [allocator(), allocator()];
+    let cgroups: Vec<Memcg> = trees
+        .iter()
+        .flat_map(|pcpu| {
+            let [a, b] = ["a", "b"].map(|name| pcpu.root().create(name).unwrap());
+            [a, b, pcpu.root()]
+        })
+        .collect();
+    let mut random = 1_u64;
+    let mut pick = |below: usize| {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 33) as usize % below
+    };
+    let (mut scopes, mut deepest) = (Vec::new(), 0);
+    for step in 0..20_000 {
+        // Now many scopes, now few.
+        let grows = pick(10) < if step / 500 % 2 == 0 { 6 } else { 4 };
+        if scopes.is_empty() || grows && scopes.len() < 20 {
+            let cgroup = &cgroups[pick(cgroups.len())];
+            scopes.push((cgroup, cgroup.enter()));
+        } else {
+            let last = scopes.len() - 1;
+            drop(scopes.remove(if pick(2) == 0 { last } else { pick(last + 1) }));
+        }
+        deepest = deepest.max(scopes.len());
+        for pcpu in &trees {
+            let root = pcpu.root();
+            let innermost = scopes
+                .iter()
+                .rev()
+                .find(|(cgroup, _)| **cgroup == root || cgroup.parent().as_ref() == Some(&root));
+            let expected = innermost.map_or_else(|| root.clone(), |(cgroup, _)| (*cgroup).clone());
+            assert_eq!(root.of_this_thread(), expected, "step {step}");
+        }
+    }
+    assert_eq!(deepest, 20);
+}
+
+#[test]
+fn a_scope_of_a_removed_cgroup_is_one_of_its_nearest_ancestor() {
+    let pcpu = allocator();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let inner = tenant.create("session").unwrap().create("query").unwrap();
+    let _in = inner.enter();
+    let session = inner.parent().unwrap();
+    inner.remove().unwrap();
+    assert_eq!(pcpu.root().of_this_thread(), session);
+    session.remove().unwrap();
+    drop((inner, session));
+    assert_eq!(
+        (pcpu.root().of_this_thread(), pcpu.root().nr_dying_descendants()),
+        (tenant.clone(), 0)
+    );
+    let area = alloc(&pcpu, 8, Gfp::KERNEL_ACCOUNT).unwrap();
+    assert_eq!(tenant.current(), full(8));
+    free(&pcpu, area);
+}
+
+#[test]
+fn the_current_cgroup_is_charged_without_its_handle() {
+    let (pcpu, other) = (allocator(), allocator());
+    let root = pcpu.root();
+    let [a, b] = ["a", "b"].map(|name| root.create(name).unwrap());
+    b.set_max(Limit::bytes(1000)).unwrap();
+    let to_root = root.charge_current(1).unwrap();
+    assert_eq!((to_root.cgroup(), currents([&a, &b, &root])), ("/".to_owned(), [0, 0, 1]));
+    a.attach_thread().unwrap();
+    let attached = b.charge_current(10).unwrap();
+    assert_eq!((attached.cgroup(), a.current()), ("/a".to_owned(), 10));
+    {
+        let _in = b.enter();
+        let _elsewhere = other.root().create("b").unwrap().enter();
+        let entered = root.charge_current(100).unwrap();
+        assert_eq!((entered.cgroup(), b.current()), ("/b".to_owned(), 100));
+        let error = root.charge_current(901).unwrap_err();
+        assert_eq!((error.charged.as_str(), error.usage), ("/b", 100));
+        drop(entered);
+        assert_eq!(other.root().charge_current(5).unwrap().cgroup(), "/b");
+        b.remove().unwrap();
+        assert_eq!(root.charge_current(7).unwrap().cgroup(), "/");
+    }
+    drop((attached, to_root));
+    assert_eq!(currents([&a, &b, &root]), [0, 0, 0]);
+    root.attach_thread().unwrap();
+}
+
 #[test]
 fn a_scope_ends_when_its_thread_unwinds() {
     let pcpu = allocator();
@@ -173,17 +262,23 @@ fn membership_of_a_dropped_allocator_is_harmless() {
     second.root().create("tenant").unwrap().attach_thread().unwrap();
 }
 
-/// Values that a thread drops last may still allocate: nobody is charged, and nothing panics.
+/// Values that a thread drops last may still allocate: within a scope, or for nobody.
 #[test]
-fn a_thread_that_is_about_to_end_belongs_to_the_root() {
-    struct Late(Memcg, PerCpuAllocator, mpsc::Sender<(Result<(), TreeError>, Memcg)>);
+fn a_thread_that_is_about_to_end_is_attached_to_nothing() {
+    struct Late(Memcg, PerCpuAllocator, mpsc::Sender<(Result<(), TreeError>, [Memcg; 4])>);
     impl Drop for Late {
         fn drop(&mut self) {
             let Late(tenant, pcpu, results) = self;
-            let _in = tenant.enter();
-            free(pcpu, alloc(pcpu, 8, Gfp::KERNEL_ACCOUNT).unwrap());
+            let here = || tenant.of_this_thread();
             let attached = tenant.attach_thread();
-            results.send((attached, tenant.of_this_thread())).unwrap();
+            let alone = here();
+            let mut scopes: Vec<_> = (0..3).map(|_| tenant.enter()).collect();
+            free(pcpu, alloc(pcpu, 8, Gfp::KERNEL_ACCOUNT).unwrap());
+            let within = here();
+            drop(scopes.split_off(1));
+            let still = here();
+            drop(scopes);
+            results.send((attached, [alone, within, still, here()])).unwrap();
         }
     }
     thread_local! {
@@ -201,7 +296,10 @@ fn a_thread_that_is_about_to_end_belongs_to_the_root() {
         });
     });
     let (attached, current) = received.recv().unwrap();
-    assert_eq!((attached, current), (Err(TreeError::ThreadEnding), pcpu.root()));
+    assert_eq!(attached, Err(TreeError::ThreadEnding));
+    let root = pcpu.root();
+    assert_eq!(current, [root.clone(), tenant.clone(), tenant.clone(), root]);
     assert_eq!((tenant.nr_threads(), tenant.current()), (0, 0));
+    assert!(tenant.peak() > 0, "a scope works until the end");
     tenant.remove().unwrap();
 }

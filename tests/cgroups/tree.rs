@@ -85,8 +85,10 @@ fn a_cgroup_in_one_line() {
     let pcpu = allocator();
     let a = pcpu.root().create("a").unwrap();
     let ptr = alloc_in(&pcpu, &a, 8, Gfp::KERNEL_ACCOUNT);
-    assert_eq!(a.to_string(), "/a: current 40, peak 40, max max, percpu 40");
+    assert_eq!(a.to_string(), "/a");
+    assert_eq!(a.figures().to_string(), "/a: 40, peak 40, percpu 40, charged 0");
     free(&pcpu, ptr);
     a.set_max(Limit::bytes(7)).unwrap();
-    assert_eq!(a.to_string(), "/a: current 0, peak 40, max 7, percpu 0");
+    a.drain();
+    assert_eq!(a.figures().to_string(), "/a: 0 of 7, peak 40, percpu 0, charged 0");
 }

@@ -38,7 +38,7 @@ impl World {
         }
         let payer = self.tree.payer().filter(|_| gfp.contains(Gfp::ACCOUNT));
         let Some(payer) = payer else { return Verdict::Granted(None) };
-        let removed = self.tree.cgroups[self.tree.current()].removed;
+        let removed = self.tree.cgroups[self.tree.entered()].removed;
         self.note_if(removed, "charged for a removed cgroup");
         let forced = gfp.intersects(Gfp::HIGH | Gfp::NOFAIL);
         match self.may_charge(payer, self.tree.full_size(size), forced) {

@@ -149,9 +149,9 @@ impl ShadowTree {
         self.below(id).filter(|&id| !self.cgroups[id].removed).count()
     }
 
-    /// Removed descendants that a handle or a scope refers to, directly or by way of a child.
+    /// Removed descendants that a handle refers to, directly or by way of a child.
     pub(crate) fn nr_dying(&self, id: CgroupId) -> usize {
-        let referred = |id: CgroupId| self.cgroups[id].handle || self.scopes.contains(&Some(id));
+        let referred = |id: CgroupId| self.cgroups[id].handle;
         self.below(id)
             .filter(|&id| self.cgroups[id].removed)
             .filter(|&id| referred(id) || self.below(id).any(referred))
@@ -164,9 +164,16 @@ impl ShadowTree {
 
     // Who pays.
 
-    /// The cgroup the thread is in, removed or not.
+    /// The cgroup that the thread has entered or is attached to, removed or not.
+    pub(crate) fn entered(&self) -> CgroupId {
+        let innermost = self.scopes.iter().rev().copied().flatten().next();
+        innermost.or(self.attached).unwrap_or(ROOT)
+    }
+
+    /// The cgroup the thread is in: of a removed one, the nearest ancestor that is not.
     pub(crate) fn current(&self) -> CgroupId {
-        self.scopes.iter().rev().copied().flatten().next().or(self.attached).unwrap_or(ROOT)
+        let live = self.ancestry(self.entered()).into_iter().find(|&id| !self.cgroups[id].removed);
+        live.unwrap_or(ROOT)
     }
 
     /// The thread is in a scope, but of another tree, and has neither scope nor attachment in this one.

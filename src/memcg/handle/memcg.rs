@@ -89,6 +89,12 @@ impl Memcg {
         self.token
     }
 
+    /// What a scope of the cgroup holds: no token for the root.
+    #[inline]
+    pub(crate) fn scope_token(&self) -> Option<&'static Token> {
+        (!self.is_root()).then_some(self.token)
+    }
+
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.node
     }
@@ -280,7 +286,7 @@ impl Memcg {
         self.node.nr_descendants.load(Ordering::Relaxed)
     }
 
-    /// The number of removed descendants to which a handle or a scope still refers. Objects do not
+    /// The number of removed descendants to which a handle still refers. Objects and scopes do not
     /// count, because they passed to the parent.
     pub fn nr_dying_descendants(&self) -> usize {
         // Relaxed: a statistic.
@@ -307,7 +313,7 @@ impl Memcg {
     /// [`AllocError::OtherTree`](crate::AllocError::OtherTree).
     ///
     /// A guard without a name is dropped at once, and what follows charges nobody. So give it a name,
-    /// or call [`in_scope`](Memcg::in_scope), where nothing can be forgotten:
+    /// or call [`scope`](Memcg::scope), where nothing can be forgotten:
     ///
     /// ```
     /// # let pcpu = percpu_memcg::PerCpuAllocator::new()?;
@@ -323,10 +329,14 @@ impl Memcg {
     /// its like name the cgroup.
     ///
     /// If the cgroup is removed while the scope is active, charges go to its nearest live ancestor.
-    /// A scope does not keep the cgroup from being removed. In a thread whose thread-local values
-    /// are being dropped, scopes have no effect, and the thread belongs to the root.
+    /// A scope does not keep the cgroup from being removed. Scopes work until the thread has ended,
+    /// also while its thread-local values are being dropped. But one that is entered within another
+    /// has no effect then.
+    ///
+    /// Cost: some 4 ns with the drop, and 10 ns within another scope.
+    #[inline]
     pub fn enter(&self) -> EnterGuard {
-        current::enter(self.tree.id(), Arc::clone(&self.node))
+        current::enter(self.tree.id(), self.scope_token())
     }
 
     /// Makes the calling thread allocate for this cgroup until it is attached to another one or
@@ -365,9 +375,12 @@ impl Memcg {
         current::attach(self.tree.id(), Some(Arc::clone(&self.node)))
     }
 
-    /// The cgroup for which the calling thread allocates, in the tree of `self`.
+    /// The cgroup for which the calling thread allocates, in the tree of `self`. When it was removed,
+    /// that is its nearest live ancestor.
+    ///
+    /// To charge it, [`charge_current`](Memcg::charge_current) is faster.
     pub fn of_this_thread(&self) -> Memcg {
-        let node = current::with(self.tree.id(), Arc::clone);
+        let node = current::token(self.tree.id()).and_then(|token| token.payer());
         self.with(node.unwrap_or_else(|| Arc::clone(self.tree.root())))
     }
 }

@@ -1,6 +1,7 @@
 //! Scopes that end where a closure does.
 
 use crate::memcg::handle::memcg::Memcg;
+use crate::memcg::tree::current;
 
 impl Memcg {
     /// Runs `work`, which allocates for this cgroup: as within [`enter`](Memcg::enter), for the length
@@ -22,13 +23,13 @@ impl Memcg {
     /// let pcpu = PerCpuAllocator::new()?;
     /// let tenant = pcpu.root().create("tenant")?;
     /// let new = || PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT);
-    /// let (hits, misses) = tenant.in_scope(|| Ok::<_, AllocError>((new()?, new()?)))?;
+    /// let (hits, misses) = tenant.scope(|| Ok::<_, AllocError>((new()?, new()?)))?;
     /// assert_eq!(tenant.current(), tenant.stat().percpu);
     /// # drop((hits, misses));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn in_scope<R>(&self, work: impl FnOnce() -> R) -> R {
-        let _in = self.enter();
-        work()
+    #[inline]
+    pub fn scope<R>(&self, work: impl FnOnce() -> R) -> R {
+        current::within(self.tree().id(), self.scope_token(), work)
     }
 }

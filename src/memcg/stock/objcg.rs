@@ -309,6 +309,13 @@ impl<P: Payer> ObjCgroup<P> {
     }
 }
 
+impl<P: Payer> ObjcgRef<P> {
+    /// What it refers to.
+    pub(crate) fn objcg(&self) -> &'static ObjCgroup<P> {
+        self.0
+    }
+}
+
 impl<P: Payer> Drop for ObjcgRef<P> {
     fn drop(&mut self) {
         self.0.put();

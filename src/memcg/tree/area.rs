@@ -9,8 +9,7 @@ use crate::memcg::charge::try_charge::{charge, charge_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, FreeError};
 use crate::memcg::gfp::Gfp;
-use crate::memcg::node::{Node, Token, TokenRef, reparent};
-use crate::memcg::stock::objcg::Payer;
+use crate::memcg::node::{Node, TokenRef, reparent};
 use crate::memcg::tree::{Tree, current, no_area};
 use crate::placement::{GRANULE_SIZE, Place, Request, RequestFlags};
 
@@ -60,7 +59,7 @@ impl Tree {
         content: Content,
     ) -> Option<NonNull<u8>> {
         let bytes = self.shared.cost.full_size(len * GRANULE_SIZE);
-        let token = current::with(self.id, |node| take_from_stock(node, bytes))??;
+        let token = current::token(self.id).filter(|token| token.take_for_area(bytes))?;
         let allocated = self.arena.take(len, align, true, Some(token), content);
         if !allocated.is_some_and(|area| area.is_owned) {
             reparent::uncharge_area(token, bytes);
@@ -171,24 +170,23 @@ impl Tree {
         Ok(allocated.first)
     }
 
-    /// Charges `bytes` to the thread's current cgroup. The root is not charged.
+    /// Charges `bytes` to the thread's current cgroup. The root is not charged for areas, although it
+    /// has a stock for charges that passed to it.
     fn charge_current(&self, bytes: u64, gfp: Gfp) -> Result<Option<Uncommitted>, AllocError> {
-        // Hooks may enter scopes, so they must not run while the thread's memberships are borrowed.
-        // The root is not charged for areas, although it has a stock for charges that passed to it.
-        let stocked = |node: &Arc<Node>| match node.is_root() {
-            true => None,
-            false if node.token().take(bytes, 1) => {
-                Some(Ok(Uncommitted::new(node.token(), bytes, true, Paid::Stock)))
-            }
-            false => Some(Err(Arc::clone(node))),
-        };
-        match current::with(self.id, stocked) {
+        let Some(token) = current::token(self.id) else {
             // The caller means to charge someone, who cannot pay here.
-            None if current::is_in_scope() => Err(AllocError::OtherTree),
-            None | Some(None) => Ok(None),
-            Some(Some(Ok(charged))) => Ok(Some(charged)),
-            Some(Some(Err(node))) if node.live().is_root() => Ok(None),
-            Some(Some(Err(node))) => Ok(Some(charge_slowly(&node, bytes, gfp)?)),
+            return match current::is_elsewhere(self.id) {
+                true => Err(AllocError::OtherTree),
+                false => Ok(None),
+            };
+        };
+        if token.take(bytes, 1) {
+            return Ok(Some(Uncommitted::new(token, bytes, true, Paid::Stock)));
+        }
+        // Hooks may leave the scope, so the cgroup is held from here on.
+        match token.payer() {
+            Some(node) if !node.live().is_root() => Ok(Some(charge_slowly(&node, bytes, gfp)?)),
+            _ => Ok(None),
         }
     }
 
@@ -219,12 +217,4 @@ impl Tree {
         self.arena.verify()?;
         self.words_arena.verify().map_err(|broken| format!("statistics: {broken}"))
     }
-}
-
-/// Charges and counts `bytes` for an area, out of this CPU's stock. The root is not charged for areas, although it has a
-/// stock for charges that passed to it.
-#[inline(always)]
-fn take_from_stock(node: &Node, bytes: u64) -> Option<&'static Token> {
-    let token = node.token();
-    (!node.is_root() && token.take_for_area(bytes)).then_some(token)
 }

@@ -3,15 +3,28 @@
 //! A thread is *attached* to at most one cgroup of a tree, like a task that was written to
 //! `cgroup.procs`. Scopes override the attachment, like the kernel's `active_memcg`. The innermost
 //! scope counts. A thread with neither belongs to the root and is not charged.
+//!
+//! ```text
+//!   Scopes:      first ► scope 0                  cells without a destructor
+//!   Memberships: deeper ► scope 1, scope 2, …     the innermost is last
+//!                attached ► one for each tree
+//! ```
+//!
+//! A scope is plain data, so that entering and leaving one are a few stores. Its guard holds a
+//! reference to the cgroup's token. A reference is counted by one sequence on this CPU. The token
+//! stays valid when the cgroup is removed, and points at what pays then. A guard that is forgotten
+//! keeps the token for good, and no cgroup.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::arena::Owner;
 use crate::memcg::error::TreeError;
-use crate::memcg::node::Node;
+use crate::memcg::node::{Node, Token, TokenRef};
+use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::forks::ThreadMark;
 use crate::memcg::sync::locks;
 
@@ -25,27 +38,198 @@ impl TreeId {
         // Relaxed: ids only have to be unique.
         TreeId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
+
+    /// Stands for no tree.
+    const NONE: TreeId = TreeId(u64::MAX);
 }
 
-/// What a thread belongs to.
+/// A scope that the thread has entered and not left.
+#[derive(Clone, Copy)]
+struct Scope {
+    tree: TreeId,
+    /// Tells it from the other scopes that the thread has not left: higher than those outside of it.
+    number: u64,
+    /// `None` for the root. The guard keeps the token in use.
+    token: Option<&'static Token>,
+}
+
+/// So many scopes need no list on the heap. No more, because plugins get little thread-local memory.
+const FIRST: usize = 1;
+
+/// The number of a scope that has no effect.
+const NOWHERE: u64 = u64::MAX;
+
+/// The scopes of a thread, the innermost last. Those beyond [`FIRST`] are in [`Memberships`].
 ///
-/// Nothing is allocated, freed or dropped while it is borrowed: the program's allocator may ask for
+/// It has no destructor, so that scopes work as long as the thread runs code.
+struct Scopes {
+    /// How many there are in all.
+    len: Cell<usize>,
+    first: [Place; FIRST],
+}
+
+/// A scope in parts. A copy in one piece would wait for the stores of its parts.
+struct Place {
+    tree: Cell<TreeId>,
+    number: Cell<u64>,
+    token: Cell<Option<&'static Token>>,
+}
+
+impl Place {
+    const fn new() -> Self {
+        Place { tree: Cell::new(TreeId::NONE), number: Cell::new(0), token: Cell::new(None) }
+    }
+
+    fn set(&self, Scope { tree, number, token }: Scope) {
+        self.tree.set(tree);
+        self.number.set(number);
+        self.token.set(token);
+    }
+
+    fn get(&self) -> Scope {
+        Scope { tree: self.tree.get(), number: self.number.get(), token: self.token.get() }
+    }
+}
+
+/// The rest of what a thread belongs to.
+///
+/// Nothing is allocated, freed or dropped while it is taken out: the program's allocator may ask for
 /// the current cgroup.
+#[derive(Default)]
 struct Memberships {
     attached: Vec<(TreeId, Attachment)>,
-    /// Tree, number of the scope and cgroup. The innermost scope is last.
-    entered: Vec<(TreeId, u64, Arc<Node>)>,
+    deeper: Vec<Scope>,
 }
 
 thread_local! {
-    static MEMBERSHIPS: RefCell<Memberships> =
-        const { RefCell::new(Memberships { attached: Vec::new(), entered: Vec::new() }) };
-    static NEXT_SCOPE: Cell<u64> = const { Cell::new(0) };
+    static SCOPES: Scopes = const {
+        Scopes { len: Cell::new(0), first: [const { Place::new() }; FIRST] }
+    };
+    static MEMBERSHIPS: Cell<Memberships> =
+        const { Cell::new(Memberships { attached: Vec::new(), deeper: Vec::new() }) };
+}
+
+impl Scopes {
+    #[inline(always)]
+    fn enter(&self, tree: TreeId, token: Option<&'static Token>) -> u64 {
+        let len = self.len.get();
+        match self.first.get(len) {
+            Some(place) => {
+                let outer = self.first.get(len.wrapping_sub(1));
+                let number = outer.map_or(0, |outer| outer.number.get() + 1);
+                place.set(Scope { tree, number, token });
+                self.len.set(len + 1);
+                number
+            }
+            None => self.enter_deeper(tree, token),
+        }
+    }
+
+    #[cold]
+    fn enter_deeper(&self, tree: TreeId, token: Option<&'static Token>) -> u64 {
+        // A thread that is ending may have dropped its memberships. Then the scope has no effect.
+        if locks::make_room(|look| change(|own| look(&mut own.deeper))).is_none() {
+            return NOWHERE;
+        }
+        let number = self.innermost(|_| true).map_or(0, |outer| outer.number + 1);
+        change(|own| own.deeper.push(Scope { tree, number, token }));
+        self.len.set(self.len.get() + 1);
+        number
+    }
+
+    #[inline(always)]
+    fn leave(&self, number: u64) {
+        let last = self.len.get().wrapping_sub(1);
+        match self.first.get(last) {
+            Some(scope) if scope.number.get() == number => self.len.set(last),
+            _ => self.leave_another(number),
+        }
+    }
+
+    /// Leaves a scope that lies deeper, or is not the innermost one. By number, because guards may be
+    /// dropped in any order.
+    #[cold]
+    fn leave_another(&self, number: u64) {
+        let first = &self.first[..self.len.get().min(FIRST)];
+        let is_left = match first.iter().position(|scope| scope.number.get() == number) {
+            Some(index) => {
+                self.close_up(first, index);
+                true
+            }
+            None => {
+                let left = change(|own| {
+                    let index = own.deeper.iter().rposition(|scope| scope.number == number);
+                    index.map(|index| own.deeper.remove(index))
+                });
+                left.flatten().is_some()
+            }
+        };
+        if is_left {
+            self.len.set(self.len.get() - 1);
+        }
+    }
+
+    /// Overwrites the scope at `index` with those behind it.
+    fn close_up(&self, first: &[Place], index: usize) {
+        for (to, from) in first[index..].iter().zip(&first[index + 1..]) {
+            to.set(from.get());
+        }
+        let moved = change(|own| (!own.deeper.is_empty()).then(|| own.deeper.remove(0)));
+        match (moved.flatten(), first.last()) {
+            (Some(scope), Some(last)) => last.set(scope),
+            // Nothing is deeper, or the thread is ending and has dropped that.
+            _ => self.len.set(first.len()),
+        }
+    }
+
+    /// The token of the innermost scope of the tree, and `None` where there is no such scope.
+    #[inline(always)]
+    fn find(&self, tree: TreeId) -> Option<Option<&'static Token>> {
+        let last = self.len.get().wrapping_sub(1);
+        match self.first.get(last) {
+            Some(scope) if scope.tree.get() == tree => Some(scope.token.get()),
+            _ => self.find_another(tree),
+        }
+    }
+
+    #[cold]
+    fn find_another(&self, tree: TreeId) -> Option<Option<&'static Token>> {
+        let scope = self.innermost(|scope| scope.tree == tree);
+        scope.map(|scope| scope.token)
+    }
+
+    /// The innermost of those scopes.
+    fn innermost(&self, is_one: impl Fn(&Scope) -> bool) -> Option<Scope> {
+        let len = self.len.get();
+        let deeper = || change(|own| own.deeper.iter().rev().find(|scope| is_one(scope)).copied());
+        let deeper = if len > FIRST { deeper().flatten() } else { None };
+        let mut first = self.first[..len.min(FIRST)].iter().rev().map(Place::get);
+        deeper.or_else(|| first.find(is_one))
+    }
+}
+
+/// Enters a scope. Returns its number.
+#[inline(never)]
+fn push(tree: TreeId, token: Option<&'static Token>) -> u64 {
+    SCOPES.with(|scopes| scopes.enter(tree, token))
+}
+
+/// Leaves the scope of that number.
+#[inline(never)]
+fn pop(number: u64) {
+    SCOPES.with(|scopes| scopes.leave(number));
 }
 
 /// Changes the thread's memberships. `None` when the thread is ending and has dropped them.
 fn change<R>(change: impl FnOnce(&mut Memberships) -> R) -> Option<R> {
-    MEMBERSHIPS.try_with(|memberships| change(&mut memberships.borrow_mut())).ok()
+    let changed = MEMBERSHIPS.try_with(|memberships| {
+        let mut own = memberships.take();
+        let result = change(&mut own);
+        // What this replaces is empty.
+        memberships.set(own);
+        result
+    });
+    changed.ok()
 }
 
 /// A thread's attachment to a cgroup. The drop takes the thread off the cgroup's list.
@@ -60,31 +244,32 @@ impl Drop for Attachment {
     }
 }
 
-/// Calls `look` with the thread's current cgroup in the tree; `None` stands for the root.
+/// The token of the thread's current cgroup in the tree; `None` for the root.
 ///
-/// A thread that is ending and has dropped its memberships belongs to the root. `look` must not
-/// enter or attach, because the memberships are borrowed.
+/// It is valid as long as the thread stays within the scope, or attached.
 #[inline]
-pub(crate) fn with<R>(tree: TreeId, look: impl FnOnce(&Arc<Node>) -> R) -> Option<R> {
-    MEMBERSHIPS
-        .try_with(|memberships| {
-            let memberships = memberships.borrow();
-            let entered = memberships.entered.iter().rev().find(|(id, ..)| *id == tree);
-            let attached = || memberships.attached.iter().find(|(id, _)| *id == tree);
-            let node = match entered {
-                Some((.., node)) => Some(node),
-                None => attached().map(|(_, attachment)| &attachment.0),
-            };
-            node.map(look)
-        })
-        .ok()
-        .flatten()
+pub(crate) fn token(tree: TreeId) -> Option<&'static Token> {
+    match SCOPES.with(|scopes| scopes.find(tree)) {
+        Some(token) => token,
+        None => attached(tree),
+    }
 }
 
-/// True when the thread is within a scope, of whatever tree.
-pub(crate) fn is_in_scope() -> bool {
-    let is_in_scope = |memberships: &RefCell<Memberships>| !memberships.borrow().entered.is_empty();
-    MEMBERSHIPS.try_with(is_in_scope).unwrap_or(false)
+/// The token of the cgroup to which the thread is attached. A thread that is ending and has dropped
+/// its memberships is attached to none.
+fn attached(tree: TreeId) -> Option<&'static Token> {
+    let attached = change(|own| {
+        let attached = own.attached.iter().find(|(id, _)| *id == tree);
+        attached.map(|(_, Attachment(node))| node.token())
+    });
+    attached.flatten()
+}
+
+/// True when the thread is within a scope, of whatever tree but this one. Asked where
+/// [`token`] is `None`.
+#[cold]
+pub(crate) fn is_elsewhere(tree: TreeId) -> bool {
+    SCOPES.with(|scopes| scopes.len.get() > 0 && scopes.find(tree).is_none())
 }
 
 /// Replaces the thread's attachment in the tree by `node`, whose list has the thread already.
@@ -139,28 +324,95 @@ pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeEr
 #[must_use = "the scope ends when this value is dropped"]
 #[derive(Debug)]
 pub struct EnterGuard {
-    scope: u64,
+    number: u64,
+    /// `None` for the root. Given back after the scope was left.
+    _token: Option<TokenRef>,
     not_send: PhantomData<*const ()>,
 }
 
-pub(crate) fn enter(tree: TreeId, node: Arc<Node>) -> EnterGuard {
-    let scope = NEXT_SCOPE.replace(NEXT_SCOPE.get() + 1);
-    let mut entered = Some((tree, scope, node));
-    // A thread that is ending may have dropped its memberships. It belongs to the root.
-    if locks::make_room(|look| change(|own| look(&mut own.entered))).is_some() {
-        change(|own| own.entered.extend(entered.take()));
+/// A reference to the token of a cgroup that the caller holds.
+#[inline]
+fn hold(token: &'static Token) -> TokenRef {
+    match token.take(0, 1) {
+        true => TokenRef::from_static(token),
+        false => hold_slowly(token),
     }
-    EnterGuard { scope, not_send: PhantomData }
+}
+
+#[cold]
+fn hold_slowly(token: &'static Token) -> TokenRef {
+    // It was never charged. Sequences count references from now on.
+    if !locks::is_any_held() && !token.account().is_closed() {
+        token.open();
+    }
+    token.get()
+}
+
+/// Enters a scope of the cgroup with that token, or of the root.
+#[inline]
+pub(crate) fn enter(tree: TreeId, token: Option<&'static Token>) -> EnterGuard {
+    let held = token.map(hold);
+    EnterGuard { number: push(tree, token), _token: held, not_send: PhantomData }
 }
 
 impl Drop for EnterGuard {
+    #[inline]
     fn drop(&mut self) {
-        // By number, not by position, because guards may be dropped in any order. A thread that is
-        // ending may have dropped its memberships before.
-        let left = change(|own| {
-            let index = own.entered.iter().rposition(|(_, scope, _)| *scope == self.scope);
-            index.map(|index| own.entered.remove(index))
-        });
-        drop(left);
+        pop(self.number);
     }
+}
+
+/// A cgroup to enter again and again, on any thread, with a reference to its token.
+#[derive(Debug)]
+pub(crate) struct Held {
+    tree: TreeId,
+    /// `None` for the root.
+    token: Option<TokenRef>,
+}
+
+impl Held {
+    /// The cgroup with that token, or the root.
+    pub(crate) fn new(tree: TreeId, token: Option<&'static Token>) -> Self {
+        Held { tree, token: token.map(hold) }
+    }
+
+    /// That of the innermost scope, of whatever tree; else that to which the thread was attached last.
+    pub(crate) fn current() -> Option<Self> {
+        let attached = || {
+            change(|own| own.attached.last().map(|(tree, of)| (*tree, Some(of.0.token()))))
+                .flatten()
+        };
+        let current =
+            SCOPES.with(|scopes| scopes.innermost(|_| true)).map(|scope| (scope.tree, scope.token));
+        current.or_else(attached).map(|(tree, token)| Held::new(tree, token))
+    }
+
+    /// Runs `work` within a scope of it.
+    #[inline]
+    pub(crate) fn within<R>(&self, work: impl FnOnce() -> R) -> R {
+        within(self.tree, self.token.as_ref().map(TokenRef::objcg), work)
+    }
+
+    /// The cgroup that pays now; `None` for the root, and when its tree was dropped.
+    pub(crate) fn payer(&self) -> Option<Arc<Node>> {
+        self.token.as_ref().and_then(|token| token.objcg().payer())
+    }
+}
+
+/// Runs `work` within a scope of the cgroup with that token, or of the root. The caller keeps the
+/// token in use.
+#[inline]
+pub(crate) fn within<R>(
+    tree: TreeId,
+    token: Option<&'static Token>,
+    work: impl FnOnce() -> R,
+) -> R {
+    struct Leave(u64);
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            pop(self.0);
+        }
+    }
+    let _leave = Leave(push(tree, token));
+    work()
 }

@@ -303,6 +303,7 @@ impl Drop for Tree {
             }
             // Only now, because wakers run.
             nodes.iter().for_each(|node| node.events.end_watched());
+            root.shared.tree_watches.get().iter().for_each(|watches| watches.end());
             drop((nodes, root, arenas));
         });
     }
