@@ -216,7 +216,7 @@ fn what_is_done_again_takes_no_more_memory() {
         let pcpu = PerCpuAllocator::new().unwrap();
         let parent = pcpu.root().create("parent").unwrap();
         let [one, two] = ["one", "two"].map(|name| parent.create(name).unwrap());
-        let mut charge = one.charge(1000).unwrap();
+        let charge = one.charge(1000).unwrap();
         drop(two.charge(1000).unwrap());
         let area: PerCpu<u64> = {
             let _in = one.enter();

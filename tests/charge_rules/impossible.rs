@@ -130,7 +130,7 @@ fn a_charge_that_overflows_empties_nobody_elses_stock() {
     for how in [Gfp::KERNEL, Gfp::NOWAIT, Gfp::ATOMIC, Gfp::NOFAIL] {
         assert!(tenant.charge_with(u64::MAX, how).is_err());
         assert!(tenant.charge_with(u64::MAX - 100, how).is_err());
-        let mut held = tenant.charge(0).unwrap();
+        let held = tenant.charge(0).unwrap();
         assert!(held.grow_with(u64::MAX, how).is_err());
     }
     assert_eq!((other.cached(), tenant.peak()), (cached, 0));
@@ -196,7 +196,7 @@ fn what_exceeds_a_limit_by_itself_takes_no_memory_of_others() {
         assert!(a.try_charge(bytes).is_err());
         assert!(a.charge(0).unwrap().grow(bytes).is_err());
     }
-    let mut held = a.charge(10).unwrap();
+    let held = a.charge(10).unwrap();
     assert!(held.grow((1 << 20) - 9 + 100_000).is_err());
     assert!(!was_asked.load(Ordering::SeqCst));
     assert_eq!((b.current(), a.current()), (100_000, 10));

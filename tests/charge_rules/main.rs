@@ -7,12 +7,14 @@
 //! | `extremes` | no size makes the arithmetic overflow |
 //! | `merging` | what pays decides whether charges can be merged |
 //! | `panics` | a panic of a callback or of a collection leaves every account right |
+//! | `shared` | threads that share a charge may grow and shrink it at the same time |
 //! | `trees` | charges outlive their tree, and move between trees |
 
 mod extremes;
 mod impossible;
 mod merging;
 mod panics;
+mod shared;
 mod trees;
 mod zero;
 

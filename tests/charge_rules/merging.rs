@@ -17,7 +17,7 @@ fn inherited(parent: &Memcg, bytes: u64) -> Charge {
 
 /// The charge goes on as one of the cgroup, and leaves nothing behind.
 #[track_caller]
-fn ends_well(parent: &Memcg, mut charge: Charge, bytes: u64) {
+fn ends_well(parent: &Memcg, charge: Charge, bytes: u64) {
     assert_eq!((charge.bytes(), charge.cgroup(), parent.current()), (bytes, parent.path(), bytes));
     charge.grow(500_000).unwrap();
     charge.shrink(400_000).unwrap();

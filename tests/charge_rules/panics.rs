@@ -223,7 +223,7 @@ fn room_beyond_the_estimate_is_charged_although_the_callback_panics() {
 #[test]
 fn growth_by_force_stays_although_the_callback_panics() {
     let armed = Armed::new();
-    let mut charge = armed.memcg.charge(0).unwrap();
+    let charge = armed.memcg.charge(0).unwrap();
     for round in 1..=3 {
         assert!(panics(|| charge.grow_forced(1000)));
         assert_eq!((charge.bytes(), armed.memcg.current()), (1000 * round, 1000 * round));

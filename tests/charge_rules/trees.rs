@@ -160,7 +160,7 @@ fn what_users_hold_beside_charges_outlives_the_tree() {
     assert!(last.is_some_and(|events| events.removed && events.max == 1), "{last:?}");
 
     // A reader of peaks holds the tree.
-    let (reader, mut charge) = {
+    let (reader, charge) = {
         let (_pcpu, tenant) = tenant();
         let reader = tenant.peak_reader();
         reader.reset();

@@ -86,7 +86,7 @@ fn charging_nothing_is_never_refused_and_raises_nothing() {
     assert!(removed.is_err(), "its words take memory");
     for gfp in WAYS {
         full.is_left_alone(|| {
-            let mut charge = full.child.charge_with(0, gfp).unwrap();
+            let charge = full.child.charge_with(0, gfp).unwrap();
             charge.grow_with(0, gfp).unwrap();
             charge.grow_forced(0);
             charge.shrink(0).unwrap();

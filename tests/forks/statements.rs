@@ -23,7 +23,7 @@ fn everything_works_on_copies() {
         PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT).unwrap()
     };
     words.add(5);
-    let mut charge = tenant.charge(1000).unwrap();
+    let charge = tenant.charge(1000).unwrap();
     let before = tenant.current();
     for _ in 0..3 {
         assert!(in_forked_child(|| {

@@ -30,7 +30,7 @@ fn nothing_is_charged_ahead_past_high() {
         let cached = idle.cached();
         let high = top.current() + cached + 20_000;
         top.set_high(Limit::bytes(high)).unwrap();
-        let mut held = busy.charge(0).unwrap();
+        let held = busy.charge(0).unwrap();
         while held.bytes() + step <= 20_000 {
             held.grow(step).unwrap();
             assert!(top.current() + top.cached() <= high, "{} bytes held", held.bytes());
@@ -49,7 +49,7 @@ fn nothing_is_charged_ahead_past_max() {
         let cached = idle.cached();
         let max = top.current() + cached + 20_000;
         top.set_max(Limit::bytes(max)).unwrap();
-        let mut held = busy.charge(0).unwrap();
+        let held = busy.charge(0).unwrap();
         while held.bytes() + step <= 20_000 {
             held.grow_with(step, Gfp::NOWAIT).unwrap();
             assert!(top.current() + top.cached() <= max, "{} bytes held", held.bytes());
@@ -64,7 +64,7 @@ fn nothing_is_charged_ahead_past_max() {
 fn nothing_is_charged_ahead_past_the_peak() {
     stay();
     let (_pcpu, memcg) = tenant();
-    let (mut held, mut most) = (memcg.charge(0).unwrap(), 0);
+    let (held, mut most) = (memcg.charge(0).unwrap(), 0);
     for nth in 0..500_u64 {
         let bytes = (nth * 7919) % 5000;
         if nth % 3 == 2 {
@@ -162,7 +162,7 @@ fn no_stock_holds_anything_above_a_bound() {
 fn what_is_uncharged_above_a_bound_is_kept_nowhere() {
     for set in [Memcg::set_max, Memcg::set_high] {
         let (_pcpu, top, [_idle, busy]) = siblings();
-        let mut held = busy.charge(200_000).unwrap();
+        let held = busy.charge(200_000).unwrap();
         drop(busy.charge(5000).unwrap());
         set(&top, Limit::bytes(1)).unwrap();
         for bytes in [1, 1000, 30_000] {

@@ -308,7 +308,7 @@ fn lowering_a_limit_asks_hooks_that_give_little_again() {
 #[test]
 fn parts_of_a_charge_are_all_of_it() {
     let (_pcpu, memcg) = tenant();
-    let mut charge = memcg.charge(1000).unwrap();
+    let charge = memcg.charge(1000).unwrap();
     let [mut one, two] = [300, 200].map(|bytes| charge.split(bytes).unwrap());
     assert_eq!([&charge, &one, &two].map(Charge::bytes), [500, 300, 200]);
     one.merge(two).unwrap();

@@ -87,7 +87,7 @@ fn a_refusal_names_the_largest_consumers() {
     let named = |nth: usize| (format!("/tenant/{nth}"), sizes[nth]);
     assert_eq!(top(3), [named(1), named(4), named(5)]);
     // As of the call: the two largest end, and then all but one.
-    let mut children = children;
+    let children = children;
     children[1].1.shrink(500).unwrap();
     children[1].0.drain();
     assert_eq!(top(3), [named(4), named(5), named(0)]);

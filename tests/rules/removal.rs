@@ -102,7 +102,7 @@ fn what_was_inherited_is_inherited_again() {
     let (_pcpu, top) = tenant();
     let parent = top.create("parent").unwrap();
     let child = parent.create("child").unwrap();
-    let mut held = child.charge(500).unwrap();
+    let held = child.charge(500).unwrap();
     child.remove().unwrap();
     parent.remove().unwrap();
     assert_eq!((&*held.cgroup(), top.current(), parent.current()), ("/tenant", 500, 0));
@@ -133,7 +133,7 @@ fn a_removed_cgroup_takes_no_threads_children_or_limits() {
 fn the_limits_of_a_removed_cgroup_end_with_it() {
     let (pcpu, top) = tenant();
     let child = top.create("child").unwrap();
-    let mut held = child.charge(100).unwrap();
+    let held = child.charge(100).unwrap();
     child.set_max(Limit::bytes(100)).unwrap();
     child.set_high(Limit::bytes(100)).unwrap();
     assert!(child.try_charge(1).is_err() && held.try_grow(1).is_err());

@@ -293,7 +293,7 @@ fn a_panic_above_high_is_passed_on_and_nothing_is_charged() {
         }));
         assert!(area.is_err(), "{what}");
         assert!(catch_unwind(AssertUnwindSafe(|| memcg.create("child"))).is_err(), "{what}");
-        let mut charge = memcg.charge(0).unwrap();
+        let charge = memcg.charge(0).unwrap();
         assert!(catch_unwind(AssertUnwindSafe(|| charge.grow(1000))).is_err(), "{what}");
         assert_eq!((charge.bytes(), memcg.current(), memcg.cached()), (0, 0, 0), "{what}");
     };

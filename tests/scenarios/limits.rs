@@ -99,7 +99,7 @@ fn a_charge_outlives_its_cgroup_and_its_allocator() {
     assert_eq!((charge.cgroup(), pcpu.root().current()), ("/".into(), 100));
     charge.grow(50).unwrap();
     assert_eq!(pcpu.root().current(), 150);
-    let mut half = charge.split(75).unwrap();
+    let half = charge.split(75).unwrap();
     drop((pcpu, memcg));
     half.grow(1).unwrap();
     half.shrink(70).unwrap();

@@ -217,7 +217,7 @@ fn amounts_around_32_bits_are_exact() {
             for bytes in [(1 << power) - 1, 1 << power, (1 << power) + 1, (1 << power) + BATCH] {
                 // Something is in the stock, and its word is in use.
                 drop(tenant.charge(BATCH / 2).unwrap());
-                let mut held = tenant.charge(bytes).unwrap();
+                let held = tenant.charge(bytes).unwrap();
                 check(bytes);
                 held.grow(bytes).unwrap();
                 check(2 * bytes);
@@ -249,7 +249,7 @@ fn charges_that_outlive_their_tree_disturb_nobody() {
                 let (before, result) = (charge.bytes(), charge.grow(u64::MAX));
                 assert!(result.is_ok() || charge.bytes() == before);
                 charge.grow(300_000).unwrap_or_default();
-                let mut part = charge.split(5).unwrap();
+                let part = charge.split(5).unwrap();
                 part.try_grow(1 << 63).unwrap_or_default();
                 charge.merge(part).unwrap();
                 charge.shrink(charge.bytes()).unwrap();
@@ -279,7 +279,7 @@ fn references_of_every_kind_may_be_given_back_anywhere() {
         let Some([first, second]) = two_cpus() else { return };
         is_nobody_elses(|child, held| {
             for round in 0..100_u64 {
-                let (mut part, mut charge) =
+                let (mut part, charge) =
                     on(first, || (held.split(1).unwrap(), child.charge(BATCH).unwrap()));
                 let collection = on(second, || {
                     charge.grow(3 * BATCH).unwrap();

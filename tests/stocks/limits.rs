@@ -50,7 +50,7 @@ fn bytes_in_the_stock_of_another_cpu_are_no_reason_to_refuse() {
             allow(&tenant, bytes);
             for (nth, sibling) in siblings.iter().cycle().take(40).enumerate() {
                 move_to(cpus[nth % 2]);
-                let mut charge = sibling.try_charge(bytes).expect("all of it is free");
+                let charge = sibling.try_charge(bytes).expect("all of it is free");
                 charge.shrink(bytes - 1).expect("it holds so much");
                 move_to(cpus[nth / 2 % 2]);
                 charge.try_grow(bytes - 1).expect("all but one is free");

@@ -54,7 +54,7 @@ fn forced_charges_and_growth_out_of_a_stock_raise_the_peak_of_every_level() {
         move_to(second);
         let held = leaf.charge_forced(BATCH);
         move_to(first);
-        let mut too = leaf.charge(1).unwrap();
+        let too = leaf.charge(1).unwrap();
         too.grow(BATCH - 1).unwrap();
         let most = line.map(Memcg::current);
         drop((held, too));
@@ -200,7 +200,7 @@ fn peaks_of_leaves_on_different_cpus_are_exact_while_both_are_charged() {
         let charge = |nth: usize| {
             let (leaf, mut choices, mut most) = (&leaves[nth], Choices(nth as u64), 0);
             while began.elapsed() < budget() {
-                let mut held = leaf.charge(choices.below(1000) as u64).unwrap();
+                let held = leaf.charge(choices.below(1000) as u64).unwrap();
                 held.grow(choices.below(100_000) as u64).unwrap();
                 let other = leaf.charge(choices.below(300_000) as u64).unwrap();
                 most = most.max(held.bytes() + other.bytes());
@@ -233,7 +233,7 @@ fn no_reader_sees_more_than_the_peak() {
             while began.elapsed() < budget() {
                 let payer = choices.of(&[&leaf, &leaf, &tenant]);
                 let held = payer.charge(choices.below(200_000) as u64).unwrap();
-                let mut too = leaf.charge_forced(choices.below(200) as u64);
+                let too = leaf.charge_forced(choices.below(200) as u64);
                 too.grow(choices.below(200_000) as u64).unwrap();
                 drop((held, too));
             }

@@ -119,7 +119,7 @@ fn end(world: World) {
     assert_eq!(pcpu.stats().nr_cur_alloc, 0);
     assert_eq!(pcpu.verify(), Ok(()));
     let last = root.create("last").expect("the root has no limit");
-    let mut charge = last.charge(1000).expect("no limit");
+    let charge = last.charge(1000).expect("no limit");
     drop((last, root, pcpu));
     // Its tree is gone, and nobody pays.
     assert_eq!(charge.cgroup(), "");

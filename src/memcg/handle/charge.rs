@@ -4,15 +4,17 @@ use std::fmt;
 use std::mem;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arena::Owner;
 use crate::memcg::charge::try_charge::{self, Untold, charge_for_good, grow_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
-use crate::memcg::error::ChargeError;
+use crate::memcg::error::{ChargeError, ask_alike};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::{Node, Token, reparent, walk};
 use crate::memcg::stock::objcg::Payer;
+use crate::memcg::tree::current;
 use crate::sys::text::Quoted;
 
 /// Bytes that are charged to a cgroup until this value is dropped.
@@ -25,6 +27,9 @@ use crate::sys::text::Quoted;
 /// cgroup pays for it, and [`cgroup`](Charge::cgroup) is empty. It can still be grown, shrunk, split
 /// and merged, as a number that is charged nowhere, and [moved](Charge::transfer_to) to a cgroup of
 /// another tree, which pays from then on.
+///
+/// Threads that share a charge may grow, shrink and split it at the same time. Merging and moving it
+/// need it alone.
 ///
 /// Any number of bytes can be charged for which the counters of the cgroup and its ancestors have
 /// room, up to 2⁶⁴ − 1. All of them are asked before one is changed. So a charge that does not fit
@@ -43,7 +48,7 @@ use crate::sys::text::Quoted;
 /// let tenant = pcpu.root().create("tenant")?;
 /// tenant.set_max(Limit::bytes(1 << 20))?;
 ///
-/// let mut buffer = tenant.charge(600_000)?;
+/// let buffer = tenant.charge(600_000)?;
 /// assert!(tenant.try_charge(600_000).is_err());
 /// buffer.shrink(200_000)?;
 /// let other = tenant.try_charge(600_000)?;
@@ -55,7 +60,7 @@ use crate::sys::text::Quoted;
 pub struct Charge {
     /// With a reference.
     token: &'static Token,
-    bytes: u64,
+    bytes: AtomicU64,
 }
 
 /// [`Charge::shrink`] or [`Charge::split`] asked for more bytes than are charged.
@@ -68,7 +73,7 @@ pub struct Charge {
 /// use percpu_memcg::{PerCpuAllocator, ShrinkError};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
-/// let mut charge = pcpu.root().create("tenant")?.charge(100)?;
+/// let charge = pcpu.root().create("tenant")?.charge(100)?;
 /// let error: ShrinkError = charge.shrink(200).unwrap_err();
 /// assert_eq!((error.held, error.asked), (100, 200));
 /// assert_eq!(charge.bytes(), 100);
@@ -76,13 +81,22 @@ pub struct Charge {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-#[error("{asked} bytes of a charge of {held}")]
+#[error("a charge of {held} bytes cannot shrink by {asked}")]
 pub struct ShrinkError {
     /// Bytes that are charged.
     pub held: u64,
     /// Bytes that were to be taken off.
     pub asked: u64,
 }
+
+impl ShrinkError {
+    /// The kernel's error number, `EINVAL`.
+    pub fn errno(&self) -> i32 {
+        libc::EINVAL
+    }
+}
+
+ask_alike!(ShrinkError, limit: |_| false, memory: |_| false, invalid: |_| true);
 
 /// [`Charge::merge`] was called with a charge that another cgroup pays for.
 ///
@@ -108,7 +122,14 @@ pub struct ShrinkError {
 #[error("the charges belong to different cgroups")]
 pub struct MergeError(Charge);
 
+ask_alike!(MergeError, limit: |_| false, memory: |_| false, invalid: |_| true);
+
 impl MergeError {
+    /// The kernel's error number, `EXDEV`.
+    pub fn errno(&self) -> i32 {
+        libc::EXDEV
+    }
+
     /// Returns the charge that was passed in.
     pub fn into_charge(self) -> Charge {
         self.0
@@ -187,16 +208,61 @@ impl Memcg {
     pub fn charge_with(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
         let token = self.token();
         match token.take(bytes, 1) {
-            true => Ok(Charge { token, bytes }),
+            true => Ok(Charge::new(token, bytes)),
             false => self.charge_missed(bytes, gfp),
         }
+    }
+
+    /// Charges `bytes` to the cgroup for which the calling thread allocates, in the tree of `self`:
+    /// as [`charge`](Memcg::charge) of [`of_this_thread`](Memcg::of_this_thread), without the handle.
+    ///
+    /// With neither a scope nor an attachment, the root is charged, which has no limit.
+    ///
+    /// # Errors
+    ///
+    /// As for [`charge`](Memcg::charge).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let root = pcpu.root(); // once for the process
+    /// let tenant = root.create("tenant")?;
+    /// let buffer = tenant.scope(|| root.charge_current(4096))?;
+    /// assert_eq!((buffer.cgroup().as_str(), tenant.current()), ("/tenant", 4096));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn charge_current(&self, bytes: u64) -> Result<Charge, ChargeError> {
+        let token = current::token(self.tree().id());
+        let token = token.unwrap_or_else(|| self.tree().root().token());
+        match token.take(bytes, 1) {
+            true => Ok(Charge::new(token, bytes)),
+            false => self.charge_current_missed(token, bytes),
+        }
+    }
+
+    #[cold]
+    fn charge_current_missed(
+        &self,
+        token: &'static Token,
+        bytes: u64,
+    ) -> Result<Charge, ChargeError> {
+        // Hooks may leave the scope, so the cgroup is held from here on.
+        let payer = token.payer();
+        let node = payer.as_ref().unwrap_or_else(|| self.tree().root());
+        let stock = self.tree().stock();
+        let token = charge_for_good(node, stock, node.token(), bytes, Gfp::KERNEL)?;
+        Ok(Charge::new(token, bytes))
     }
 
     #[cold]
     fn charge_missed(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
         let stock = self.tree().stock();
         let token = charge_for_good(self.node(), stock, self.token(), bytes, gfp)?;
-        Ok(Charge { token, bytes })
+        Ok(Charge::new(token, bytes))
     }
 
     /// Charges `bytes` for what is only kept in case that it is needed: `None` where usage, with what stocks
@@ -205,7 +271,7 @@ impl Memcg {
     pub(crate) fn charge_spare(&self, bytes: u64) -> Option<Charge> {
         let token = self.token();
         match token.take(bytes, 1) {
-            true => Some(Charge { token, bytes }),
+            true => Some(Charge::new(token, bytes)),
             false => self.charge_spare_missed(bytes),
         }
     }
@@ -218,15 +284,36 @@ impl Memcg {
         }
         // A charge that brings usage above `high` at the same time tells of it.
         let (charged, _untold) = try_charge::charge_untold(node, bytes, Gfp::NOWAIT).ok()?;
-        Some(Charge { token: charged.commit(), bytes })
+        Some(Charge::new(charged.commit(), bytes))
     }
 }
 
 impl Charge {
+    /// Bytes that were charged, with a reference to the token.
+    #[inline]
+    fn new(token: &'static Token, bytes: u64) -> Self {
+        Charge { token, bytes: AtomicU64::new(bytes) }
+    }
+
     /// How many bytes are charged.
     #[inline]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        // Relaxed, here and below: a number that stands for nothing else in memory.
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Replaces the number of bytes by what `change` makes of it, unless that is none.
+    #[inline]
+    fn change(&self, change: impl Fn(u64) -> Option<u64>) -> Result<(), u64> {
+        let mut bytes = self.bytes();
+        loop {
+            let changed = change(bytes).ok_or(bytes)?;
+            let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+            match self.bytes.compare_exchange_weak(bytes, changed, success, failure) {
+                Ok(_) => return Ok(()),
+                Err(now) => bytes = now,
+            }
+        }
     }
 
     /// The path of the cgroup that pays now; empty after its tree was dropped.
@@ -252,14 +339,14 @@ impl Charge {
     /// let pcpu = PerCpuAllocator::new()?;
     /// let tenant = pcpu.root().create("tenant")?;
     /// tenant.set_max(Limit::bytes(1000))?;
-    /// let mut buffer = tenant.charge(600)?;
+    /// let buffer = tenant.charge(600)?;
     /// buffer.grow(400)?; // before the buffer is enlarged
     /// assert!(buffer.grow(1).is_err());
     /// assert_eq!(buffer.bytes(), 1000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn grow(&mut self, bytes: u64) -> Result<(), ChargeError> {
+    pub fn grow(&self, bytes: u64) -> Result<(), ChargeError> {
         self.grow_with(bytes, Gfp::KERNEL)
     }
 
@@ -269,7 +356,7 @@ impl Charge {
     ///
     /// [`ChargeError`] when a limit refuses. The charge is unchanged.
     #[inline]
-    pub fn try_grow(&mut self, bytes: u64) -> Result<(), ChargeError> {
+    pub fn try_grow(&self, bytes: u64) -> Result<(), ChargeError> {
         self.grow_with(bytes, Gfp::NOWAIT)
     }
 
@@ -280,7 +367,7 @@ impl Charge {
     /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes. Nothing is charged then. A panic of an
     /// [`on_high`](Memcg::on_high) callback is passed on. The bytes have been charged by then,
     /// because the memory exists.
-    pub fn grow_forced(&mut self, bytes: u64) {
+    pub fn grow_forced(&self, bytes: u64) {
         if self.token.take(bytes, 0) {
             self.add(bytes, None);
             return;
@@ -305,31 +392,32 @@ impl Charge {
     ///
     /// [`ChargeError`] when a limit refuses. The charge is unchanged.
     #[inline]
-    pub fn grow_with(&mut self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
+    pub fn grow_with(&self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
         if self.token.take(bytes, 0) {
-            self.bytes = self.bytes.saturating_add(bytes);
+            self.add(bytes, None);
             return Ok(());
         }
         self.grow_missed(bytes, gfp)
     }
 
     #[cold]
-    fn grow_missed(&mut self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
+    fn grow_missed(&self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
         let charged = grow_slowly(self.token, bytes, gfp)?;
         self.add(bytes, charged);
         Ok(())
     }
 
-    fn add(&mut self, bytes: u64, charged: Option<Uncommitted>) {
+    #[inline]
+    fn add(&self, bytes: u64, charged: Option<Uncommitted>) {
         // The sum can only overflow after the tree was dropped, when counters count nothing.
-        self.bytes = self.bytes.saturating_add(bytes);
+        let _always = self.change(|own| Some(own.saturating_add(bytes)));
         charged.map(Uncommitted::commit);
     }
 
     /// Charges `bytes` more for what `make` creates. When `make` fails, the charge is undone and no
     /// peak has counted it.
     pub(crate) fn grow_for<E: From<ChargeError>>(
-        &mut self,
+        &self,
         bytes: u64,
         gfp: Gfp,
         make: impl FnOnce() -> Result<(), E>,
@@ -348,17 +436,37 @@ impl Charge {
     /// # Errors
     ///
     /// [`ShrinkError`] when fewer bytes are charged. Nothing is changed.
+    ///
+    /// # Examples
+    ///
+    /// Two threads that share a charge:
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let shared = pcpu.root().create("tenant")?.charge(0)?;
+    /// std::thread::scope(|scope| {
+    ///     for _ in 0..2 {
+    ///         scope.spawn(|| {
+    ///             shared.grow(1000).unwrap();
+    ///             shared.shrink(900).unwrap();
+    ///         });
+    ///     }
+    /// });
+    /// assert_eq!(shared.bytes(), 200);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
-    pub fn shrink(&mut self, bytes: u64) -> Result<(), ShrinkError> {
+    pub fn shrink(&self, bytes: u64) -> Result<(), ShrinkError> {
         self.take_off(bytes)?;
         reparent::uncharge(self.token, bytes);
         Ok(())
     }
 
-    fn take_off(&mut self, bytes: u64) -> Result<(), ShrinkError> {
-        let held = self.bytes;
-        self.bytes = held.checked_sub(bytes).ok_or(ShrinkError { held, asked: bytes })?;
-        Ok(())
+    fn take_off(&self, bytes: u64) -> Result<(), ShrinkError> {
+        let taken = self.change(|own| own.checked_sub(bytes));
+        taken.map_err(|held| ShrinkError { held, asked: bytes })
     }
 
     /// Splits `bytes` off as a charge of its own, for memory that is divided between two owners.
@@ -380,9 +488,9 @@ impl Charge {
     /// batch.merge(head)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn split(&mut self, bytes: u64) -> Result<Charge, ShrinkError> {
+    pub fn split(&self, bytes: u64) -> Result<Charge, ShrinkError> {
         self.take_off(bytes)?;
-        Ok(Charge { token: self.token.get().into_static(), bytes })
+        Ok(Charge::new(self.token.get().into_static(), bytes))
     }
 
     /// Adds another charge that the same cgroup pays for to this one.
@@ -419,7 +527,9 @@ impl Charge {
             mem::swap(&mut self.token, &mut other.token);
         }
         // The sum can only overflow where no cgroup pays.
-        self.bytes = self.bytes.saturating_add(mem::take(&mut other.bytes));
+        let merged = mem::take(other.bytes.get_mut());
+        let bytes = self.bytes.get_mut();
+        *bytes = bytes.saturating_add(merged);
         Ok(())
     }
 
@@ -462,9 +572,10 @@ impl Charge {
         let from = self.token.payer().filter(|from| Arc::ptr_eq(&from.shared, &to.shared));
         let Some(from) = from else { return self.move_to_tree(to) };
         let pays_already = Arc::ptr_eq(&from, to) || Arc::ptr_eq(from.live(), to);
-        let untold = match pays_already || self.bytes == 0 {
+        let bytes = self.bytes();
+        let untold = match pays_already || bytes == 0 {
             true => None,
-            false => try_charge::transfer(&from, to, self.bytes)?,
+            false => try_charge::transfer(&from, to, bytes)?,
         };
         // What is charged at a cgroup may refer to its token (O4, M8).
         let old = mem::replace(&mut self.token, to.token().get().into_static());
@@ -474,9 +585,10 @@ impl Charge {
     }
 
     fn move_to_tree(&mut self, to: &Arc<Node>) -> Result<(), ChargeError> {
-        let (charged, untold) = try_charge::charge_untold(to, self.bytes, Gfp::NOWAIT)?;
+        let bytes = self.bytes();
+        let (charged, untold) = try_charge::charge_untold(to, bytes, Gfp::NOWAIT)?;
         // Uncharges what this was.
-        *self = Charge { token: charged.commit(), bytes: self.bytes };
+        *self = Charge::new(charged.commit(), bytes);
         untold.into_iter().for_each(Untold::tell);
         Ok(())
     }
@@ -514,7 +626,7 @@ fn token_of_both(a: &'static Token, b: &'static Token) -> Option<&'static Token>
 impl Drop for Charge {
     #[inline]
     fn drop(&mut self) {
-        reparent::uncharge_and_put(self.token, self.bytes);
+        reparent::uncharge_and_put(self.token, *self.bytes.get_mut());
     }
 }
 
@@ -522,7 +634,7 @@ impl fmt::Debug for Charge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Charge")
             .field("cgroup", &format_args!("{}", Quoted(&self.cgroup())))
-            .field("bytes", &self.bytes)
+            .field("bytes", &self.bytes())
             .finish()
     }
 }

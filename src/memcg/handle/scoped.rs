@@ -29,6 +29,7 @@ use crate::memcg::handle::memcg::Memcg;
 #[must_use = "the cgroup is removed when this value is dropped"]
 pub struct ScopedMemcg {
     memcg: Memcg,
+    is_kept: bool,
 }
 
 impl Memcg {
@@ -39,7 +40,28 @@ impl Memcg {
     ///
     /// As for [`create`](Memcg::create).
     pub fn create_scoped(&self, name: &str) -> Result<ScopedMemcg, TreeError> {
-        Ok(ScopedMemcg { memcg: self.create(name)? })
+        Ok(ScopedMemcg { memcg: self.create(name)?, is_kept: false })
+    }
+}
+
+impl ScopedMemcg {
+    /// Keeps the cgroup: returns its handle, and removes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let session = pcpu.root().create_scoped("session")?;
+    /// // Whatever fails up to here removes the cgroup.
+    /// let session = session.into_inner();
+    /// assert_eq!(pcpu.root().find("session")?, session);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn into_inner(mut self) -> Memcg {
+        self.is_kept = true;
+        self.memcg.clone()
     }
 }
 
@@ -53,6 +75,9 @@ impl Deref for ScopedMemcg {
 
 impl Drop for ScopedMemcg {
     fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
         // From the leaves up. A cgroup that is busy stays, and makes its ancestors busy.
         for node in self.memcg.node().subtree().iter().rev() {
             let _ = self.memcg.tree().remove(node);
