@@ -21,7 +21,7 @@
 //! | a cgroup for one request or query | [`Memcg::create_scoped`], [`InMemcg`] futures, [`Memcg::remove_with_report`] for leaks |
 //! | to free memory before a limit refuses | [`Memcg::on_reclaim`], [`Memcg::on_oom`] |
 //! | to slow a tenant down before it reaches its limit | [`Memcg::set_high`], [`Memcg::throttle`] |
-//! | to wait for events | [`Memcg::watch_events`] |
+//! | to wait for events | [`Memcg::watch_events`], or [`Memcg::watch_tree`] for those of all cgroups |
 //! | the peak of a period | [`Memcg::peak_reader`] |
 //! | limits and statistics as text, by path | [`PerCpuAllocator::files`] |
 //! | statistics as numbers | [`PerCpuAllocator::stats`], [`Memcg::snapshot`] and its [`tree`](MemcgSnapshot::tree), [`report::Snapshot`] |
@@ -126,11 +126,12 @@ mod sys;
 
 pub use arena::{BalanceMode, Populate};
 pub use memcg::{
-    Accounted, AccountedMut, AllocError, Charge, ChargeError, EnterGuard, EventWatch, Footprint,
-    FreeError, Gfp, HighEvent, HookScope, InMemcg, InMemcgFuture, Limit, Memcg, MemcgEvents,
-    MemcgSnapshot, MemcgStats, MemcgUsage, MergeError, NumberError, OomAnswer, OomEvent,
-    PeakReader, ReclaimError, ReclaimReason, ReclaimRequest, Refusal, Registration, RemovalReport,
-    ReserveError, ScopedMemcg, ShrinkError, Throttle, TopConsumer, TreeError,
+    Accounted, AccountedMut, AllocError, Charge, ChargeError, EnterGuard, EventKind, EventWatch,
+    Footprint, FreeError, Gfp, HighEvent, HookScope, InMemcg, InMemcgFuture, Limit, Memcg,
+    MemcgEvents, MemcgSnapshot, MemcgStats, MemcgUsage, MergeError, NumberError, OomAnswer,
+    OomEvent, PeakReader, ReclaimError, ReclaimReason, ReclaimRequest, Refusal, Registration,
+    RemovalReport, ReserveError, ScopedMemcg, ShrinkError, Throttle, TopConsumer, TreeError,
+    TreeEvent, TreeEvents, TreeWatch,
 };
 pub use percpu::{
     BuildError, CompactLocal, CounterIndex, DualModeCounter, Field, HistogramError,

@@ -1,7 +1,10 @@
 //! Reading and watching the events of a cgroup.
 
+use std::time::Duration;
+
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::notify::counts::MemcgEvents;
+use crate::memcg::notify::tree_watch::TreeWatch;
 use crate::memcg::notify::watch::EventWatch;
 
 impl Memcg {
@@ -23,5 +26,14 @@ impl Memcg {
     /// [`EventWatch::changed`]; see there for examples.
     pub fn watch_events(&self) -> EventWatch {
         self.node().events.watch()
+    }
+
+    /// Creates a watch of the events of all cgroups of the tree, with the paths of the cgroups and the
+    /// kinds of the events, in batches that are at least `interval` apart.
+    ///
+    /// For one monitor of a whole service, which does not know the cgroups that come and go. `self` only
+    /// names the tree. See [`TreeWatch`] for an example.
+    pub fn watch_tree(&self, interval: Duration) -> TreeWatch {
+        self.node().shared.tree_watches.get_or_init().watch(interval)
     }
 }

@@ -327,6 +327,9 @@ impl Node {
         let own = (&self.events, self.is_root());
         let above = self.ancestors_above().map(|node| (&node.events, node.is_root()));
         notify::raise(kind, std::iter::once(own).chain(above));
+        if let Some(watches) = self.shared.tree_watches.get() {
+            watches.raise(kind, || self.path());
+        }
     }
 }
 

@@ -4,6 +4,8 @@ use std::ptr;
 
 use crate::memcg::counter::cost::AreaCost;
 use crate::memcg::notify::inside::TreeKey;
+use crate::memcg::notify::tree_watch::TreeWatches;
+use crate::memcg::once_arc::OnceArc;
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +19,8 @@ pub(crate) struct Shared<P: Payer> {
     /// Protection that a cgroup's children do not claim is shared among them; see
     /// `counter::protection`.
     pub(crate) has_recursive_protection: bool,
+    /// None until the first watch.
+    pub(crate) tree_watches: OnceArc<TreeWatches>,
     /// A hook was ever registered.
     has_hooks: AtomicBool,
 }
@@ -27,6 +31,7 @@ impl<P: Payer> Shared<P> {
             cost: AreaCost::new(machine.nr_possible()),
             stock: Stock::new(machine),
             has_recursive_protection,
+            tree_watches: OnceArc::new(),
             has_hooks: AtomicBool::new(false),
         }
     }

@@ -51,15 +51,37 @@ impl fmt::Display for MemcgEvents {
     }
 }
 
-/// The kinds of events; each is a field of [`MemcgEvents`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EventKind {
+/// The kinds of events. Each is a field of [`MemcgEvents`], which says when it happens.
+///
+/// `Display` writes the name that the kernel's `memory.events` has for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// Memory within the `low` protection was taken.
     Low,
+    /// Usage was above `high`.
     High,
+    /// A charge reached `max`.
     Max,
+    /// Reclaim did not make enough room.
     Oom,
+    /// A victim of an OOM was recorded.
     OomKill,
+    /// A victim belonged to a cgroup that was to be ended as a whole.
     OomGroupKill,
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            EventKind::Low => "low",
+            EventKind::High => "high",
+            EventKind::Max => "max",
+            EventKind::Oom => "oom",
+            EventKind::OomKill => "oom_kill",
+            EventKind::OomGroupKill => "oom_group_kill",
+        })
+    }
 }
 
 const KINDS: usize = EventKind::OomGroupKill as usize + 1;

@@ -8,6 +8,7 @@
 //! | `callbacks` | the callbacks of a cgroup |
 //! | `counts` | [`MemcgEvents`] |
 //! | `watch` | [`EventWatch`]: waiting for the counts to change |
+//! | `tree_watch` | [`TreeWatch`](tree_watch::TreeWatch): the events of all cgroups of a tree |
 //!
 //! ```text
 //!   Events ──► local: six counters
@@ -30,6 +31,7 @@ pub(crate) mod counts;
 pub(crate) mod inside;
 pub(crate) mod registration;
 pub(crate) mod running;
+pub(crate) mod tree_watch;
 pub(crate) mod watch;
 
 #[cfg(test)]

@@ -192,7 +192,7 @@ impl Drop for Changed<'_> {
     }
 }
 
-struct Unpark(Thread);
+pub(crate) struct Unpark(pub(crate) Thread);
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {

@@ -1,0 +1,146 @@
+//! One watch for the events of all cgroups of a tree.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use percpu_memcg::{EventKind, Limit, Memcg, PerCpuAllocator, TreeEvents, TreeWatch};
+use static_assertions::assert_impl_all;
+
+/// No test waits longer for what has to come.
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(60);
+
+assert_impl_all!(TreeWatch: Send, Sync, std::panic::UnwindSafe);
+
+fn tree() -> (PerCpuAllocator, Memcg) {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let root = pcpu.root();
+    (pcpu, root)
+}
+
+/// A cgroup that refuses everything.
+fn full(parent: &Memcg, name: &str) -> Memcg {
+    let memcg = parent.create(name).unwrap();
+    memcg.set_max(Limit::from(0)).unwrap();
+    memcg
+}
+
+fn entries(batch: &TreeEvents) -> Vec<(&str, EventKind, u64)> {
+    batch.events.iter().map(|event| (event.cgroup.as_str(), event.kind, event.count)).collect()
+}
+
+#[test]
+fn a_batch_names_every_cgroup_and_kind_once() {
+    let (_pcpu, root) = tree();
+    let tenant = root.create("tenant").unwrap();
+    let before = full(&tenant, "before");
+    assert!(before.charge(1).is_err());
+    let mut watch = root.watch_tree(Duration::ZERO);
+    assert_eq!(watch.wait_timeout(SHORT), None, "what was before is not told");
+
+    let gone = full(&tenant, "gone");
+    let kept = full(&tenant, "kept\n".trim_end());
+    assert!(gone.try_charge(1).is_err());
+    gone.remove().unwrap();
+    drop(gone);
+    (0..3).for_each(|_| assert!(kept.charge(1).is_err()));
+    tenant.set_high(Limit::from(10)).unwrap();
+    let above = tenant.charge(20).unwrap();
+
+    let batch = watch.wait_timeout(LONG).unwrap();
+    let expected = [
+        ("/tenant", EventKind::High, 1),
+        ("/tenant/gone", EventKind::Max, 1),
+        ("/tenant/kept", EventKind::Max, 3),
+        ("/tenant/kept", EventKind::Oom, 3),
+    ];
+    assert_eq!(entries(&batch), expected);
+    assert_eq!((batch.omitted, batch.ended), (0, false));
+    insta::assert_snapshot!(batch, @"
+    /tenant: high 1
+    /tenant/gone: max 1
+    /tenant/kept: max 3
+    /tenant/kept: oom 3
+    ");
+    assert_eq!(watch.wait_timeout(Duration::ZERO), None, "each event is told once");
+    drop(above);
+}
+
+#[test]
+fn batches_are_an_interval_apart() {
+    let (_pcpu, root) = tree();
+    let full = full(&root, "full");
+    let interval = Duration::from_millis(200);
+    let mut watch = root.watch_tree(interval);
+    assert!(full.try_charge(1).is_err());
+    assert!(watch.wait_timeout(LONG).is_some(), "the first one comes at once");
+    let first = Instant::now();
+    (0..5).for_each(|_| assert!(full.try_charge(1).is_err()));
+    assert_eq!(watch.wait_timeout(Duration::ZERO), None);
+    let batch = watch.wait_timeout(LONG).unwrap();
+    assert!(first.elapsed() >= interval - Duration::from_millis(20), "{:?}", first.elapsed());
+    assert_eq!(entries(&batch), [("/full", EventKind::Max, 5)]);
+}
+
+#[test]
+fn an_event_wakes_a_thread_and_every_watch_is_told() {
+    let (_pcpu, root) = tree();
+    let full = full(&root, "full");
+    let mut other = full.watch_tree(Duration::ZERO);
+    let mut watch = root.watch_tree(Duration::ZERO);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| watch.wait_timeout(Duration::MAX));
+        thread::sleep(SHORT);
+        assert!(!waiting.is_finished());
+        assert!(full.try_charge(1).is_err());
+        assert_eq!(waiting.join().unwrap(), other.wait_timeout(LONG));
+    });
+}
+
+#[tokio::test]
+async fn a_task_waits_for_batches_until_the_tree_is_dropped() {
+    let (pcpu, root) = tree();
+    let full = full(&root, "full");
+    let mut watch = root.watch_tree(Duration::from_millis(50));
+    let sum = |batch: &TreeEvents| batch.events.iter().map(|event| event.count).sum::<u64>();
+    let monitor = tokio::spawn(async move {
+        let mut count = 0;
+        loop {
+            // A future that is dropped loses nothing.
+            let poll = pin!(watch.changed()).poll(&mut Context::from_waker(Waker::noop()));
+            let batch = match poll {
+                Poll::Ready(batch) => batch,
+                Poll::Pending => watch.changed().await,
+            };
+            count += sum(&batch);
+            if batch.ended {
+                return count;
+            }
+        }
+    });
+    for _ in 0..10 {
+        assert!(full.try_charge(1).is_err());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop((full, root, pcpu));
+    let count = tokio::time::timeout(LONG, monitor).await.unwrap().unwrap();
+    assert_eq!(count, 10);
+}
+
+#[test]
+fn a_batch_has_a_limit() {
+    let (_pcpu, root) = tree();
+    let mut watch = root.watch_tree(Duration::ZERO);
+    for name in 0..4100 {
+        let query = full(&root, &name.to_string());
+        assert!(query.try_charge(1).is_err());
+        query.remove().unwrap();
+    }
+    let batch = watch.wait_timeout(LONG).unwrap();
+    assert_eq!((batch.events.len(), batch.omitted), (4096, 4));
+    assert!(batch.to_string().ends_with("\n… 4 more\n"));
+}
