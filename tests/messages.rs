@@ -1,6 +1,7 @@
 //! What errors say: who was charged, who refuses, no word of other tenants, and never too much.
 
 use std::error::Error;
+use std::io;
 
 use percpu_memcg::{
     AllocError, Gfp, Limit, Memcg, PerCpu, PerCpuAllocator, PerCpuHistogram, ReserveError,
@@ -52,7 +53,7 @@ fn a_refusal_names_the_charged_and_the_refusing_cgroup_and_no_other() {
     assert!(report.starts_with(&error.to_string()), "{report}");
     assert!(report.contains("; most by /shared/other-tenant 777777"), "{report}");
 
-    let mut held = mine.charge(10).unwrap();
+    let held = mine.charge(10).unwrap();
     names_only(&held.grow(1000).unwrap_err(), "/shared/mine");
     let mut outside = pcpu.root().create("outside").unwrap().charge(2000).unwrap();
     let error = outside.transfer_to(&mine).unwrap_err();
@@ -79,7 +80,7 @@ fn a_charge_through_a_removed_cgroup_names_the_one_that_would_have_paid() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let (_shared, mine) = limited(&pcpu, 100_000);
     let query = mine.create("query").unwrap();
-    let mut held = query.charge(1).unwrap();
+    let held = query.charge(1).unwrap();
     query.remove().unwrap();
     assert_eq!(query.charge(200_000).unwrap_err().charged, "/shared/mine");
     assert_eq!(query.try_charge(200_000).unwrap_err().charged, "/shared/mine");
@@ -116,6 +117,49 @@ fn every_error_that_can_be_a_limit_says_so() {
     assert!(error.is_limit());
     let error: ReserveError = mine.account(Vec::<u64>::new()).reserve(5).unwrap_err();
     assert!(error.is_limit());
+}
+
+/// Limit, memory or an illegal argument: at most one of them, and the kind of the `io::Error`.
+#[test]
+fn every_error_answers_the_same_questions() {
+    macro_rules! asked {
+        ($error:expr) => {{
+            let error = $error;
+            let answers = (error.is_limit(), error.is_memory(), error.is_invalid());
+            let (errno, text) = (error.errno(), error.to_string());
+            let error: io::Error = error.into();
+            assert_eq!(error.kind(), io::Error::from_raw_os_error(errno).kind(), "{text}");
+            assert_eq!(error.to_string(), text);
+            answers
+        }};
+    }
+    const LIMIT: (bool, bool, bool) = (true, false, false);
+    const MEMORY: (bool, bool, bool) = (false, true, false);
+    const INVALID: (bool, bool, bool) = (false, false, true);
+    const OTHER: (bool, bool, bool) = (false, false, false);
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let (shared, mine) = limited(&pcpu, 100);
+    assert_eq!(asked!(mine.charge(101).unwrap_err()), LIMIT);
+    shared.set_max(Limit::bytes(0)).unwrap();
+    assert_eq!(asked!(PerCpu::<u64>::zeroed_for(&mine).unwrap_err()), LIMIT);
+    assert_eq!(
+        asked!(PerCpu::<[u64; 1 << 20]>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap_err()),
+        INVALID
+    );
+    assert_eq!(asked!(mine.account(Vec::<u64>::new()).reserve(5).unwrap_err()), LIMIT);
+    let by_heap = pcpu.root().account(Vec::<u64>::new()).reserve(usize::MAX).unwrap_err();
+    assert_eq!(asked!(by_heap), MEMORY);
+    assert_eq!(asked!(mine.create("query").unwrap_err()), LIMIT);
+    assert_eq!(asked!(mine.create("a/b").unwrap_err()), INVALID);
+    assert_eq!(asked!(mine.find("nobody").unwrap_err()), OTHER);
+    assert_eq!(asked!(mine.files().create("query").unwrap_err()), LIMIT);
+    assert_eq!(asked!(mine.files().write("memory.max", "64 M").unwrap_err()), INVALID);
+    assert_eq!(asked!(mine.files().read("nothing").unwrap_err()), OTHER);
+    assert_eq!(asked!("64 M".parse::<Limit>().unwrap_err()), INVALID);
+    assert_eq!(asked!(mine.reclaim(1000).unwrap_err()), OTHER);
+    let mut charge = pcpu.root().charge(1).unwrap();
+    assert_eq!(asked!(charge.shrink(2).unwrap_err()), INVALID);
+    assert_eq!(asked!(charge.merge(mine.charge(0).unwrap()).unwrap_err()), INVALID);
 }
 
 #[test]

@@ -6,10 +6,64 @@ use std::ops::Deref;
 use std::sync::Weak;
 
 use crate::arena::NotLive;
-use crate::memcg::counter::amount::Limit;
+use crate::memcg::counter::amount::{Limit, NumberError};
 use crate::placement::InvalidRequest;
 use crate::sys::MapError;
-use crate::sys::text::{Quoted, Short, kept_path};
+use crate::sys::text::{Amount, Bytes, Quoted, Short, kept_path};
+
+/// What can be asked of every error: which of three reasons it has, and the conversion to
+/// `io::Error`, whose kind is that of the error number.
+macro_rules! ask_alike {
+    ($error:ty, limit: $limit:expr, memory: $memory:expr, invalid: $invalid:expr) => {
+        impl $error {
+            /// True when a cgroup's limit refused a charge. It may succeed after memory was freed.
+            pub fn is_limit(&self) -> bool {
+                let is_limit: fn(&Self) -> bool = $limit;
+                is_limit(self)
+            }
+
+            /// True when the system refused memory or address space.
+            pub fn is_memory(&self) -> bool {
+                let is_memory: fn(&Self) -> bool = $memory;
+                is_memory(self)
+            }
+
+            /// True when an argument is illegal: the same call can never succeed.
+            pub fn is_invalid(&self) -> bool {
+                let is_invalid: fn(&Self) -> bool = $invalid;
+                is_invalid(self)
+            }
+        }
+
+        /// Holds the error. The kind is that of its number.
+        impl From<$error> for std::io::Error {
+            fn from(error: $error) -> Self {
+                let kind = std::io::Error::from_raw_os_error(error.errno()).kind();
+                std::io::Error::new(kind, error)
+            }
+        }
+    };
+}
+pub(crate) use ask_alike;
+
+ask_alike!(ChargeError, limit: |_| true, memory: |_| false, invalid: |_| false);
+ask_alike!(
+    AllocError,
+    limit: |error| matches!(error, AllocError::Limit(_)),
+    memory: |error| matches!(error, AllocError::Memory(_)),
+    invalid: |error| matches!(error, AllocError::Invalid(_))
+);
+ask_alike!(FreeError, limit: |_| false, memory: |_| false, invalid: |_| true);
+ask_alike!(
+    TreeError,
+    limit: |error| matches!(error, TreeError::Statistics { source, .. } if source.is_limit()),
+    memory: |error| matches!(error, TreeError::Statistics { source, .. } if source.is_memory()),
+    invalid: |error| matches!(
+        error,
+        TreeError::InvalidName { .. } | TreeError::Reserved { .. } | TreeError::IsRoot
+    )
+);
+ask_alike!(NumberError, limit: |_| false, memory: |_| false, invalid: |_| true);
 
 /// The longest name of a cgroup, in bytes: `NAME_MAX`, because names are directory names in cgroup
 /// v2.
@@ -31,8 +85,7 @@ pub(crate) const MAX_NAME_BYTES: usize = 255;
 /// assert_eq!((error.requested, error.max), (101, Limit::bytes(100)));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChargeError(Box<Refusal>);
 
 /// The facts of a refused charge: which cgroup refused, how much was asked, used and allowed.
@@ -142,12 +195,6 @@ impl ChargeError {
     pub fn errno(&self) -> i32 {
         libc::ENOMEM
     }
-
-    /// True: a charge is refused only by a limit, the largest number of bytes included. As with
-    /// other errors that have this method, so that they can be asked alike.
-    pub fn is_limit(&self) -> bool {
-        true
-    }
 }
 
 impl Deref for ChargeError {
@@ -197,30 +244,46 @@ struct Report<'a>(&'a Refusal);
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
+        self.0.fmt(f)?;
         for (index, TopConsumer { cgroup, usage }) in self.0.top().iter().enumerate() {
             let separator = if index == 0 { "; most by" } else { "," };
-            write!(f, "{separator} {} {usage}", Short(cgroup))?;
+            write!(f, "{separator} {} ", Short(cgroup))?;
+            Bytes(*usage).fmt(f)?;
         }
         Ok(())
     }
 }
 
-/// Names no cgroup but the charged and the refusing one.
+/// Names no cgroup but the charged and the refusing one. `{:#}` writes the units KiB, MiB, ….
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Refusal { cgroup, charged, requested, usage, max, cached, consumers: _ } = self;
-        write!(f, "cgroup {} refuses {requested} bytes", Short(cgroup))?;
+        write!(f, "cgroup {} refuses ", Short(cgroup))?;
+        Amount(*requested).fmt(f)?;
         if charged != cgroup {
             write!(f, " to {}", Short(charged))?;
         }
-        write!(f, ": {usage} of {max} bytes are in use")?;
+        f.write_str(": ")?;
+        Bytes(*usage).fmt(f)?;
+        f.write_str(" of ")?;
+        max.fmt(f)?;
+        f.write_str(if f.alternate() { " are in use" } else { " bytes are in use" })?;
         if *cached > 0 {
-            write!(f, ", {cached} are cached")?;
+            f.write_str(", ")?;
+            Bytes(*cached).fmt(f)?;
+            f.write_str(" are cached")?;
         }
         Ok(())
     }
 }
+
+impl fmt::Display for ChargeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for ChargeError {}
 
 impl fmt::Debug for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -293,25 +356,10 @@ pub enum AllocError {
 }
 
 impl AllocError {
-    /// True when the size or the alignment was illegal: the same call can never succeed.
-    pub fn is_invalid(&self) -> bool {
-        matches!(self, AllocError::Invalid(_))
-    }
-
-    /// True when a cgroup's limit refused the charge.
-    pub fn is_limit(&self) -> bool {
-        matches!(self, AllocError::Limit(_))
-    }
-
     /// True when no permitted memory had room. The same request may succeed if it is allowed to
     /// block.
     pub fn is_no_room(&self) -> bool {
         matches!(self, AllocError::NoRoom { .. })
-    }
-
-    /// True when the system refused memory.
-    pub fn is_memory(&self) -> bool {
-        matches!(self, AllocError::Memory(_))
     }
 
     /// True when the cgroup to charge belongs to another allocator.
@@ -376,6 +424,11 @@ impl FreeError {
     /// True when the address belongs to no chunk of this allocator.
     pub fn is_foreign(&self) -> bool {
         matches!(self, FreeError::Foreign { .. })
+    }
+
+    /// True when no live area starts at the address.
+    pub fn is_not_live(&self) -> bool {
+        matches!(self, FreeError::NotLive { .. })
     }
 
     /// The kernel's error number, `EINVAL`.
@@ -509,11 +562,6 @@ impl TreeError {
     /// True when the name is taken, by a cgroup or by an interface file.
     pub fn is_exists(&self) -> bool {
         matches!(self, TreeError::Exists { .. } | TreeError::Reserved { .. })
-    }
-
-    /// True when a cgroup's limit refused the charge for the new cgroup's statistics.
-    pub fn is_limit(&self) -> bool {
-        matches!(self, TreeError::Statistics { source, .. } if source.is_limit())
     }
 
     /// True when the cgroup was removed before.

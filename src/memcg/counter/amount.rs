@@ -16,7 +16,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::sys::text::{Quoted, kept};
+use crate::sys::text::{Bytes, Quoted, kept};
 
 #[cfg(test)]
 #[path = "amount_tests.rs"]
@@ -31,7 +31,9 @@ mod tests;
 ///
 /// assert_eq!("64M".parse(), Ok(Limit::bytes(64 << 20)));
 /// assert_eq!(Limit::bytes(4096).to_string(), "4096");
-/// assert_eq!(Limit::MAX.to_string(), "max");
+/// assert_eq!(format!("{:#}", Limit::bytes(64 << 20)), "64 MiB");
+/// assert_eq!(Limit::unlimited().to_string(), "max");
+/// assert_eq!(Limit::from(4096), Limit::bytes(4096));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Limit(u64);
@@ -43,6 +45,11 @@ impl Limit {
     /// A limit of `bytes`. 0 is legal: such a `max` refuses every charge of at least 1 byte.
     pub const fn bytes(bytes: u64) -> Self {
         Limit(bytes)
+    }
+
+    /// No limit: [`Limit::MAX`].
+    pub const fn unlimited() -> Self {
+        Limit::MAX
     }
 
     /// The limit as a number: `u64::MAX` when there is none.
@@ -67,11 +74,19 @@ impl Default for Limit {
     }
 }
 
+/// A limit of so many bytes. 2⁶⁴ − 1 is no limit, as in text.
+impl From<u64> for Limit {
+    fn from(bytes: u64) -> Self {
+        Limit(bytes)
+    }
+}
+
+/// Bytes as a number, or `max`. `{:#}` writes the units KiB, MiB, ….
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.get() {
-            Some(bytes) => write!(f, "{bytes}"),
-            None => f.write_str("max"),
+            Some(bytes) => Bytes(bytes).fmt(f),
+            None => f.pad("max"),
         }
     }
 }
@@ -84,35 +99,44 @@ impl fmt::Display for Limit {
 /// use percpu_memcg::{Limit, NumberError};
 ///
 /// let error: NumberError = "64 M".parse::<Limit>().unwrap_err();
-/// assert!(error.is_malformed());
+/// assert!(error.is_malformed() && error.to_string().ends_with("such as 4096, 0x1000 or 64M, or max"));
 /// assert!("16E".parse::<Limit>().unwrap_err().is_out_of_range());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NumberError {
-    /// The text does not have the form of the grammar.
-    #[error("{} is no number of the form that is asked for", Quoted(text))]
+    /// The text does not have the form that is expected.
+    #[error("{} is malformed: expected {expected}", Quoted(text))]
+    #[non_exhaustive]
     Malformed {
         /// The text, or the first 256 bytes of it and `…`.
         text: String,
+        /// The form that is expected, in words.
+        expected: &'static str,
     },
     /// The text is a number that is too small or too large.
-    #[error("{} is out of range", Quoted(text))]
+    #[error("{} is out of range: expected {expected}", Quoted(text))]
+    #[non_exhaustive]
     OutOfRange {
         /// The text, or the first 256 bytes of it and `…`.
         text: String,
+        /// The form that is expected, in words.
+        expected: &'static str,
     },
 }
 
+/// The form of a [`Limit`].
+const AMOUNT: &str = "a number of bytes below 2^64, such as 4096, 0x1000 or 64M, or max";
+
 impl NumberError {
     #[cold]
-    pub(crate) fn malformed(text: &str) -> Self {
-        NumberError::Malformed { text: kept(text) }
+    pub(crate) fn malformed(text: &str, expected: &'static str) -> Self {
+        NumberError::Malformed { text: kept(text), expected }
     }
 
     #[cold]
-    pub(crate) fn out_of_range(text: &str) -> Self {
-        NumberError::OutOfRange { text: kept(text) }
+    pub(crate) fn out_of_range(text: &str, expected: &'static str) -> Self {
+        NumberError::OutOfRange { text: kept(text), expected }
     }
 
     /// True when the text does not have the form of a number.
@@ -145,7 +169,7 @@ impl FromStr for Limit {
     fn from_str(text: &str) -> Result<Self, NumberError> {
         match strip(text) {
             "max" => Ok(Limit::MAX),
-            number => bytes(number).map(Limit::bytes),
+            number => bytes(number, AMOUNT).map(Limit::bytes),
         }
     }
 }
@@ -160,9 +184,9 @@ pub(crate) fn is_blank(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\x0b'
 }
 
-/// Reads a number with its optional suffix, and nothing else.
-pub(crate) fn bytes(text: &str) -> Result<u64, NumberError> {
-    let malformed = || NumberError::malformed(text);
+/// Reads a number with its optional suffix, and nothing else. `expected` is for errors.
+pub(crate) fn bytes(text: &str, expected: &'static str) -> Result<u64, NumberError> {
+    let malformed = || NumberError::malformed(text, expected);
     let (value, suffix) = digits(text).ok_or_else(malformed)?;
     let unit = match suffix {
         "" => 1,
@@ -174,7 +198,8 @@ pub(crate) fn bytes(text: &str) -> Result<u64, NumberError> {
         "E" | "e" => 1 << 60,
         _ => return Err(malformed()),
     };
-    value.and_then(|value| value.checked_mul(unit)).ok_or_else(|| NumberError::out_of_range(text))
+    let bytes = value.and_then(|value| value.checked_mul(unit));
+    bytes.ok_or_else(|| NumberError::out_of_range(text, expected))
 }
 
 /// Splits `text` into the number at its beginning and the rest. The inner `None` stands for a

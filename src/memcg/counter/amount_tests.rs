@@ -96,9 +96,10 @@ fn numbers_at_the_edges() {
 #[test]
 fn an_error_names_the_text() {
     let error = "10KB\n".parse::<Limit>().unwrap_err();
-    assert_eq!(error, NumberError::Malformed { text: "10KB".into() });
-    assert_eq!(error.to_string(), "\"10KB\" is no number of the form that is asked for");
-    assert_eq!("16E".parse::<Limit>().unwrap_err().to_string(), "\"16E\" is out of range");
+    let form = "expected a number of bytes below 2^64, such as 4096, 0x1000 or 64M, or max";
+    assert_eq!(error.to_string(), format!("\"10KB\" is malformed: {form}"));
+    let error = "16E".parse::<Limit>().unwrap_err();
+    assert_eq!(error.to_string(), format!("\"16E\" is out of range: {form}"));
 }
 
 proptest! {

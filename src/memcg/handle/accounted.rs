@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::ops::{Deref, DerefMut};
 
 use crate::memcg::charge::unwinding::contained_while_unwinding;
-use crate::memcg::error::ChargeError;
+use crate::memcg::error::{ChargeError, ask_alike};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::charge::Charge;
 use crate::memcg::handle::memcg::Memcg;
@@ -153,11 +153,18 @@ pub enum ReserveError {
 }
 
 impl ReserveError {
-    /// True when a cgroup's limit refused.
-    pub fn is_limit(&self) -> bool {
-        matches!(self, ReserveError::Limit(_))
+    /// The kernel's error number, `ENOMEM`.
+    pub fn errno(&self) -> i32 {
+        libc::ENOMEM
     }
 }
+
+ask_alike!(
+    ReserveError,
+    limit: |error| matches!(error, ReserveError::Limit(_)),
+    memory: |error| matches!(error, ReserveError::Memory(_)),
+    invalid: |_| false
+);
 
 impl Memcg {
     /// Charges the capacity of a collection to this cgroup from now on.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::memcg::charge::reclaim;
 use crate::memcg::counter::amount::Limit;
+use crate::memcg::error::ask_alike;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{
@@ -130,6 +131,8 @@ impl ReclaimError {
         libc::EAGAIN
     }
 }
+
+ask_alike!(ReclaimError, limit: |_| false, memory: |_| false, invalid: |_| false);
 
 /// Tells an [`on_high`](Memcg::on_high) callback how far its cgroup is above `high`.
 ///

@@ -1,6 +1,6 @@
 //! What can go wrong with a file.
 
-use crate::memcg::{NumberError, ReclaimError, TreeError};
+use crate::memcg::{NumberError, ReclaimError, TreeError, ask_alike};
 use crate::sys::text::{Quoted, Short, kept};
 
 /// Why a file could not be read or written, or a directory listed, created or removed.
@@ -100,6 +100,20 @@ pub enum FileError {
     Reclaim(#[from] ReclaimError),
 }
 
+ask_alike!(
+    FileError,
+    limit: |error| matches!(error, FileError::Tree(error) if error.is_limit()),
+    memory: |error| matches!(error, FileError::Tree(error) if error.is_memory()),
+    invalid: |error| match error {
+        FileError::Tree(error) => error.is_invalid(),
+        FileError::NotFound { .. }
+        | FileError::Removed { .. }
+        | FileError::NoThread { .. }
+        | FileError::Reclaim(_) => false,
+        _ => true,
+    }
+);
+
 impl From<NumberError> for FileError {
     fn from(source: NumberError) -> Self {
         FileError::Number { path: String::new(), source }
@@ -124,11 +138,6 @@ impl FileError {
             *path = file();
         }
         self
-    }
-
-    /// True when a cgroup's limit refused the charge for a new cgroup's statistics.
-    pub fn is_limit(&self) -> bool {
-        matches!(self, FileError::Tree(error) if error.is_limit())
     }
 
     /// True when there is no such file or cgroup.

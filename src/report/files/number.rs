@@ -11,6 +11,10 @@
 use crate::memcg::NumberError;
 use crate::memcg::amount::{bytes, digits, is_blank, strip};
 
+/// The form of what `memory.reclaim` reads.
+const RECLAIM: &str =
+    "a number of bytes such as 4096 or 64M, perhaps with swappiness=0 to 200 or max";
+
 /// The bytes that a write to `memory.reclaim` asks for.
 ///
 /// The swappiness must be well formed. It is not used, because nothing here can be swapped.
@@ -20,29 +24,31 @@ pub(super) fn reclaim_bytes(text: &str) -> Result<u64, NumberError> {
         Some((amount, option)) => (amount, Some(strip(option))),
         None => (text, None),
     };
-    let bytes = bytes(amount)?;
+    let bytes = bytes(amount, RECLAIM)?;
     match option.map(|option| option.strip_prefix("swappiness=")) {
         None | Some(Some("max")) => Ok(bytes),
-        Some(Some(value)) if integer(value).is_ok_and(|value| (0..=200).contains(&value)) => {
+        Some(Some(value))
+            if integer(value, RECLAIM).is_ok_and(|value| (0..=200).contains(&value)) =>
+        {
             Ok(bytes)
         }
-        Some(_) => Err(NumberError::malformed(text)),
+        Some(_) => Err(NumberError::malformed(text, RECLAIM)),
     }
 }
 
-/// Reads an integer of 32 bits, as in `cgroup.procs` or `memory.oom.group`.
-pub(super) fn integer(text: &str) -> Result<i32, NumberError> {
+/// Reads an integer of 32 bits, as in `cgroup.procs` or `memory.oom.group`. `expected` is for errors.
+pub(super) fn integer(text: &str, expected: &'static str) -> Result<i32, NumberError> {
     let number = text.strip_suffix('\n').unwrap_or(text);
     let magnitude = number.strip_prefix(['-', '+']).unwrap_or(number);
     let value = match digits(magnitude) {
         Some((value, "")) => value,
-        _ => return Err(NumberError::malformed(text)),
+        _ => return Err(NumberError::malformed(text, expected)),
     };
     let sign = if number.starts_with('-') { -1 } else { 1 };
     value
         .and_then(|value| i64::try_from(value).ok())
         .and_then(|value| i32::try_from(sign * value).ok())
-        .ok_or_else(|| NumberError::out_of_range(text))
+        .ok_or_else(|| NumberError::out_of_range(text, expected))
 }
 
 #[cfg(test)]
@@ -66,7 +72,7 @@ mod tests {
             ("-2147483648", i32::MIN),
             ("00000000000000000000000000000001", 1),
         ] {
-            assert_eq!(integer(text), Ok(expected), "{text:?}");
+            assert_eq!(integer(text, ""), Ok(expected), "{text:?}");
         }
         for text in [
             "",
@@ -87,7 +93,7 @@ mod tests {
             "- 1",
             "99999999999999999999x",
         ] {
-            assert_eq!(integer(text).unwrap_err().errno(), libc::EINVAL, "{text:?}");
+            assert_eq!(integer(text, "").unwrap_err().errno(), libc::EINVAL, "{text:?}");
         }
         for text in [
             "2147483648",
@@ -96,7 +102,7 @@ mod tests {
             "99999999999999999999",
             "-18446744073709551615",
         ] {
-            assert_eq!(integer(text).unwrap_err().errno(), libc::ERANGE, "{text:?}");
+            assert_eq!(integer(text, "").unwrap_err().errno(), libc::ERANGE, "{text:?}");
         }
     }
 
@@ -142,8 +148,8 @@ mod tests {
     proptest! {
         #[test]
         fn integers_are_read_as_printed(value: i32) {
-            prop_assert_eq!(integer(&value.to_string()), Ok(value));
-            prop_assert_eq!(integer(&format!("{value:+}\n")), Ok(value));
+            prop_assert_eq!(integer(&value.to_string(), ""), Ok(value));
+            prop_assert_eq!(integer(&format!("{value:+}\n"), ""), Ok(value));
         }
     }
 }

@@ -101,15 +101,18 @@ fn set(
     Ok(set(&at.memcg, text.parse()?)?)
 }
 
+const BOUND: &str = "a number below 2^31, or max";
+const SWITCH: &str = "0 or 1";
+
 /// `max` or an integer that is not negative.
 fn bound(text: &str) -> Result<Option<u32>, NumberError> {
     match strip(text) {
         "max" => Ok(None),
         number => {
-            let bound = integer(number)?;
+            let bound = integer(number, BOUND)?;
             // The largest number is how the kernel stores `max`.
             let bound = (bound < i32::MAX).then_some(bound).map(u32::try_from).transpose();
-            bound.map_err(|_| NumberError::out_of_range(number))
+            bound.map_err(|_| NumberError::out_of_range(number, BOUND))
         }
     }
 }
@@ -137,8 +140,9 @@ fn threads(at: &CgroupFile) -> String {
 fn attach(at: &CgroupFile, text: &str) -> Result<(), FileError> {
     let text = strip(text);
     // As the kernel, which does not tell a number that is too large from one that is none.
-    let thread = integer(text).ok().filter(|thread| *thread >= 0);
-    let thread = thread.ok_or_else(|| NumberError::malformed(text))?;
+    const THREAD: &str = "the id of the calling thread, or 0";
+    let thread = integer(text, THREAD).ok().filter(|thread| *thread >= 0);
+    let thread = thread.ok_or_else(|| NumberError::malformed(text, THREAD))?;
     let this = rustix::thread::gettid().as_raw_nonzero().get();
     if thread != 0 && thread != this {
         let is_there = |thread| sched_getaffinity(Some(thread)) != Err(Errno::SRCH);
@@ -177,9 +181,9 @@ fn cgroup_events(at: &CgroupFile) -> String {
 /// 0 or 1; any other number is out of range.
 fn switch(text: &str) -> Result<bool, NumberError> {
     let text = strip(text);
-    match integer(text)? {
+    match integer(text, SWITCH)? {
         value @ (0 | 1) => Ok(value == 1),
-        _ => Err(NumberError::out_of_range(text)),
+        _ => Err(NumberError::out_of_range(text, SWITCH)),
     }
 }
 
@@ -194,7 +198,7 @@ fn freeze(at: &CgroupFile, text: &str) -> Result<(), FileError> {
 fn kill(at: &CgroupFile, text: &str) -> Result<(), FileError> {
     match switch(text)? {
         true => at.memcg.kill()?,
-        false => return Err(NumberError::out_of_range(strip(text)).into()),
+        false => return Err(NumberError::out_of_range(strip(text), "1").into()),
     };
     Ok(())
 }
@@ -220,9 +224,9 @@ fn memory_stat(at: &CgroupFile) -> String {
 
 fn oom_group(at: &CgroupFile, text: &str) -> Result<(), FileError> {
     let text = strip(text);
-    match integer(text)? {
+    match integer(text, SWITCH)? {
         value @ (0 | 1) => Ok(at.memcg.set_oom_group(value == 1)?),
-        _ => Err(NumberError::malformed(text).into()),
+        _ => Err(NumberError::malformed(text, SWITCH).into()),
     }
 }
 
