@@ -1,5 +1,11 @@
 //! Who may be sent and shared: `PerCpu<T>` like `Box<[T]>`, iterators like those of a slice.
 
+use std::panic::{RefUnwindSafe, UnwindSafe};
+
+use percpu_memcg::{
+    Accounted, Charge, EventWatch, InMemcgFuture, PeakReader, Registration, ScopedMemcg,
+};
+
 use super::*;
 
 type Guarded = MutexGuard<'static, u32>; // Sync, but not Send
@@ -30,6 +36,17 @@ assert_impl_all!(PerCpuAllocatorBuilder: Send, Sync, Clone);
 assert_impl_all!(Machine: Send, Sync, Clone);
 assert_impl_all!(PcpuPtr: Send, Sync, Copy);
 assert_not_impl_any!(EnterGuard: Send, Sync, Clone);
+
+assert_impl_all!(Memcg: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(Charge: Send, Sync, UnwindSafe, RefUnwindSafe);
+assert_impl_all!(EnterGuard: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(ScopedMemcg: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(EventWatch: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(PeakReader: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(Registration: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(AllocError: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(Accounted<Vec<u8>>: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(InMemcgFuture<std::future::Ready<u8>>: UnwindSafe, RefUnwindSafe);
 
 assert_impl_all!(AllocError: std::error::Error, Send, Sync, Clone);
 assert_impl_all!(ChargeError: std::error::Error, Send, Sync, Clone);

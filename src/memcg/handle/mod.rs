@@ -9,6 +9,7 @@
 //! | `lifecycle` | ending and pausing work, by callbacks |
 //! | `peak_reader`, `snapshot`, `removal_report` | peaks, statistics of a subtree, leaks |
 //! | `scoped`, `in_memcg`, `spawn` | a cgroup for the life of a value, for a future, or for a thread |
+//! | `unwind` | why all of them are unwind safe |
 //! | `accounted` | collections that are charged by their capacity |
 
 pub(crate) mod accounted;
@@ -27,3 +28,4 @@ pub(crate) mod scoped;
 pub(crate) mod snapshot;
 mod spawn;
 pub(crate) mod throttle;
+mod unwind;

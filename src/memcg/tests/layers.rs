@@ -22,7 +22,10 @@ const ORDER: &[&[&str]] = &[
 const FILES: &[(&str, &[&str])] = &[
     ("counter", &["amount", "cost", "protection", "peak", "delay", "mod"]),
     ("stock", &["word", "cpu_set", "objcg", "grants", "mod"]),
-    ("notify", &["inside", "registration", "running", "callbacks", "counts", "watch", "mod"]),
+    (
+        "notify",
+        &["inside", "registration", "running", "callbacks", "counts", "watch", "tree_watch", "mod"],
+    ),
     ("node", &["account", "listed", "shared", "turn", "mod", "walk", "stocks", "reparent"]),
     (
         "charge",
@@ -58,6 +61,7 @@ const FILES: &[(&str, &[&str])] = &[
             "spawn",
             "in_memcg",
             "accounted",
+            "unwind",
             "mod",
         ],
     ),
