@@ -52,6 +52,8 @@ fn a_snapshot_is_what_cgroups_say_one_by_one() {
             assert_eq!(in_snapshot(cgroup), figures(memcg));
             assert_eq!(cgroup.events, memcg.events());
             assert_eq!(cgroup.nr_dying_descendants, memcg.nr_dying_descendants());
+            assert_eq!(in_snapshot(&memcg.figures()), figures(memcg));
+            assert_eq!(memcg.figures().events, memcg.events());
             assert_eq!(cgroup.name(), if memcg.is_root() { "/" } else { memcg.name() });
         }
     }
@@ -64,16 +66,10 @@ fn a_snapshot_is_what_cgroups_say_one_by_one() {
     drop((objects, charges));
 }
 
-/// `text` without figures: they were compared above.
-fn outline(text: &str) -> Vec<&str> {
-    text.lines().map(|line| line.split(':').next().unwrap()).collect()
-}
-
 #[test]
 fn a_tree_is_indented_sorted_and_cut_where_it_is_told() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let root = pcpu.root();
-    assert_eq!(root.snapshot().tree().to_string(), "/: 0, peak 0, percpu 0, charged 0\n");
     let small = root.create("small").unwrap();
     let large = root.create("large").unwrap();
     let empty = root.create("empty").unwrap();
@@ -81,24 +77,60 @@ fn a_tree_is_indented_sorted_and_cut_where_it_is_told() {
     let deep = y.create("deep").unwrap();
     let charges = [(&small, 600_000), (&x, 600_001), (&deep, 700_000)]
         .map(|(memcg, bytes)| memcg.charge(bytes).unwrap());
-    let snapshot = root.snapshot();
-    let text = snapshot.tree().to_string();
-    let all = ["/", "  large", "    y", "      deep", "    x", "  small", "  empty"];
-    assert_eq!(outline(&text), all);
-    assert!(text.contains("  small: 600000, peak 600000, percpu 0, charged 600000\n"), "{text}");
-
-    let text = snapshot.tree().top(1).to_string();
-    let cut = ["/", "  large", "    y", "      deep", "    … 1 more", "  … 2 more"];
-    assert_eq!(outline(&text), cut);
-    assert!(text.ends_with("    … 1 more: 600001\n  … 2 more: 600000\n"), "{text}");
-    assert_eq!(outline(&snapshot.tree().top(0).to_string()), ["/", "  … 3 more"]);
-
-    let text = snapshot.tree().depth(1).to_string();
-    assert_eq!(outline(&text), ["/", "  large", "  small", "  empty"]);
-    let below = text.lines().filter(|line| line.ends_with(", … 2 below")).count();
-    assert_eq!((below, text.matches('…').count()), (1, 1), "{text}");
-    let text = snapshot.tree().depth(1).top(1).to_string();
-    assert_eq!(outline(&text), ["/", "  large", "  … 2 more"]);
+    let mut snapshot = root.snapshot();
+    // What the cgroups themselves are charged depends on the number of CPUs.
+    for cgroup in &mut snapshot.cgroups {
+        (cgroup.current, cgroup.peak, cgroup.percpu, cgroup.cached) =
+            (cgroup.charged, cgroup.charged, 0, 0);
+    }
+    let tree = snapshot.tree();
+    insta::assert_snapshot!(tree, @"
+    cgroup      current  max     peak  percpu  charged  cached
+    /           1900001  max  1900001       0  1900001       0
+      large     1300001  max  1300001       0  1300001       0
+        y        700000  max   700000       0   700000       0
+          deep   700000  max   700000       0   700000       0
+        x        600001  max   600001       0   600001       0
+      small      600000  max   600000       0   600000       0
+      empty           0  max        0       0        0       0
+    ");
+    insta::assert_snapshot!(format!("{tree:#}"), @"
+    cgroup        current  max       peak  percpu    charged  cached
+    /             1.8 MiB  max    1.8 MiB     0 B    1.8 MiB     0 B
+      large       1.2 MiB  max    1.2 MiB     0 B    1.2 MiB     0 B
+        y       683.6 KiB  max  683.6 KiB     0 B  683.6 KiB     0 B
+          deep  683.6 KiB  max  683.6 KiB     0 B  683.6 KiB     0 B
+        x       585.9 KiB  max  585.9 KiB     0 B  585.9 KiB     0 B
+      small     585.9 KiB  max  585.9 KiB     0 B  585.9 KiB     0 B
+      empty           0 B  max        0 B     0 B        0 B     0 B
+    ");
+    insta::assert_snapshot!(tree.top(1), @"
+    cgroup        current  max     peak  percpu  charged  cached
+    /             1900001  max  1900001       0  1900001       0
+      large       1300001  max  1300001       0  1300001       0
+        y          700000  max   700000       0   700000       0
+          deep     700000  max   700000       0   700000       0
+        … 1 more   600001
+      … 2 more     600000
+    ");
+    insta::assert_snapshot!(tree.top(0), @"
+    cgroup      current  max     peak  percpu  charged  cached
+    /           1900001  max  1900001       0  1900001       0
+      … 3 more  1900001
+    ");
+    insta::assert_snapshot!(tree.depth(1), @"
+    cgroup   current  max     peak  percpu  charged  cached
+    /        1900001  max  1900001       0  1900001       0
+      large  1300001  max  1300001       0  1300001       0  … 2 below
+      small   600000  max   600000       0   600000       0
+      empty        0  max        0       0        0       0
+    ");
+    insta::assert_snapshot!(tree.depth(1).top(1), @"
+    cgroup      current  max     peak  percpu  charged  cached
+    /           1900001  max  1900001       0  1900001       0
+      large     1300001  max  1300001       0  1300001       0  … 2 below
+      … 2 more   600000
+    ");
     drop((charges, empty));
 }
 
@@ -113,7 +145,7 @@ fn a_deep_tree_needs_no_deep_stack() {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(64 << 10);
         let text = || pcpu.root().snapshot().tree().to_string().lines().count();
-        assert_eq!(thread.spawn_scoped(scope, text).unwrap().join().unwrap(), 2001);
+        assert_eq!(thread.spawn_scoped(scope, text).unwrap().join().unwrap(), 2002);
     });
     drop(held);
 }

@@ -3,13 +3,18 @@
 use std::cmp::Reverse;
 use std::fmt;
 
-use crate::memcg::{Limit, MemcgSnapshot, MemcgStats};
+use crate::memcg::{MemcgSnapshot, MemcgStats};
+use crate::sys::text::{Bytes, Short};
 
-/// A [`MemcgSnapshot`] as an indented tree: a line for each cgroup, the largest child first.
+/// A [`MemcgSnapshot`] as an indented tree: a heading, and a line for each cgroup, the largest child
+/// first.
 ///
-/// `…` stands for what a depth or a number of children leaves out. Lines are indented by two blanks
-/// for each level, up to level 64. A line further down is indented as far, and begins with its level
-/// in brackets.
+/// `{}` writes bytes, `{:#}` the units KiB, MiB, …. The columns of figures are aligned. Names that are
+/// not printable are escaped. `…` stands for what a depth or a number of children leaves out.
+///
+/// Names are indented by two blanks for each level, up to level 64. A name further down is indented as
+/// far, and begins with its level in brackets. A name that ends beyond column 40 moves the figures of
+/// its line to the right.
 ///
 /// # Examples
 ///
@@ -18,18 +23,18 @@ use crate::memcg::{Limit, MemcgSnapshot, MemcgStats};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
-/// tenant.set_max(Limit::bytes(65536))?;
 /// let charges = [("a", 100), ("b", 3000), ("c", 200)].map(|(name, bytes)| {
-///     tenant.create(name).unwrap().charge(bytes).unwrap()
+///     let query = tenant.create(name).unwrap();
+///     query.set_max(Limit::bytes(65536)).unwrap();
+///     query.charge(bytes).unwrap()
 /// });
-/// # let own = tenant.stat().percpu;
-/// # let current = 3300 + own;
+/// let text = format!("{:#}", tenant.find("b")?.snapshot().tree());
+/// assert_eq!(text, "\
+/// cgroup  current     max     peak  percpu  charged  cached
+/// b       2.9 KiB  64 KiB  2.9 KiB     0 B  2.9 KiB     0 B
+/// ");
 /// let text = tenant.snapshot().tree().top(1).to_string();
-/// assert_eq!(text, format!("\
-/// tenant: {current} of 65536, peak {current}, percpu {own}, charged 3300
-///   b: 3000, peak 3000, percpu 0, charged 3000
-///   … 2 more: 300
-/// "));
+/// assert_eq!(text.lines().nth(3).unwrap().trim_end(), "  … 2 more      300");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -94,8 +99,49 @@ impl fmt::Display for Indent {
     }
 }
 
-impl fmt::Display for MemcgTree<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// The columns of figures.
+const HEADING: [&str; 6] = ["current", "max", "peak", "percpu", "charged", "cached"];
+/// A column of names is no wider, so that one long name does not make all lines long.
+const WIDEST_NAME: usize = 40;
+
+/// A line: a name, figures up to some column, and what is left out below.
+struct Row {
+    name: String,
+    figures: Vec<String>,
+    below: usize,
+}
+
+impl Row {
+    fn of(cgroup: &MemcgStats, below: usize, in_units: bool) -> Self {
+        let bytes = |bytes| text_of(&Bytes(bytes), in_units);
+        let MemcgStats { depth, current, peak, percpu, charged, cached, max, .. } = cgroup;
+        Row {
+            name: format!("{}{}", Indent(*depth), Short(cgroup.name())),
+            figures: vec![
+                bytes(*current),
+                text_of(max, in_units),
+                bytes(*peak),
+                bytes(*percpu),
+                bytes(*charged),
+                bytes(*cached),
+            ],
+            below,
+        }
+    }
+
+    /// What is left out of the children of a cgroup.
+    fn rest(count: usize, current: u64, depth: usize, in_units: bool) -> Self {
+        let name = format!("{}… {count} more", Indent(depth));
+        Row { name, figures: vec![text_of(&Bytes(current), in_units)], below: 0 }
+    }
+}
+
+fn text_of(value: &impl fmt::Display, in_units: bool) -> String {
+    if in_units { format!("{value:#}") } else { value.to_string() }
+}
+
+impl MemcgTree<'_> {
+    fn rows(&self, in_units: bool) -> Vec<Row> {
         /// A line that is still to come.
         enum Line {
             Of(usize),
@@ -103,26 +149,22 @@ impl fmt::Display for MemcgTree<'_> {
         }
 
         let (cgroups, children) = (&self.snapshot.cgroups, self.children());
+        let mut rows = Vec::new();
         let mut lines: Vec<Line> = cgroups.first().map(|_| Line::Of(0)).into_iter().collect();
         while let Some(line) = lines.pop() {
             let index = match line {
                 Line::Of(index) => index,
                 Line::Rest { count, current, depth } => {
-                    writeln!(f, "{}… {count} more: {current}", Indent(depth))?;
+                    rows.push(Row::rest(count, current, depth, in_units));
                     continue;
                 }
             };
             let cgroup = &cgroups[index];
-            write!(f, "{}", Indent(cgroup.depth))?;
-            write_figures(f, cgroup)?;
             if cgroup.depth >= self.depth {
-                match children[index].len() {
-                    0 => writeln!(f)?,
-                    count => writeln!(f, ", … {count} below")?,
-                }
+                rows.push(Row::of(cgroup, children[index].len(), in_units));
                 continue;
             }
-            writeln!(f)?;
+            rows.push(Row::of(cgroup, 0, in_units));
             let (shown, rest) = children[index].split_at(self.top.min(children[index].len()));
             if !rest.is_empty() {
                 // Figures of different moments may be together more than there is.
@@ -132,21 +174,39 @@ impl fmt::Display for MemcgTree<'_> {
             }
             lines.extend(shown.iter().rev().map(|child| Line::Of(*child)));
         }
-        Ok(())
+        rows
     }
 }
 
-fn write_figures(f: &mut fmt::Formatter<'_>, cgroup: &MemcgStats) -> fmt::Result {
-    let MemcgStats { current, peak, percpu, charged, cached, max, .. } = cgroup;
-    write!(f, "{}: {current}", cgroup.name())?;
-    if *max != Limit::MAX {
-        write!(f, " of {max}")?;
+impl fmt::Display for MemcgTree<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows = self.rows(f.alternate());
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let figures = HEADING.map(str::to_owned).to_vec();
+        rows.insert(0, Row { name: "cgroup".to_owned(), figures, below: 0 });
+        let widest = |width: fn(&Row, usize) -> usize, column| {
+            rows.iter().map(|row| width(row, column)).max().unwrap_or(0)
+        };
+        let names = widest(|row, _| row.name.chars().count(), 0).min(WIDEST_NAME);
+        let widths: Vec<usize> = (0..HEADING.len())
+            .map(|column| {
+                widest(|row, column| row.figures.get(column).map_or(0, String::len), column)
+            })
+            .collect();
+        for Row { name, figures, below } in &rows {
+            write!(f, "{name:<names$}")?;
+            for (figure, width) in figures.iter().zip(&widths) {
+                write!(f, "  {figure:>width$}")?;
+            }
+            match below {
+                0 => writeln!(f)?,
+                below => writeln!(f, "  … {below} below")?,
+            }
+        }
+        Ok(())
     }
-    write!(f, ", peak {peak}, percpu {percpu}, charged {charged}")?;
-    if *cached > 0 {
-        write!(f, ", cached {cached}")?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -179,11 +239,11 @@ mod tests {
             let text =
                 move || (snapshot.tree().to_string(), snapshot.tree().depth(40_000).to_string());
             let (text, cut) = thread.spawn(text).unwrap().join().unwrap();
-            assert_eq!(text.lines().count(), levels);
+            assert_eq!(text.lines().count(), levels + 1);
             assert!(text.len() < levels * 256, "{} bytes", text.len());
-            assert!(text.contains(&format!("level-{}: 0,", levels - 1)));
-            assert_eq!(cut.lines().count(), levels.min(40_001));
-            assert_eq!(cut.ends_with(", … 1 below\n"), levels > 40_001);
+            assert!(text.contains(&format!("level-{} ", levels - 1)));
+            assert_eq!(cut.lines().count(), levels.min(40_001) + 1);
+            assert_eq!(cut.ends_with("  … 1 below\n"), levels > 40_001);
         }
     }
 
@@ -195,12 +255,12 @@ mod tests {
             cgroup.current = u64::MAX;
         }
         let text = snapshot.tree().top(1).to_string();
-        assert!(text.ends_with(&format!("  … 3 more: {}\n", u64::MAX)), "{text}");
+        assert!(text.ends_with(&format!("  … 3 more  {}\n", u64::MAX)), "{text}");
         for depth in [0, 3, usize::MAX / 2, usize::MAX] {
             snapshot.cgroups[2].depth = depth;
             snapshot.cgroups[4].path.clear();
             for tree in [snapshot.tree(), snapshot.tree().top(1), snapshot.tree().depth(0)] {
-                assert!(tree.to_string().starts_with("/: 0"));
+                assert!(tree.to_string().contains("\n/ "));
             }
         }
         snapshot.cgroups.clear();
@@ -213,8 +273,13 @@ mod tests {
         let last = snapshot.cgroups[66].clone();
         snapshot.cgroups.push(last);
         let text = snapshot.tree().top(1).to_string();
-        let starts: Vec<&str> =
-            text.lines().map(|line| line.split([':', '-']).next().unwrap()).collect();
+        let starts: Vec<String> = text
+            .lines()
+            .skip(1)
+            .map(|line| {
+                line.split("  0").next().unwrap().split('-').next().unwrap().trim_end().into()
+            })
+            .collect();
         let blanks = " ".repeat(128);
         assert_eq!(starts[..3], ["/", "  level", "    level"]);
         assert_eq!(starts[64], format!("{blanks}level"));

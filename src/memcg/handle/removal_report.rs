@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
-use crate::sys::text::Short;
+use crate::sys::text::{Amount, Short};
 
 /// What was still charged to a cgroup when it was removed: the result of
 /// [`Memcg::remove_with_report`].
@@ -52,18 +52,23 @@ impl RemovalReport {
     }
 }
 
+/// One line. `{:#}` writes the units KiB, MiB, ….
 impl fmt::Display for RemovalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RemovalReport { cgroup, parent, areas, percpu, charged } = self;
         if self.is_empty() {
             return write!(f, "{} left nothing to {}", Short(cgroup), Short(parent));
         }
-        write!(f, "{} left to {}: {percpu} bytes of areas", Short(cgroup), Short(parent))?;
+        write!(f, "{} left to {}: ", Short(cgroup), Short(parent))?;
+        Amount(*percpu).fmt(f)?;
+        f.write_str(" of areas")?;
         for (index, (size, count)) in areas.iter().enumerate() {
             let separator = if index == 0 { " (" } else { ", " };
             write!(f, "{separator}{count} of {size}")?;
         }
-        write!(f, "{}, {charged} bytes of charges", if areas.is_empty() { "" } else { ")" })
+        f.write_str(if areas.is_empty() { ", " } else { "), " })?;
+        Amount(*charged).fmt(f)?;
+        f.write_str(" of charges")
     }
 }
 

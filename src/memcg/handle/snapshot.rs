@@ -1,5 +1,6 @@
 //! The statistics of a whole subtree.
 
+use std::fmt;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
@@ -9,6 +10,7 @@ use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::counts::MemcgEvents;
 use crate::memcg::stock::objcg::Payer;
+use crate::sys::text::Label;
 
 /// The statistics of a cgroup and all its descendants, for metrics or as text.
 ///
@@ -24,7 +26,7 @@ use crate::memcg::stock::objcg::Payer;
 /// let _held = tenant.create("query")?.charge(1000)?;
 /// let MemcgSnapshot { cgroups, .. } = pcpu.root().snapshot();
 /// for cgroup in &cgroups {
-///     println!("memory_current{{cgroup={:?}}} {}", cgroup.path, cgroup.current);
+///     println!("memory_current{{cgroup=\"{}\"}} {}", cgroup.label(), cgroup.current);
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -82,7 +84,7 @@ pub struct MemcgStats {
     pub events: MemcgEvents,
     /// Threads that are attached to the cgroup itself.
     pub nr_threads: usize,
-    /// Removed descendants to which a handle or a scope still refers.
+    /// Removed descendants to which a handle still refers.
     pub nr_dying_descendants: usize,
 }
 
@@ -91,9 +93,51 @@ impl MemcgStats {
     pub fn name(&self) -> &str {
         self.path.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("/")
     }
+
+    /// The path as the value of a Prometheus label, without the quotes: the backslash, the quote and
+    /// the newline are escaped, and nothing else is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let figures = pcpu.root().create("\"a\"\\日")?.figures();
+    /// assert_eq!(figures.label().to_string(), r#"/\"a\"\\日"#);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn label(&self) -> impl fmt::Display {
+        Label(&self.path)
+    }
 }
 
 impl Memcg {
+    /// The statistics of this cgroup, in which its descendants are included.
+    ///
+    /// Their `Display` is one line of text. Cost and consistency are those of
+    /// [`snapshot`](Memcg::snapshot), which also has the statistics of each descendant.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let _held = tenant.charge(1000)?;
+    /// let figures = tenant.figures();
+    /// assert_eq!((figures.current, figures.charged), (1000, 1000));
+    /// println!("{figures:#}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn figures(&self) -> MemcgStats {
+        let (node, percpu) = (self.node(), self.tree().percpu(self.node()));
+        let mut figures = MemcgStats::of(node, node.path(), 0, node.cached(), percpu as i64);
+        figures.charged = figures.current.saturating_sub(percpu);
+        figures
+    }
+
     /// The statistics of this cgroup and all its descendants.
     ///
     /// The numbers are read one after the other while other threads charge and uncharge. Together
