@@ -2,7 +2,9 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,7 +44,7 @@ fn a_batch_names_every_cgroup_and_kind_once() {
     assert_eq!(watch.wait_timeout(SHORT), None, "what was before is not told");
 
     let gone = full(&tenant, "gone");
-    let kept = full(&tenant, "kept\n".trim_end());
+    let kept = full(&tenant, "kept");
     assert!(gone.try_charge(1).is_err());
     gone.remove().unwrap();
     drop(gone);
@@ -98,6 +100,69 @@ fn an_event_wakes_a_thread_and_every_watch_is_told() {
         assert!(full.try_charge(1).is_err());
         assert_eq!(waiting.join().unwrap(), other.wait_timeout(LONG));
     });
+}
+
+#[test]
+fn an_interval_without_end_is_one_batch() {
+    let (_pcpu, root) = tree();
+    let full = full(&root, "full");
+    let mut watch = root.watch_tree(Duration::MAX);
+    assert!(full.try_charge(1).is_err());
+    assert!(watch.wait_timeout(LONG).is_some());
+    assert!(full.try_charge(1).is_err());
+    assert_eq!(watch.wait_timeout(SHORT), None);
+    assert!(watch.poll_changed(&mut Context::from_waker(Waker::noop())).is_pending());
+}
+
+/// In a thread and in a task, each in the middle of an interval.
+#[test]
+fn the_end_of_the_tree_waits_for_no_interval() {
+    let (pcpu, root) = tree();
+    let full = full(&root, "full");
+    let mut watches = [(); 2].map(|()| root.watch_tree(Duration::from_secs(3600)));
+    assert!(full.try_charge(1).is_err());
+    assert!(watches.iter_mut().all(|watch| watch.wait_timeout(LONG).is_some()));
+    assert!(full.try_charge(1).is_err());
+    let [mut of_thread, mut of_task] = watches;
+    let task = async move { tokio::time::timeout(LONG, of_task.changed()).await.ok() };
+    let thread = thread::spawn(move || of_thread.wait_timeout(LONG));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_time().build().unwrap();
+    let task = runtime.spawn(task);
+    thread::sleep(SHORT);
+    assert!(!thread.is_finished() && !task.is_finished());
+    drop((full, root, pcpu));
+    for last in [thread.join().unwrap(), runtime.block_on(task).unwrap()] {
+        let last = last.expect("no batch came");
+        assert_eq!((entries(&last), last.ended), (vec![("/full", EventKind::Max, 1)], true));
+    }
+}
+
+/// The first event wakes the task. Those that follow come with it.
+#[test]
+fn a_task_is_woken_once_for_a_batch() {
+    let (_pcpu, root) = tree();
+    let full = full(&root, "full");
+    let mut watch = root.watch_tree(Duration::ZERO);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    for round in 1..=3 {
+        assert!(watch.poll_changed(&mut Context::from_waker(&waker)).is_pending());
+        (0..5).for_each(|_| assert!(full.try_charge(1).is_err()));
+        assert_eq!(woken.0.load(SeqCst), round);
+        assert!(watch.poll_changed(&mut Context::from_waker(&waker)).is_ready());
+    }
+    assert!(watch.poll_changed(&mut Context::from_waker(&waker)).is_pending());
+    drop(watch);
+    assert_eq!(Arc::strong_count(&woken), 2, "a watch that is dropped keeps no waker");
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
 }
 
 #[tokio::test]

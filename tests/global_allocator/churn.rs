@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::thread;
+use std::time::Duration;
 
 use percpu_memcg::{Charge, Gfp, Limit, Local, Memcg, PerCpu, PerCpuAllocator, PerCpuCounter};
 
@@ -80,6 +81,7 @@ fn lifetime(pcpu: &PerCpuAllocator, shared: &Memcg, nth: usize, round: usize) {
     children[1].attach_thread().unwrap();
     let reader = tenant.peak_reader();
     reader.reset();
+    let mut tree_watch = shared.watch_tree(Duration::ZERO);
     let mut watch = children[1].watch_events();
     assert!(watch.poll_changed(&mut Context::from_waker(Waker::noop())).is_pending());
 
@@ -100,6 +102,7 @@ fn lifetime(pcpu: &PerCpuAllocator, shared: &Memcg, nth: usize, round: usize) {
     drop(above);
     tenant.set_high(Limit::MAX).unwrap();
     let _seen = watch.poll_changed(&mut Context::from_waker(Waker::noop()));
+    let _batch = tree_watch.poll_changed(&mut Context::from_waker(Waker::noop()));
 
     let mut rows = children[4].account(Vec::<u64>::new());
     if rows.reserve(100).is_ok() {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::tree_watch::TreeWatches;
 use super::*;
 
 /// No test waits longer for what has to come.
@@ -229,4 +230,26 @@ fn no_wake_up_is_lost() {
             }
         }
     });
+}
+
+/// The checking allocator ends the process where something is allocated or freed under a leaf lock.
+#[test]
+fn a_batch_of_a_tree_is_collected_without_allocating_under_its_lock() {
+    let watches = TreeWatches::default();
+    let mut batches = [(); 2].map(|()| watches.watch(Duration::ZERO));
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let watches = &watches;
+            scope.spawn(move || {
+                let raise = |n| watches.raise(EventKind::Max, || format!("/{thread}/{}", n % 1500));
+                (0..3000).for_each(raise);
+            });
+        }
+    });
+    for watch in &mut batches {
+        let batch = watch.wait_timeout(LONG).unwrap();
+        let told: u64 = batch.events.iter().map(|event| event.count).sum();
+        assert_eq!((batch.events.len(), told + batch.omitted), (4096, 12_000));
+        assert!(batch.events.is_sorted_by(|a, b| a.cgroup < b.cgroup));
+    }
 }

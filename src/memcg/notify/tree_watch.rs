@@ -1,20 +1,20 @@
 //! The events of all cgroups of a tree, with their paths, in batches.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use futures_timer::Delay;
 
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::watch::{Unpark, contained};
-use crate::sys::locks::Mutex;
+use crate::sys::locks::{LeafMutex, LeafMutexGuard, make_room};
 use crate::sys::text::Short;
 
 /// A batch tells of so many cgroups and kinds of events. Beyond that, events are only counted.
@@ -23,8 +23,9 @@ const MOST: usize = 4096;
 /// Watches the events of all cgroups of a tree; see [`Memcg::watch_tree`](crate::Memcg::watch_tree).
 ///
 /// Events are collected, and returned as a [`TreeEvents`] no sooner than an interval after the batch
-/// before it. A cgroup that was removed in the meantime is told of as well. Nothing is lost between two
-/// calls, nor when the future of [`changed`](TreeWatch::changed) is dropped.
+/// before it. The first batch, and the last one after the tree was dropped, are returned at once. A
+/// batch also tells of cgroups that were removed since. Nothing is lost between two calls, nor when
+/// the future of [`changed`](TreeWatch::changed) is dropped.
 ///
 /// Cost: nothing for charges. An event, while there are watches, takes a lock and the path of its
 /// cgroup.
@@ -57,10 +58,10 @@ const MOST: usize = 4096;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct TreeWatch {
-    collected: Arc<Mutex<Collected>>,
+    watched: Arc<Watched>,
     interval: Duration,
-    /// When the next batch may be returned.
-    next: Instant,
+    /// When the next batch may be returned. `None` for never.
+    next: Option<Instant>,
     delay: Option<Delay>,
 }
 
@@ -103,10 +104,15 @@ impl fmt::Display for TreeEvents {
     }
 }
 
-/// What was collected for one watch.
+/// What was collected for one watch. Charges wait for the lock, so nothing is allocated or freed under it
+/// (L3).
+#[derive(Debug, Default)]
+struct Watched(LeafMutex<Collected>);
+
 #[derive(Debug, Default)]
 struct Collected {
-    counts: BTreeMap<(String, EventKind), u64>,
+    /// By path and kind.
+    events: Vec<TreeEvent>,
     omitted: u64,
     has_ended: bool,
     waker: Option<Waker>,
@@ -114,72 +120,104 @@ struct Collected {
 
 /// The watches of a tree.
 #[derive(Debug, Default)]
-pub(crate) struct TreeWatches(Mutex<Vec<Weak<Mutex<Collected>>>>);
+pub(crate) struct TreeWatches(ArcSwap<Vec<Weak<Watched>>>);
 
 impl TreeWatches {
     pub(crate) fn watch(&self, interval: Duration) -> TreeWatch {
-        let collected = Arc::new(Mutex::new(Collected::default()));
-        let mut watches = self.0.lock();
-        watches.retain(|watch| watch.strong_count() > 0);
-        watches.push(Arc::downgrade(&collected));
-        TreeWatch { collected, interval, next: Instant::now(), delay: None }
+        let watched = Arc::new(Watched::default());
+        self.0.rcu(|watches| {
+            let others = watches.iter().filter(|watch| watch.strong_count() > 0).cloned();
+            others.chain([Arc::downgrade(&watched)]).collect::<Vec<_>>()
+        });
+        TreeWatch { watched, interval, next: Some(Instant::now()), delay: None }
     }
 
     /// Collects an event, and wakes the watches. Under no lock, because wakers run (E3).
     pub(crate) fn raise(&self, kind: EventKind, path: impl FnOnce() -> String) {
-        let watches = self.watches();
-        if watches.is_empty() {
+        let watches = self.0.load_full();
+        let mut watches = watches.iter().filter_map(Weak::upgrade).peekable();
+        if watches.peek().is_none() {
             return;
         }
-        let key = (path(), kind);
-        for watch in watches {
-            wake(&watch, |collected| collected.add(key.clone()));
-            // A watch that was dropped since frees what it collected here, under no lock.
-        }
+        let event = TreeEvent { cgroup: path(), kind, count: 1 };
+        watches.for_each(|watch| watch.collect(event.clone()));
     }
 
     /// The tree is dropped. Under no lock.
     pub(crate) fn end(&self) {
-        for watch in self.watches() {
-            wake(&watch, |collected| collected.has_ended = true);
-        }
-    }
-
-    fn watches(&self) -> Vec<Arc<Mutex<Collected>>> {
-        self.0.lock().iter().filter_map(Weak::upgrade).collect()
+        self.0.load_full().iter().filter_map(Weak::upgrade).for_each(|watch| watch.end());
     }
 }
 
-/// Changes what was collected, and then wakes the watch under no lock.
-fn wake(watch: &Mutex<Collected>, change: impl FnOnce(&mut Collected)) {
-    let waker = {
-        let mut collected = watch.lock();
-        change(&mut collected);
-        collected.waker.take()
-    };
+impl Watched {
+    /// Locks it, with room for one more event.
+    fn lock_with_room(&self) -> LeafMutexGuard<'_, Collected> {
+        loop {
+            let collected = self.0.lock();
+            let len = collected.events.len();
+            if len == MOST || len < collected.events.capacity() {
+                return collected;
+            }
+            drop(collected);
+            let looked = make_room(|look| {
+                look(&mut self.0.lock().events);
+                Some(())
+            });
+            debug_assert!(looked.is_some());
+        }
+    }
+
+    fn collect(&self, event: TreeEvent) {
+        let mut collected = self.lock_with_room();
+        // Those that follow come with it.
+        let waker = if collected.is_empty() { collected.waker.take() } else { None };
+        let unneeded = collected.add(event);
+        drop(collected);
+        drop(unneeded);
+        wake(waker);
+    }
+
+    fn end(&self) {
+        let mut collected = self.0.lock();
+        collected.has_ended = true;
+        let waker = collected.waker.take();
+        drop(collected);
+        wake(waker);
+    }
+}
+
+fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         contained(|| waker.wake());
     }
 }
 
 impl Collected {
-    fn add(&mut self, key: (String, EventKind)) {
-        if self.counts.len() < MOST || self.counts.contains_key(&key) {
-            *self.counts.entry(key).or_default() += 1;
-        } else {
-            self.omitted += 1;
+    /// Returns the event if it is counted without a place in the list.
+    fn add(&mut self, event: TreeEvent) -> Option<TreeEvent> {
+        let key = (event.cgroup.as_str(), event.kind);
+        match self.events.binary_search_by(|of| (of.cgroup.as_str(), of.kind).cmp(&key)) {
+            Ok(place) => self.events[place].count += 1,
+            Err(_) if self.events.len() == MOST => self.omitted += 1,
+            Err(place) => {
+                self.events.insert(place, event);
+                return None;
+            }
         }
+        Some(event)
     }
 
     fn is_empty(&self) -> bool {
-        self.counts.is_empty() && self.omitted == 0 && !self.has_ended
+        // Events are only omitted beside others.
+        self.events.is_empty()
     }
 
     fn take(&mut self) -> TreeEvents {
-        let counts = mem::take(&mut self.counts);
-        let event = |((cgroup, kind), count)| TreeEvent { cgroup, kind, count };
-        let events = counts.into_iter().map(event).collect();
-        TreeEvents { events, omitted: mem::take(&mut self.omitted), ended: self.has_ended }
+        TreeEvents {
+            events: mem::take(&mut self.events),
+            omitted: mem::take(&mut self.omitted),
+            ended: self.has_ended,
+        }
     }
 }
 
@@ -193,14 +231,12 @@ impl TreeWatch {
     /// As [`changed`](TreeWatch::changed), for a hand-written future or stream. Only the waker of the last
     /// call is woken.
     pub fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<TreeEvents> {
-        if self.wait_for_event(cx.waker()) {
-            return Poll::Pending;
-        }
-        let left = self.next.saturating_duration_since(Instant::now());
-        if !left.is_zero() {
-            let delay = self.delay.get_or_insert_with(|| Delay::new(left));
-            if Pin::new(delay).poll(cx).is_pending() {
-                return Poll::Pending;
+        match self.due_in(cx.waker()) {
+            Some(Duration::ZERO) => return Poll::Ready(self.take()),
+            None => return Poll::Pending,
+            Some(left) => {
+                let delay = self.delay.get_or_insert_with(|| Delay::new(left));
+                ready!(Pin::new(delay).poll(cx));
             }
         }
         Poll::Ready(self.take())
@@ -209,49 +245,61 @@ impl TreeWatch {
     /// As [`changed`](TreeWatch::changed), but blocks the calling thread, for `timeout` at most. Returns `None`
     /// when no batch was due in that time.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<TreeEvents> {
-        let now = Instant::now();
         // None when the deadline is too far in the future to be represented: it never comes.
-        let deadline = now.checked_add(timeout);
+        let deadline = Instant::now().checked_add(timeout);
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         loop {
-            let now = Instant::now();
-            let due = match self.wait_for_event(&waker) {
-                true => None,
-                false if self.next <= now => return Some(self.take()),
-                false => Some(self.next),
-            };
-            if deadline.is_some_and(|deadline| deadline <= now) {
+            let due = self.due_in(&waker);
+            if due == Some(Duration::ZERO) {
+                return Some(self.take());
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
                 self.stop_waiting();
                 return None;
             }
-            match due.into_iter().chain(deadline).min() {
-                Some(until) => thread::park_timeout(until.saturating_duration_since(now)),
+            match due.into_iter().chain(left).min() {
+                Some(left) => thread::park_timeout(left),
                 None => thread::park(),
             }
         }
     }
 
-    /// Leaves the waker where nothing was collected yet. True in that case.
-    fn wait_for_event(&self, waker: &Waker) -> bool {
+    /// In what time a batch is due. `None` when something has to happen before. Leaves the waker, unless
+    /// the batch is due now.
+    fn due_in(&self, waker: &Waker) -> Option<Duration> {
         let mut waker = Some(waker.clone());
-        let mut collected = self.collected.lock();
-        let is_empty = collected.is_empty();
-        if is_empty {
+        let mut collected = self.watched.0.lock();
+        let due = match collected.is_empty() {
+            _ if collected.has_ended => Some(Duration::ZERO),
+            true => None,
+            false => self.next.map(|next| next.saturating_duration_since(Instant::now())),
+        };
+        if due != Some(Duration::ZERO) {
             mem::swap(&mut collected.waker, &mut waker);
         }
         // Before the waker that is not needed, which is code of an executor.
         drop(collected);
-        is_empty
+        due
     }
 
     fn take(&mut self) -> TreeEvents {
+        self.stop_waiting();
         self.delay = None;
-        self.next = Instant::now().checked_add(self.interval).unwrap_or(self.next);
-        self.collected.lock().take()
+        self.next = Instant::now().checked_add(self.interval);
+        self.watched.0.lock().take()
     }
 
     fn stop_waiting(&self) {
-        let _waker = self.collected.lock().waker.take();
+        let waker = self.watched.0.lock().waker.take();
+        // Under no lock.
+        drop(waker);
+    }
+}
+
+impl Drop for TreeWatch {
+    fn drop(&mut self) {
+        self.stop_waiting();
     }
 }
 
