@@ -301,21 +301,25 @@ async fn a_spawned_task_takes_the_current_cgroup_along() {
         }
     };
     // Each future is made on a thread of its own, so that no other task of the runtime is there.
-    let [nothing, of_thread, scope, innermost, of_root] = thread::scope(|scope| {
+    let [nothing, of_thread, last, scope, innermost, of_root] = thread::scope(|scope| {
         let make = || {
             let nothing = here(&root).in_current_memcg();
             attached.attach_thread().unwrap();
             let of_thread = here(&root).in_current_memcg();
+            elsewhere.attach_thread().unwrap();
+            tenant.attach_thread().unwrap();
+            let last = here(&root).in_current_memcg();
             let _in = tenant.enter();
             let scope = here(&root).in_current_memcg();
             let innermost = elsewhere.scope(|| here(&other.root()).in_current_memcg());
             let of_root = root.scope(|| here(&root).in_current_memcg());
-            [nothing, of_thread, scope, innermost, of_root]
+            [nothing, of_thread, last, scope, innermost, of_root]
         };
         scope.spawn(make).join().unwrap()
     });
     assert_eq!(tokio::spawn(nothing).await.unwrap(), root);
     assert_eq!(tokio::spawn(of_thread).await.unwrap(), attached);
+    assert_eq!(tokio::spawn(last).await.unwrap(), tenant, "attached last, after another tree");
     assert_eq!(tokio::spawn(scope).await.unwrap(), tenant);
     assert_eq!(tokio::spawn(innermost).await.unwrap(), elsewhere);
     assert_eq!(tenant.scope(|| tokio::spawn(of_root)).await.unwrap(), root);
@@ -341,4 +345,40 @@ fn a_future_keeps_neither_its_cgroup_nor_its_tree() {
     assert_eq!(format!("{future:?}"), "InMemcgFuture { .. }");
     assert_eq!(poll_once(future.as_mut()), Poll::Pending);
     assert_eq!(poll_once(future.as_mut()), Poll::Ready(()));
+}
+
+/// A scope that outlives the poll in which it was entered, and one that ends in another poll.
+#[test]
+fn scopes_that_end_in_another_poll_leave_the_others_as_they_are() {
+    let pcpu = allocator();
+    let root = pcpu.root();
+    let [a, b, c] = ["a", "b", "c"].map(|name| root.create(name).unwrap());
+    {
+        let guard = std::cell::RefCell::new(None);
+        let enter = std::future::poll_fn(|_| {
+            *guard.borrow_mut() = Some(c.enter());
+            Poll::Ready(root.of_this_thread())
+        });
+        let leave = std::future::poll_fn(|_| {
+            let before = root.of_this_thread();
+            guard.take();
+            Poll::Ready([before, root.of_this_thread()])
+        });
+        let (mut enter, mut leave) = (pin!(enter.in_memcg(&a)), pin!(leave.in_memcg(&b)));
+        assert_eq!(poll_once(enter.as_mut()), Poll::Ready(c.clone()));
+        assert_eq!(root.of_this_thread(), c, "the guard is not dropped yet");
+        assert_eq!(poll_once(leave.as_mut()), Poll::Ready([b.clone(), b.clone()]));
+        assert!(root.of_this_thread().is_root());
+    }
+
+    // A guard that is forgotten is never left, and keeps no cgroup.
+    let forgotten = thread::spawn(move || {
+        std::mem::forget(c.enter());
+        a.scope(|| assert_eq!(root.of_this_thread(), a));
+        drop(a.enter());
+        c.remove().unwrap();
+        (root.of_this_thread().is_root(), root.nr_dying_descendants())
+    });
+    assert_eq!(forgotten.join().unwrap(), (true, 1), "the handle");
+    assert_eq!(pcpu.root().nr_dying_descendants(), 0);
 }

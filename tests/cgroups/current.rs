@@ -1,5 +1,10 @@
 //! Which cgroup a thread allocates for.
 
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
+
+use percpu_memcg::EnterGuard;
+
 use super::*;
 
 #[test]
@@ -213,6 +218,43 @@ fn the_current_cgroup_is_charged_without_its_handle() {
     drop((attached, to_root));
     assert_eq!(currents([&a, &b, &root]), [0, 0, 0]);
     root.attach_thread().unwrap();
+}
+
+/// A hook runs in the middle of a charge. It may end the scope for which the charge is made.
+#[test]
+fn a_hook_may_leave_the_scope_that_is_charged() {
+    thread_local! {
+        static SCOPE: RefCell<Option<EnterGuard>> = const { RefCell::new(None) };
+    }
+    let pcpu = allocator();
+    let root = pcpu.root();
+    for charge in [
+        |root: &Memcg, _: &PerCpuAllocator| root.charge_current(full(900)).unwrap().cgroup(),
+        |root: &Memcg, pcpu: &PerCpuAllocator| {
+            let area = alloc(pcpu, 900, Gfp::KERNEL_ACCOUNT).unwrap();
+            let all: Vec<_> =
+                root.snapshot().cgroups.into_iter().filter(|of| of.percpu > 0).collect();
+            free(pcpu, area);
+            all.last().unwrap().path.clone()
+        },
+    ] {
+        let tenant = root.create("tenant").unwrap();
+        let query = tenant.create("query").unwrap();
+        tenant.set_max(Limit::bytes(full(900) + 500)).unwrap();
+        let cache = Arc::new(Mutex::new(Some(tenant.charge(600).unwrap())));
+        let (freed, gone) = (Arc::clone(&cache), query.clone());
+        let hook = tenant.on_reclaim(0, move |_| {
+            SCOPE.take();
+            gone.remove().unwrap();
+            freed.lock().unwrap().take().map_or(0, |charge| charge.bytes())
+        });
+        SCOPE.set(Some(query.enter()));
+        assert_eq!(charge(&root, &pcpu), "/tenant");
+        assert!(SCOPE.take().is_none() && root.of_this_thread().is_root());
+        assert_eq!(tenant.current(), 0);
+        drop(hook);
+        tenant.remove().unwrap();
+    }
 }
 
 #[test]

@@ -17,7 +17,6 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -53,19 +52,17 @@ struct Scope {
     token: Option<&'static Token>,
 }
 
-/// So many scopes need no list on the heap. No more, because plugins get little thread-local memory.
-const FIRST: usize = 1;
-
 /// The number of a scope that has no effect.
 const NOWHERE: u64 = u64::MAX;
 
-/// The scopes of a thread, the innermost last. Those beyond [`FIRST`] are in [`Memberships`].
+/// The scopes of a thread. Those behind the first are in [`Memberships`], the innermost last.
 ///
-/// It has no destructor, so that scopes work as long as the thread runs code.
+/// One is here, so that most threads need no list. No more are, because plugins get little
+/// thread-local memory. It has no destructor, so that scopes work as long as the thread runs code.
 struct Scopes {
     /// How many there are in all.
     len: Cell<usize>,
-    first: [Place; FIRST],
+    first: Place,
 }
 
 /// A scope in parts. A copy in one piece would wait for the stores of its parts.
@@ -97,13 +94,14 @@ impl Place {
 /// the current cgroup.
 #[derive(Default)]
 struct Memberships {
+    /// The last one last.
     attached: Vec<(TreeId, Attachment)>,
     deeper: Vec<Scope>,
 }
 
 thread_local! {
     static SCOPES: Scopes = const {
-        Scopes { len: Cell::new(0), first: [const { Place::new() }; FIRST] }
+        Scopes { len: Cell::new(0), first: Place::new() }
     };
     static MEMBERSHIPS: Cell<Memberships> =
         const { Cell::new(Memberships { attached: Vec::new(), deeper: Vec::new() }) };
@@ -112,17 +110,12 @@ thread_local! {
 impl Scopes {
     #[inline(always)]
     fn enter(&self, tree: TreeId, token: Option<&'static Token>) -> u64 {
-        let len = self.len.get();
-        match self.first.get(len) {
-            Some(place) => {
-                let outer = self.first.get(len.wrapping_sub(1));
-                let number = outer.map_or(0, |outer| outer.number.get() + 1);
-                place.set(Scope { tree, number, token });
-                self.len.set(len + 1);
-                number
-            }
-            None => self.enter_deeper(tree, token),
+        if self.len.get() > 0 {
+            return self.enter_deeper(tree, token);
         }
+        self.first.set(Scope { tree, number: 0, token });
+        self.len.set(1);
+        0
     }
 
     #[cold]
@@ -139,56 +132,37 @@ impl Scopes {
 
     #[inline(always)]
     fn leave(&self, number: u64) {
-        let last = self.len.get().wrapping_sub(1);
-        match self.first.get(last) {
-            Some(scope) if scope.number.get() == number => self.len.set(last),
-            _ => self.leave_another(number),
+        match self.len.get() == 1 && self.first.number.get() == number {
+            true => self.len.set(0),
+            false => self.leave_another(number),
         }
     }
 
-    /// Leaves a scope that lies deeper, or is not the innermost one. By number, because guards may be
-    /// dropped in any order.
+    /// Leaves a scope that is not alone. By number, because guards may be dropped in any order.
     #[cold]
     fn leave_another(&self, number: u64) {
-        let first = &self.first[..self.len.get().min(FIRST)];
-        let is_left = match first.iter().position(|scope| scope.number.get() == number) {
-            Some(index) => {
-                self.close_up(first, index);
-                true
-            }
-            None => {
-                let left = change(|own| {
-                    let index = own.deeper.iter().rposition(|scope| scope.number == number);
-                    index.map(|index| own.deeper.remove(index))
-                });
-                left.flatten().is_some()
-            }
-        };
-        if is_left {
-            self.len.set(self.len.get() - 1);
+        let is_first = self.len.get() > 0 && self.first.number.get() == number;
+        let taken = change(|own| {
+            let of_number = || own.deeper.iter().rposition(|scope| scope.number == number);
+            let index = if is_first { Some(0) } else { of_number() };
+            index.filter(|index| *index < own.deeper.len()).map(|index| own.deeper.remove(index))
+        });
+        match (taken.flatten(), is_first) {
+            (Some(next), true) => self.first.set(next),
+            (Some(_), false) => {}
+            // The thread is ending, and has dropped those behind it.
+            (None, true) => self.len.set(1),
+            (None, false) => return,
         }
-    }
-
-    /// Overwrites the scope at `index` with those behind it.
-    fn close_up(&self, first: &[Place], index: usize) {
-        for (to, from) in first[index..].iter().zip(&first[index + 1..]) {
-            to.set(from.get());
-        }
-        let moved = change(|own| (!own.deeper.is_empty()).then(|| own.deeper.remove(0)));
-        match (moved.flatten(), first.last()) {
-            (Some(scope), Some(last)) => last.set(scope),
-            // Nothing is deeper, or the thread is ending and has dropped that.
-            _ => self.len.set(first.len()),
-        }
+        self.len.set(self.len.get() - 1);
     }
 
     /// The token of the innermost scope of the tree, and `None` where there is no such scope.
     #[inline(always)]
     fn find(&self, tree: TreeId) -> Option<Option<&'static Token>> {
-        let last = self.len.get().wrapping_sub(1);
-        match self.first.get(last) {
-            Some(scope) if scope.tree.get() == tree => Some(scope.token.get()),
-            _ => self.find_another(tree),
+        match self.len.get() == 1 && self.first.tree.get() == tree {
+            true => Some(self.first.token.get()),
+            false => self.find_another(tree),
         }
     }
 
@@ -200,11 +174,10 @@ impl Scopes {
 
     /// The innermost of those scopes.
     fn innermost(&self, is_one: impl Fn(&Scope) -> bool) -> Option<Scope> {
-        let len = self.len.get();
         let deeper = || change(|own| own.deeper.iter().rev().find(|scope| is_one(scope)).copied());
-        let deeper = if len > FIRST { deeper().flatten() } else { None };
-        let mut first = self.first[..len.min(FIRST)].iter().rev().map(Place::get);
-        deeper.or_else(|| first.find(is_one))
+        let deeper = if self.len.get() > 1 { deeper().flatten() } else { None };
+        let first = (self.len.get() > 0).then(|| self.first.get());
+        deeper.or_else(|| first.filter(is_one))
     }
 }
 
@@ -281,20 +254,15 @@ pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeEr
     let replaced = change(|own| {
         let attached = &mut own.attached;
         let index = attached.iter().position(|(id, _)| *id == tree);
-        match (index, new.take()) {
-            (Some(index), Some(new)) => Some(mem::replace(&mut attached[index], new)),
-            (Some(index), None) => Some(attached.swap_remove(index)),
-            (None, new) => {
-                attached.extend(new);
-                None
-            }
-        }
+        let replaced = index.map(|index| attached.remove(index));
+        attached.extend(new.take());
+        replaced
     });
     drop(replaced);
     // Attachments to removed cgroups and dropped trees serve nothing any more.
     let take_stale = |own: &mut Memberships| {
         let index = own.attached.iter().position(|(_, Attachment(node))| node.is_gone());
-        index.map(|index| own.attached.swap_remove(index))
+        index.map(|index| own.attached.remove(index))
     };
     while let Some(Some(stale)) = change(take_stale) {
         drop(stale);
