@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use insta::assert_snapshot;
 use percpu_memcg::{
@@ -42,9 +43,15 @@ fn a_cgroup() {
     assert_snapshot!(format!("{tenant:?}"), @r#"Memcg("/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\"'é")"#);
     assert_snapshot!(tenant.figures(), @r#"/a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é: 100064 of 3145728, peak 100064, percpu 64, charged 100000"#);
     assert_snapshot!(format!("{:#}", tenant.figures()), @r#"/a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é: 97.7 KiB of 3 MiB, peak 97.7 KiB, percpu 64 B, charged 97.7 KiB"#);
-    assert_snapshot!(format!("{:?}", tenant.figures().label().to_string()), @r#""/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\\"'é""#);
+    assert_snapshot!(format!("{:?}", tenant.figures().path_label().to_string()), @r#""/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\\"'é""#);
     assert_snapshot!(format!("{held:?}"), @r#"Charge { cgroup: "/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\"'é/query", bytes: 100000 }"#);
     assert_snapshot!(format!("{:?}", std::future::ready(1).in_memcg(&tenant)), @r#"InMemcgFuture { cgroup: "/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\"'é", .. }"#);
+    let labelled = [(HOSTILE, 2000), ("rows", 10)]
+        .map(|(label, bytes)| tenant.charge(bytes).unwrap().labelled(label));
+    assert_snapshot!(tenant.figures(), @r#"/a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é: 102074 of 3145728, peak 102074, percpu 64, charged 102010 (a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é 2000, rows 10)"#);
+    assert_snapshot!(format!("{:#}", tenant.figures()), @r#"/a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é: 99.7 KiB of 3 MiB, peak 99.7 KiB, percpu 64 B, charged 99.6 KiB (a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é 2.0 KiB, rows 10 B)"#);
+    assert_snapshot!(format!("{:?}", labelled[0]), @r#"Charge { cgroup: "/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\"'é", label: "a\tb\u{1b}[31m\u{202e}c\u{a0}\\\"'é", bytes: 2000 }"#);
+    assert_snapshot!(format!("{:?}", tenant.enter()), @"EnterGuard { .. }");
     assert_snapshot!(tenant.events(), @"
     low 0
     high 0
@@ -134,7 +141,7 @@ fn charges() {
     let (pcpu, tenant) = tree();
     let mut charge = tenant.charge(100).unwrap();
     assert_snapshot!(lines([charge.shrink(200).unwrap_err()]), @"a charge of 100 bytes cannot shrink by 200 (invalid input parameter)");
-    assert_snapshot!(lines([charge.merge(pcpu.root().charge(1).unwrap()).unwrap_err()]), @"the charges belong to different cgroups (cross-device link or rename)");
+    assert_snapshot!(lines([charge.merge(pcpu.root().charge(1).unwrap()).unwrap_err()]), @"the charges belong to different cgroups or have different labels (cross-device link or rename)");
     assert_snapshot!(lines([tenant.reclaim(1000).unwrap_err()]), @"0 of 1000 bytes could be reclaimed (operation would block)");
 }
 
@@ -190,9 +197,10 @@ fn what_a_removed_cgroup_left() {
     assert_snapshot!(query.remove_with_report().unwrap(), @r#"/a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é/query\u{85} left nothing to /a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é"#);
     let areas: BTreeMap<u32, _> = (0..3).map(|n| (n, PerCpu::<u64>::zeroed_for(&tenant))).collect();
     let _held = tenant.charge(1 << 21).unwrap();
+    let _labelled = tenant.charge(3000).unwrap().labelled(HOSTILE);
     let report = tenant.remove_with_report().unwrap();
-    assert_snapshot!(report, @r#"/a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é left to /: 96 bytes of areas (3 of 8), 2097152 bytes of charges"#);
-    assert_snapshot!(format!("{report:#}"), @r#"/a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é left to /: 96 B of areas (3 of 8), 2 MiB of charges"#);
+    assert_snapshot!(report, @r#"/a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é left to /: 96 bytes of areas (3 of 8), 2100152 bytes of charges (a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é 3000)"#);
+    assert_snapshot!(format!("{report:#}"), @r#"/a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é left to /: 96 B of areas (3 of 8), 2.0 MiB of charges (a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é 2.9 KiB)"#);
     drop((areas, pcpu));
 }
 
@@ -274,6 +282,19 @@ fn files() {
     memory.peak: "1000\n"
     memory.stat: "kernel 1000\npercpu 0\ncharged 1000\ncached 0\n"
     "#);
+}
+
+#[test]
+fn a_batch_of_events() {
+    let (pcpu, tenant) = tree();
+    let mut watch = pcpu.root().watch_tree(Duration::ZERO);
+    tenant.set_max(Limit::from(0)).unwrap();
+    assert!(tenant.charge(1).is_err());
+    assert_snapshot!(watch.wait_timeout(Duration::ZERO).unwrap(), @r#"
+    /a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é: max 1
+    /a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é: oom 1
+    "#);
+    assert_snapshot!(format!("{watch:?}"), @"TreeWatch { interval: 0ns, .. }");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::memcg::{Limit, Memcg, MemcgStats};
-use crate::sys::text::{Bytes, Short};
+use crate::sys::text::{ByLabel, Bytes, Short};
 
 /// The path, with escapes for what is not printable. Of a path that is longer than 256 bytes, `…`
 /// stands for the rest.
@@ -50,6 +50,9 @@ impl fmt::Display for MemcgStats {
         for (name, bytes) in parts.into_iter().chain(cached) {
             write!(f, ", {name} ")?;
             Bytes(bytes).fmt(f)?;
+            if name == "charged" {
+                ByLabel(&self.labels).fmt(f)?;
+            }
         }
         Ok(())
     }

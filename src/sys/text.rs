@@ -7,6 +7,7 @@
 //! the text behind them. A message shows escapes in their place, so that a line stays a line, and
 //! reads as it was written.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 /// The most bytes that a message shows of a text: a whole name of a cgroup, which has 255 bytes.
@@ -116,6 +117,19 @@ impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Bytes(self.0).fmt(f)?;
         if f.alternate() { Ok(()) } else { f.write_str(" bytes") }
+    }
+}
+
+/// Displays the bytes of each label in brackets, and nothing if there are none.
+pub(crate) struct ByLabel<'a>(pub(crate) &'a BTreeMap<&'static str, u64>);
+
+impl fmt::Display for ByLabel<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (label, bytes)) in self.0.iter().enumerate() {
+            write!(f, "{}{} ", if index == 0 { " (" } else { ", " }, Short(label))?;
+            Bytes(*bytes).fmt(f)?;
+        }
+        if self.0.is_empty() { Ok(()) } else { f.write_char(')') }
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `zero` | what needs no memory is never refused and raises nothing |
 //! | `impossible` | a request that no memory could serve touches nobody else |
 //! | `extremes` | no size makes the arithmetic overflow |
+//! | `labels` | bytes with a label are where their charge is, to the byte |
 //! | `merging` | what pays decides whether charges can be merged |
 //! | `panics` | a panic of a callback or of a collection leaves every account right |
 //! | `shared` | threads that share a charge may grow and shrink it at the same time |
@@ -12,6 +13,7 @@
 
 mod extremes;
 mod impossible;
+mod labels;
 mod merging;
 mod panics;
 mod shared;

@@ -152,6 +152,10 @@ pub(crate) fn grow_untold(
     gfp: Gfp,
 ) -> Result<(Option<Uncommitted>, Option<Untold>), ChargeError> {
     let Some(payer) = token.payer() else { return Ok((None, None)) };
+    // A token without a stock, whose payer may have one.
+    if !ptr::eq(payer.token(), token) && payer.token().take(bytes, 0) {
+        return Ok((Some(Uncommitted::new(token, bytes, false, Paid::Stock)), None));
+    }
     let (paid, untold) = charge_token(&payer, payer.stock(), token, 0, bytes, gfp)?;
     Ok((Some(Uncommitted::new(token, bytes, false, paid)), untold))
 }

@@ -248,7 +248,29 @@ impl<C: Footprint> Accounted<C> {
         self.charge.transfer_to(memcg)
     }
 
+    /// Says what the collection is for, as [`Charge::labelled`] does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let rows = tenant.account(vec![0_u64; 100]).labelled("rows");
+    /// assert_eq!(tenant.figures().labels["rows"], 800);
+    /// # drop(rows);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn labelled(self, label: &'static str) -> Self {
+        let Accounted { value, charge } = self;
+        Accounted { value, charge: charge.labelled(label) }
+    }
+
     /// The charge: how many bytes, and to which cgroup.
+    ///
+    /// What grows or shrinks it through this reference is undone by the next change of the collection.
     pub fn charge(&self) -> &Charge {
         &self.charge
     }

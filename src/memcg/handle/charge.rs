@@ -12,7 +12,7 @@ use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{ChargeError, ask_alike};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::memcg::Memcg;
-use crate::memcg::node::{Node, Token, reparent, walk};
+use crate::memcg::node::{Node, Token, TokenRef, labels, reparent, walk};
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::tree::current;
 use crate::sys::text::Quoted;
@@ -98,7 +98,7 @@ impl ShrinkError {
 
 ask_alike!(ShrinkError, limit: |_| false, memory: |_| false, invalid: |_| true);
 
-/// [`Charge::merge`] was called with a charge that another cgroup pays for.
+/// [`Charge::merge`] was called with a charge that another cgroup pays for, or that has another label.
 ///
 /// Neither charge was changed. The error holds the charge that was passed in.
 ///
@@ -119,7 +119,7 @@ ask_alike!(ShrinkError, limit: |_| false, memory: |_| false, invalid: |_| true);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, thiserror::Error)]
-#[error("the charges belong to different cgroups")]
+#[error("the charges belong to different cgroups or have different labels")]
 pub struct MergeError(Charge);
 
 ask_alike!(MergeError, limit: |_| false, memory: |_| false, invalid: |_| true);
@@ -295,10 +295,61 @@ impl Charge {
         Charge { token, bytes: AtomicU64::new(bytes) }
     }
 
+    /// Says what the memory is for: [`figures`](Memcg::figures) and reports tell the bytes of each
+    /// label. A second label replaces the first.
+    ///
+    /// What is split off has the same label. It stays when the charge is [moved](Charge::transfer_to),
+    /// and when its cgroup is removed. It limits nothing: for a limit of its own, a kind of memory is a
+    /// cgroup.
+    ///
+    /// A charge whose tree was dropped gets no label. Nor does one that a program's global allocator makes
+    /// while the library allocates. The first charge with a label takes a lock of the library, so such
+    /// an allocator must not hold one of its own meanwhile.
+    ///
+    /// Cost: some 40 ns, and about as much more for the end of the charge. Charges without a label pay
+    /// nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let blocks = tenant.charge(600)?.labelled("block cache");
+    /// let rows = tenant.create("query")?.charge(300)?.labelled("rows");
+    /// let other = tenant.charge(100)?;
+    ///
+    /// let figures = tenant.figures();
+    /// assert_eq!((figures.labels["block cache"], figures.labels["rows"]), (600, 300));
+    /// assert_eq!((rows.label(), other.label()), (Some("rows"), None));
+    /// # drop(blocks);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn labelled(mut self, label: &'static str) -> Charge {
+        let payer = self.token.payer();
+        if let Some(token) = payer.and_then(|payer| payer.labelled(label)) {
+            self.refer_to(token);
+        }
+        self
+    }
+
+    /// The label that [`labelled`](Charge::labelled) gave.
+    pub fn label(&self) -> Option<&'static str> {
+        self.token.account().label()
+    }
+
+    /// Refers to another token, for which the bytes are charged as well.
+    fn refer_to(&mut self, token: TokenRef) {
+        let old = mem::replace(&mut self.token, token.into_static());
+        labels::pass(old, self.token, self.bytes());
+        old.put();
+    }
+
     /// How many bytes are charged.
     #[inline]
     pub fn bytes(&self) -> u64 {
-        // Relaxed, here and below: a number that stands for nothing else in memory.
+        // Relaxed: a number for the caller, which `change` looks at again.
         self.bytes.load(Ordering::Relaxed)
     }
 
@@ -308,7 +359,9 @@ impl Charge {
         let mut bytes = self.bytes();
         loop {
             let changed = change(bytes).ok_or(bytes)?;
-            let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+            // AcqRel: pairs with itself. What one thread adds was charged before, and another takes it
+            // off before it is uncharged (M6). Relaxed for a failure: nothing was taken.
+            let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
             match self.bytes.compare_exchange_weak(bytes, changed, success, failure) {
                 Ok(_) => return Ok(()),
                 Err(now) => bytes = now,
@@ -374,7 +427,7 @@ impl Charge {
         }
         match try_charge::grow_untold(self.token, bytes, Gfp::ATOMIC) {
             Ok((charged, untold)) => {
-                self.add(bytes, charged);
+                self.add_missed(bytes, charged);
                 untold.into_iter().for_each(Untold::tell);
             }
             Err(error) => panic!("a counter has no room: {error}"),
@@ -403,8 +456,15 @@ impl Charge {
     #[cold]
     fn grow_missed(&self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
         let charged = grow_slowly(self.token, bytes, gfp)?;
-        self.add(bytes, charged);
+        self.add_missed(bytes, charged);
         Ok(())
+    }
+
+    fn add_missed(&self, bytes: u64, charged: Option<Uncommitted>) {
+        if charged.is_some() {
+            labels::add(self.token, bytes);
+        }
+        self.add(bytes, charged);
     }
 
     #[inline]
@@ -427,7 +487,7 @@ impl Charge {
             false => grow_slowly(self.token, bytes, gfp)?,
         };
         make()?;
-        self.add(bytes, charged);
+        self.add_missed(bytes, charged);
         Ok(())
     }
 
@@ -501,7 +561,8 @@ impl Charge {
     ///
     /// # Errors
     ///
-    /// [`MergeError`] when another cgroup pays for the other charge. It returns the charge.
+    /// [`MergeError`] when another cgroup pays for the other charge, or when it has another
+    /// [label](Charge::labelled). It returns the charge.
     ///
     /// # Examples
     ///
@@ -520,14 +581,16 @@ impl Charge {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn merge(&mut self, mut other: Charge) -> Result<(), MergeError> {
-        let Some(token) = token_of_both(self.token, other.token) else {
+        let both = token_of_both(self.token, other.token);
+        let Some(token) = both.filter(|_| self.label() == other.label()) else {
             return Err(MergeError(other));
         };
         if !ptr::eq(token, self.token) {
-            mem::swap(&mut self.token, &mut other.token);
+            mem::swap(self, &mut other);
         }
-        // The sum can only overflow where no cgroup pays.
         let merged = mem::take(other.bytes.get_mut());
+        labels::pass(other.token, self.token, merged);
+        // The sum can only overflow where no cgroup pays.
         let bytes = self.bytes.get_mut();
         *bytes = bytes.saturating_add(merged);
         Ok(())
@@ -578,8 +641,8 @@ impl Charge {
             false => try_charge::transfer(&from, to, bytes)?,
         };
         // What is charged at a cgroup may refer to its token (O4, M8).
-        let old = mem::replace(&mut self.token, to.token().get().into_static());
-        old.put();
+        let labelled = self.label().and_then(|label| to.labelled(label));
+        self.refer_to(labelled.unwrap_or_else(|| to.token().get()));
         untold.into_iter().for_each(Untold::tell);
         Ok(())
     }
@@ -587,8 +650,12 @@ impl Charge {
     fn move_to_tree(&mut self, to: &Arc<Node>) -> Result<(), ChargeError> {
         let bytes = self.bytes();
         let (charged, untold) = try_charge::charge_untold(to, bytes, Gfp::NOWAIT)?;
+        let charged = Charge::new(charged.commit(), bytes);
         // Uncharges what this was.
-        *self = Charge::new(charged.commit(), bytes);
+        *self = match self.label() {
+            Some(label) => charged.labelled(label),
+            None => charged,
+        };
         untold.into_iter().for_each(Untold::tell);
         Ok(())
     }
@@ -632,9 +699,11 @@ impl Drop for Charge {
 
 impl fmt::Debug for Charge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Charge")
-            .field("cgroup", &format_args!("{}", Quoted(&self.cgroup())))
-            .field("bytes", &self.bytes())
-            .finish()
+        let mut debug = f.debug_struct("Charge");
+        debug.field("cgroup", &format_args!("{}", Quoted(&self.cgroup())));
+        self.label().iter().for_each(|label| {
+            debug.field("label", &format_args!("{}", Quoted(label)));
+        });
+        debug.field("bytes", &self.bytes()).finish()
     }
 }

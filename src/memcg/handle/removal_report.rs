@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
-use crate::sys::text::{Amount, Short};
+use crate::sys::text::{Amount, ByLabel, Short};
 
 /// What was still charged to a cgroup when it was removed: the result of
 /// [`Memcg::remove_with_report`].
@@ -43,6 +43,8 @@ pub struct RemovalReport {
     pub percpu: u64,
     /// Bytes of [`Charge`](crate::Charge)s.
     pub charged: u64,
+    /// The part of `charged` that has a label, by label; see [`Charge::labelled`](crate::Charge::labelled).
+    pub labels: BTreeMap<&'static str, u64>,
 }
 
 impl RemovalReport {
@@ -55,7 +57,7 @@ impl RemovalReport {
 /// One line. `{:#}` writes the units KiB, MiB, ….
 impl fmt::Display for RemovalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RemovalReport { cgroup, parent, areas, percpu, charged } = self;
+        let RemovalReport { cgroup, parent, areas, percpu, charged, labels } = self;
         if self.is_empty() {
             return write!(f, "{} left nothing to {}", Short(cgroup), Short(parent));
         }
@@ -68,7 +70,8 @@ impl fmt::Display for RemovalReport {
         }
         f.write_str(if areas.is_empty() { ", " } else { "), " })?;
         Amount(*charged).fmt(f)?;
-        f.write_str(" of charges")
+        f.write_str(" of charges")?;
+        ByLabel(labels).fmt(f)
     }
 }
 
@@ -117,7 +120,10 @@ impl Memcg {
                 |(size, count): (&usize, &usize)| node.shared.cost.full_size(*size) * *count as u64;
             let percpu = areas.iter().map(full_size).sum();
             let charged = node.current().saturating_sub(percpu);
-            RemovalReport { cgroup: node.path(), parent: parent.path(), areas, percpu, charged }
+            let mut labels = BTreeMap::new();
+            node.add_labelled(&mut labels);
+            let (cgroup, parent) = (node.path(), parent.path());
+            RemovalReport { cgroup, parent, areas, percpu, charged, labels }
         })?;
         Ok(found.unwrap_or_else(|| RemovalReport {
             cgroup: node.path(),

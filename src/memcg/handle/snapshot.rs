@@ -1,5 +1,6 @@
 //! The statistics of a whole subtree.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -8,6 +9,7 @@ use crate::memcg::counter::Bound;
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
+use crate::memcg::node::labels::Labelled;
 use crate::memcg::notify::counts::MemcgEvents;
 use crate::memcg::stock::objcg::Payer;
 use crate::sys::text::Label;
@@ -26,7 +28,7 @@ use crate::sys::text::Label;
 /// let _held = tenant.create("query")?.charge(1000)?;
 /// let MemcgSnapshot { cgroups, .. } = pcpu.root().snapshot();
 /// for cgroup in &cgroups {
-///     println!("memory_current{{cgroup=\"{}\"}} {}", cgroup.label(), cgroup.current);
+///     println!("memory_current{{cgroup=\"{}\"}} {}", cgroup.path_label(), cgroup.current);
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -70,6 +72,8 @@ pub struct MemcgStats {
     pub percpu: u64,
     /// The part of `current` that is [`Charge`](crate::Charge)s.
     pub charged: u64,
+    /// The part of `charged` that has a label, by label; see [`Charge::labelled`](crate::Charge::labelled).
+    pub labels: BTreeMap<&'static str, u64>,
     /// Bytes in stocks, which are not in use; see [`Memcg::cached`].
     pub cached: u64,
     /// The protection that always holds; see [`Memcg::min`].
@@ -104,10 +108,10 @@ impl MemcgStats {
     ///
     /// let pcpu = PerCpuAllocator::new()?;
     /// let figures = pcpu.root().create("\"a\"\\日")?.figures();
-    /// assert_eq!(figures.label().to_string(), r#"/\"a\"\\日"#);
+    /// assert_eq!(figures.path_label().to_string(), r#"/\"a\"\\日"#);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn label(&self) -> impl fmt::Display {
+    pub fn path_label(&self) -> impl fmt::Display {
         Label(&self.path)
     }
 }
@@ -135,6 +139,11 @@ impl Memcg {
         let (node, percpu) = (self.node(), self.tree().percpu(self.node()));
         let mut figures = MemcgStats::of(node, node.path(), 0, node.cached(), percpu as i64);
         figures.charged = figures.current.saturating_sub(percpu);
+        if node.shared.has_labels() {
+            self.tree().with_subtree(node, |nodes| {
+                nodes.iter().for_each(|node| node.add_labelled(&mut figures.labels));
+            });
+        }
         figures
     }
 
@@ -155,9 +164,15 @@ impl Memcg {
                 let depth = node.depth() - self.node().depth();
                 way.truncate(depth);
                 let percpu = node.token().words().sum();
+                let mut labels = Labelled::new();
+                node.add_labelled(&mut labels);
                 for &above in &way {
+                    let above = &mut cgroups[above];
                     // The sum of one cgroup may be negative; see `Tree::percpu`.
-                    cgroups[above].percpu = cgroups[above].percpu.wrapping_add_signed(percpu);
+                    above.percpu = above.percpu.wrapping_add_signed(percpu);
+                    for (label, bytes) in &labels {
+                        *above.labels.entry(label).or_default() += bytes;
+                    }
                 }
                 let path = match way.last() {
                     Some(&parent) => {
@@ -167,7 +182,8 @@ impl Memcg {
                 };
                 way.push(cgroups.len());
                 let cached = held.get(&ptr::from_ref(&**node)).copied().unwrap_or(0);
-                cgroups.push(MemcgStats::of(node, path, depth, cached, percpu));
+                let figures = MemcgStats::of(node, path, depth, cached, percpu);
+                cgroups.push(MemcgStats { labels, ..figures });
             }
             cgroups
         });
@@ -192,6 +208,7 @@ impl MemcgStats {
             peak: node.counter().peak(),
             percpu: percpu.cast_unsigned(),
             charged: 0,
+            labels: Labelled::new(),
             cached,
             min,
             low,

@@ -13,6 +13,10 @@
 //! * M8: an account is closed before its token points at another cgroup. As long as it is open, all
 //!   that refers to the token was charged at the account.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+
 use crate::memcg::counter::Counter;
 use crate::memcg::stock::objcg::{ObjCgroup, Payer};
 use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -29,6 +33,8 @@ pub(crate) struct Account<P: Payer> {
     /// The cgroup was removed, or its tree is dropped.
     is_closed: AtomicBool,
     pub(crate) counter: Counter,
+    /// Of charges that refer to the token, see `node::labels`.
+    label: ArcSwapOption<&'static str>,
 }
 
 impl<P: Payer> Default for Account<P> {
@@ -38,6 +44,7 @@ impl<P: Payer> Default for Account<P> {
             bypassed: AtomicU32::new(0),
             is_closed: AtomicBool::new(false),
             counter: Counter::new(),
+            label: ArcSwapOption::const_empty(),
         }
     }
 }
@@ -53,6 +60,23 @@ impl<P: Payer> Account<P> {
         self.bypassed.store(0, Ordering::Relaxed);
         self.is_closed.store(false, Ordering::Relaxed);
         self.counter.reset();
+        if self.label.load().is_some() {
+            self.label.store(None);
+        }
+    }
+
+    /// Begins anew as the account of a label of the cgroup with the token `parent`, whose reference it
+    /// holds from here on.
+    pub(crate) fn open_labelled(&self, parent: &'static ObjCgroup<P>, label: &'static str) {
+        self.open(Some(parent));
+        self.label.store(Some(Arc::new(label)));
+        self.close();
+    }
+
+    /// The label of all charges that refer to the token.
+    pub(crate) fn label(&self) -> Option<&'static str> {
+        // Closed, so that charges which miss do not read it.
+        if self.is_closed() { self.label.load().as_deref().copied() } else { None }
     }
 
     pub(crate) fn parent(&self) -> Option<&'static ObjCgroup<P>> {

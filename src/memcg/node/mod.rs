@@ -6,6 +6,7 @@
 //! | `shared` | what all cgroups of a tree share |
 //! | `turn` | whose turn it is to reclaim |
 //! | `listed` | which children may have stocks |
+//! | `labels` | what charges are for |
 //! | `walk` | counters upwards: adding to all levels or to none |
 //! | `stocks` | the stocks below a cgroup, and what is in use without them |
 //! | `reparent` | what a cgroup is to its token, and what becomes of both at removal |
@@ -15,6 +16,7 @@
 //!   keep bytes that were uncharged at its parent.
 
 pub(crate) mod account;
+pub(crate) mod labels;
 mod listed;
 pub(crate) mod reparent;
 pub(crate) mod shared;
@@ -27,10 +29,13 @@ use std::mem;
 use std::ptr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
+
 use crate::arena::Owner;
 use crate::memcg::counter::Counter;
 use crate::memcg::error::{Consumers, TopConsumer};
 use crate::memcg::node::account::Account;
+use crate::memcg::node::labels::Labels;
 use crate::memcg::node::listed::Listed;
 use crate::memcg::node::shared::Shared;
 use crate::memcg::node::turn::Turn;
@@ -76,8 +81,10 @@ pub(crate) struct Node {
     pub(crate) name: Box<str>,
     /// Changed only under the tree's topology lock.
     children: Mutex<BTreeMap<Box<str>, Arc<Node>>>,
-    /// Tokens of removed descendants (O3).
+    /// Tokens of removed descendants, and of labels (O3).
     inherited: Mutex<Inherited<Node>>,
+    /// Changed under the lock of `inherited`.
+    labels: ArcSwapOption<Labels>,
     pub(crate) events: Events,
     pub(crate) callbacks: Callbacks<Node>,
     pub(crate) turn: Turn,
@@ -110,6 +117,7 @@ impl Node {
             name: name.into(),
             children: Mutex::default(),
             inherited: Mutex::default(),
+            labels: ArcSwapOption::const_empty(),
             events: Events::new(),
             callbacks: Callbacks::new(),
             turn: Turn::default(),
@@ -365,6 +373,7 @@ impl Drop for Node {
         self.count_off();
         self.drop_callbacks();
         // The parent is still held here, so that this does not drop it.
+        self.put_labels();
         self.token.put();
         // A loop in place of recursion: the parents that are dropped with this cgroup may be many.
         let mut parent = self.parent.take();

@@ -6,7 +6,7 @@ use crate::arena::{Freed, Owner};
 use crate::memcg::counter::Counter;
 use crate::memcg::node::account::Account;
 use crate::memcg::node::shared::Shared;
-use crate::memcg::node::{Node, Token, TokenRef, stocks, walk};
+use crate::memcg::node::{Node, Token, TokenRef, labels, stocks, walk};
 use crate::memcg::stock::objcg::{Inherited, Payer, Pool};
 use crate::memcg::sync::{Mutex, gate, locks};
 
@@ -132,12 +132,13 @@ fn uncharge_slowly(token: &'static Token, bytes: u64, references: i32) -> bool {
         walk::sub(token, bytes);
         return false;
     }
+    let payer = token.look_at_payer();
+    let Some(payer) = &*payer else { return false };
+    labels::sub(token, bytes);
     if locks::is_any_held() {
         token.uncharge(bytes);
         return false;
     }
-    let payer = token.look_at_payer();
-    let Some(payer) = &*payer else { return false };
     if std::ptr::eq(payer.token, token)
         && let Some(mut here) = payer.stock().lock_to_uncharge(payer)
     {
@@ -156,6 +157,9 @@ fn uncharge_slowly(token: &'static Token, bytes: u64, references: i32) -> bool {
         token.uncharge(taken + bytes - if is_kept { kept } else { 0 });
         return is_kept;
     }
-    token.uncharge(bytes);
+    // A token without a stock, whose payer may have one.
+    if std::ptr::eq(payer.token, token) || !payer.token.put_bytes(bytes, 0) {
+        token.uncharge(bytes);
+    }
     false
 }

@@ -23,6 +23,8 @@ pub(crate) struct Shared<P: Payer> {
     pub(crate) tree_watches: OnceArc<TreeWatches>,
     /// A hook was ever registered.
     has_hooks: AtomicBool,
+    /// A charge ever got a label.
+    has_labels: AtomicBool,
 }
 
 impl<P: Payer> Shared<P> {
@@ -33,6 +35,7 @@ impl<P: Payer> Shared<P> {
             has_recursive_protection,
             tree_watches: OnceArc::new(),
             has_hooks: AtomicBool::new(false),
+            has_labels: AtomicBool::new(false),
         }
     }
 
@@ -51,5 +54,16 @@ impl<P: Payer> Shared<P> {
     pub(crate) fn expect_hooks(&self) {
         // Relaxed: as above.
         self.has_hooks.store(true, Ordering::Relaxed);
+    }
+
+    /// False as long as no label has to be looked for.
+    pub(crate) fn has_labels(&self) -> bool {
+        // Relaxed: a label that comes up at the same time may be missed.
+        self.has_labels.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn expect_labels(&self) {
+        // Relaxed: as above.
+        self.has_labels.store(true, Ordering::Relaxed);
     }
 }

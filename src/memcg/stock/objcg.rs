@@ -19,8 +19,8 @@
 //!   stock word moves there: safe code cannot wrap it.
 //! * O2: while a cgroup lives, its token points at it. When it is removed the token is pointed at
 //!   the parent, then its words are taken out, and what they held passes to the parent.
-//! * O3: a token whose cgroup was removed is among the `inherited` tokens of the cgroup it points at.
-//!   Both are changed under the lock of those.
+//! * O3: a token whose cgroup was removed, or that is one of a label, is among the `inherited` tokens of
+//!   the cgroup it points at. Both are changed under the lock of those.
 //! * O4: a token only ever moves to an ancestor. So what was charged at a cgroup that the token
 //!   pointed at is uncharged there or above, and no counter goes below 0 (M6): the amount is charged
 //!   first, at a payer that was loaded from the token, and is uncharged later, at the one that is
@@ -259,8 +259,8 @@ impl<P: Payer> ObjCgroup<P> {
         }
     }
 
-    /// Points it at `parent`, whose cgroup is being removed. `inherited` is the parent's list, which
-    /// is locked.
+    /// Points it at `parent`: its cgroup is being removed, or it is a new one of a label of `parent`.
+    /// `inherited` is the list of `parent`, which is locked.
     pub(crate) fn reparent(&'static self, parent: &Arc<P>, inherited: &mut Inherited<P>) {
         inherited.insert(ptr::from_ref(self).addr(), self);
         self.payer.store(Some(Arc::clone(parent)));

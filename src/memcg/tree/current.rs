@@ -16,6 +16,7 @@
 //! keeps the token for good, and no cgroup.
 
 use std::cell::Cell;
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -290,7 +291,6 @@ pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeEr
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "the scope ends when this value is dropped"]
-#[derive(Debug)]
 pub struct EnterGuard {
     number: u64,
     /// `None` for the root. Given back after the scope was left.
@@ -327,6 +327,12 @@ impl Drop for EnterGuard {
     #[inline]
     fn drop(&mut self) {
         pop(self.number);
+    }
+}
+
+impl fmt::Debug for EnterGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnterGuard").finish_non_exhaustive()
     }
 }
 
