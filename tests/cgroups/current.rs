@@ -242,13 +242,16 @@ fn a_hook_may_leave_the_scope_that_is_charged() {
         let query = tenant.create("query").unwrap();
         tenant.set_max(Limit::bytes(full(900) + 500)).unwrap();
         let cache = Arc::new(Mutex::new(Some(tenant.charge(600).unwrap())));
-        let (freed, gone) = (Arc::clone(&cache), query.clone());
+        SCOPE.set(Some(query.enter()));
+        // The scope and the hook are all that refers to the cgroup.
+        let (freed, gone) = (Arc::clone(&cache), Mutex::new(Some(query)));
         let hook = tenant.on_reclaim(0, move |_| {
             SCOPE.take();
-            gone.remove().unwrap();
+            if let Some(query) = gone.lock().unwrap().take() {
+                query.remove().unwrap();
+            }
             freed.lock().unwrap().take().map_or(0, |charge| charge.bytes())
         });
-        SCOPE.set(Some(query.enter()));
         assert_eq!(charge(&root, &pcpu), "/tenant");
         assert!(SCOPE.take().is_none() && root.of_this_thread().is_root());
         assert_eq!(tenant.current(), 0);

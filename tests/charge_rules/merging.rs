@@ -156,7 +156,10 @@ fn charges_that_nobody_pays_for_merge() {
     let (_pcpu, live) = tenant();
     let mut paid = live.charge(10).unwrap();
     let error = paid.merge(first).unwrap_err();
-    assert_eq!(error.to_string(), "the charges belong to different cgroups or have different labels");
+    assert_eq!(
+        error.to_string(),
+        "the charges belong to different cgroups or have different labels"
+    );
     let mut first = error.into_charge();
     assert_eq!(first.merge(paid).unwrap_err().into_charge().bytes(), 10);
     assert_eq!((first.bytes(), live.current()), (305, 0));
