@@ -22,6 +22,7 @@
 //! | to free memory before a limit refuses | [`Memcg::on_reclaim`], [`Memcg::on_oom`] |
 //! | to slow a tenant down before it reaches its limit | [`Memcg::set_high`], [`Memcg::throttle`] |
 //! | to wait for events | [`Memcg::watch_events`], or [`Memcg::watch_tree`] for those of all cgroups |
+//! | to know what the memory of a tenant is for | [`Charge::labelled`] |
 //! | the peak of a period | [`Memcg::peak_reader`] |
 //! | limits and statistics as text, by path | [`PerCpuAllocator::files`] |
 //! | statistics as numbers | [`PerCpuAllocator::stats`], [`Memcg::snapshot`] and its [`tree`](MemcgSnapshot::tree), [`report::Snapshot`] |

@@ -6,6 +6,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::time::Duration;
 
 use percpu_memcg::{Charge, Gfp, Limit, Memcg, PerCpu, PerCpuAllocator};
 
@@ -112,6 +113,21 @@ fn in_one_tree(pcpu: &PerCpuAllocator, top: &Memcg) {
         charge.grow(10).unwrap();
         left = Some(charge);
     });
+    let mut labelled: Option<Charge> = None;
+    takes_no_more("labels that outlive their cgroup", || {
+        let child = child(top);
+        let charge = child.charge(100).unwrap().labelled("rows");
+        drop(child.charge(10).unwrap().labelled("cache"));
+        child.remove().unwrap();
+        labelled = Some(charge.labelled("rows"));
+    });
+    takes_no_more("scopes that end in another order", || {
+        let child = child(top);
+        let scopes = [(); 3].map(|()| child.enter());
+        child.remove().unwrap();
+        drop(child);
+        scopes.into_iter().for_each(drop);
+    });
     let mut areas: Option<PerCpu<u64>> = None;
     takes_no_more("areas that outlive their cgroup", || {
         let child = child(top);
@@ -172,7 +188,7 @@ fn in_one_tree(pcpu: &PerCpuAllocator, top: &Memcg) {
         child.on_oom(|_| false).detach();
         let reader = child.peak_reader();
         reader.reset();
-        let watch = child.watch_events();
+        let watch = (child.watch_events(), child.watch_tree(Duration::ZERO));
         let _held = child.charge(10).unwrap();
         assert!(child.reclaim(1).is_err());
         drop((hooks, reader, watch));
@@ -191,7 +207,7 @@ fn in_one_tree(pcpu: &PerCpuAllocator, top: &Memcg) {
             child.remove().unwrap();
         }
     });
-    drop((left, areas));
+    drop((left, labelled, areas));
 }
 
 /// In one test, so that nothing else allocates.
@@ -218,6 +234,7 @@ fn what_is_done_again_takes_no_more_memory() {
         let [one, two] = ["one", "two"].map(|name| parent.create(name).unwrap());
         let charge = one.charge(1000).unwrap();
         drop(two.charge(1000).unwrap());
+        let labelled = one.charge(10).unwrap().labelled("rows");
         let area: PerCpu<u64> = {
             let _in = one.enter();
             PerCpu::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT).unwrap()
@@ -228,6 +245,6 @@ fn what_is_done_again_takes_no_more_memory() {
         two.remove().unwrap();
         drop((pcpu, parent, one, two, area));
         charge.grow(10).unwrap();
-        drop((charge, inherited));
+        drop((charge, inherited, labelled));
     });
 }

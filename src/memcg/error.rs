@@ -13,7 +13,7 @@ use crate::sys::text::{Amount, Bytes, Quoted, Short, kept_path};
 
 /// What can be asked of every error: which of three reasons it has, and the conversion to
 /// `io::Error`, whose kind is that of the error number.
-macro_rules! ask_alike {
+macro_rules! error_predicates {
     ($error:ty, limit: $limit:expr, memory: $memory:expr, invalid: $invalid:expr) => {
         impl $error {
             /// True when a cgroup's limit refused a charge. It may succeed after memory was freed.
@@ -44,17 +44,17 @@ macro_rules! ask_alike {
         }
     };
 }
-pub(crate) use ask_alike;
+pub(crate) use error_predicates;
 
-ask_alike!(ChargeError, limit: |_| true, memory: |_| false, invalid: |_| false);
-ask_alike!(
+error_predicates!(ChargeError, limit: |_| true, memory: |_| false, invalid: |_| false);
+error_predicates!(
     AllocError,
     limit: |error| matches!(error, AllocError::Limit(_)),
     memory: |error| matches!(error, AllocError::Memory(_)),
     invalid: |error| matches!(error, AllocError::Invalid(_))
 );
-ask_alike!(FreeError, limit: |_| false, memory: |_| false, invalid: |_| true);
-ask_alike!(
+error_predicates!(FreeError, limit: |_| false, memory: |_| false, invalid: |_| true);
+error_predicates!(
     TreeError,
     limit: |error| matches!(error, TreeError::Statistics { source, .. } if source.is_limit()),
     memory: |error| matches!(error, TreeError::Statistics { source, .. } if source.is_memory()),
@@ -63,7 +63,7 @@ ask_alike!(
         TreeError::InvalidName { .. } | TreeError::Reserved { .. } | TreeError::IsRoot
     )
 );
-ask_alike!(NumberError, limit: |_| false, memory: |_| false, invalid: |_| true);
+error_predicates!(NumberError, limit: |_| false, memory: |_| false, invalid: |_| true);
 
 /// The longest name of a cgroup, in bytes: `NAME_MAX`, because names are directory names in cgroup
 /// v2.

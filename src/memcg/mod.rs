@@ -29,7 +29,7 @@
 //!   areas and of the bytes of the [`Charge`]s whose token points into its subtree, and of what
 //!   stocks hold for it. At every moment it is at least that; equal when no operation is under way.
 //!
-//! M2 is in `node::walk`, M3 and M4 in `node`, M5 and M6 in `counter`; O in `stock::objcg`; T in
+//! M2 is in `node::walk`, M3 and M4 in `node`, M9 in `node::labels`, M5 and M6 in `counter`; O in `stock::objcg`; T in
 //! `stock`, `stock::word` and `node::stocks`; E in `notify`; C in `notify::registration`; X in
 //! `counter::protection`.
 //!
@@ -55,11 +55,12 @@ mod tree;
 
 pub(crate) use counter::amount;
 pub use counter::amount::{Limit, NumberError};
-pub(crate) use error::ask_alike;
+pub(crate) use error::error_predicates;
 pub use error::{AllocError, ChargeError, FreeError, Refusal, TopConsumer, TreeError};
 pub use gfp::Gfp;
 pub use handle::accounted::{Accounted, AccountedMut, Footprint, ReserveError};
-pub use handle::charge::{Charge, MergeError, ShrinkError};
+pub use handle::charge::Charge;
+pub use handle::charge_error::{MergeError, ShrinkError};
 pub use handle::hooks::{HighEvent, OomEvent, ReclaimError, ReclaimRequest};
 pub use handle::in_memcg::{InMemcg, InMemcgFuture};
 pub use handle::memcg::{Memcg, MemcgUsage};

@@ -1,5 +1,9 @@
 //! A charge that several threads grow and shrink at the same time.
 
+use std::sync::{Arc, Barrier};
+
+use percpu_memcg::Charge;
+
 use super::*;
 
 #[test]
@@ -36,6 +40,42 @@ fn threads_grow_and_shrink_one_charge_together() {
     assert_eq!((shared.bytes(), tenant.current()), (all - split, all));
     drop(shared);
     assert_eq!(tenant.current(), split);
+}
+
+/// A charge that threads hold together is changed, divided and dropped while its cgroup is removed.
+#[test]
+fn a_shared_charge_passes_to_the_parent_to_the_byte() {
+    let (pcpu, tenant) = tenant();
+    for round in 0..300 {
+        let query = tenant.create("query").unwrap();
+        let shared = Arc::new(query.charge(100).unwrap());
+        let start = Barrier::new(3);
+        let parts: Vec<Charge> = std::thread::scope(|scope| {
+            let work = |shared: Arc<Charge>| {
+                let start = &start;
+                move || {
+                    start.wait();
+                    let mut parts = Vec::new();
+                    for turn in 0..40 {
+                        shared.grow(turn + 10).unwrap();
+                        shared.shrink(turn).unwrap();
+                        parts.push(shared.split(5).unwrap());
+                        parts.truncate(3);
+                    }
+                    parts
+                }
+            };
+            let threads = [(); 2].map(|()| scope.spawn(work(Arc::clone(&shared))));
+            start.wait();
+            (0..round).for_each(|_| std::hint::spin_loop());
+            query.remove().unwrap();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!((shared.bytes(), parts.len()), (100 + 2 * 40 * 5, 6));
+        assert_eq!((shared.cgroup().as_str(), tenant.current()), ("/tenant", 500 + 6 * 5));
+        drop((shared, parts));
+        assert_eq!((tenant.current(), pcpu.root().current()), (0, 0));
+    }
 }
 
 /// Of two threads that take the last bytes off, one is refused.

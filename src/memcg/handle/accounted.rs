@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::ops::{Deref, DerefMut};
 
 use crate::memcg::charge::unwinding::contained_while_unwinding;
-use crate::memcg::error::{ChargeError, ask_alike};
+use crate::memcg::error::{ChargeError, error_predicates};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::charge::Charge;
 use crate::memcg::handle::memcg::Memcg;
@@ -159,7 +159,7 @@ impl ReserveError {
     }
 }
 
-ask_alike!(
+error_predicates!(
     ReserveError,
     limit: |error| matches!(error, ReserveError::Limit(_)),
     memory: |error| matches!(error, ReserveError::Memory(_)),

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arena::Owner;
-use crate::memcg::charge::try_charge::{self, Untold, charge_for_good, grow_slowly};
+use crate::memcg::charge::try_charge::{self, Untold, grow_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
-use crate::memcg::error::{ChargeError, ask_alike};
+use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
+use crate::memcg::handle::charge_error::{MergeError, ShrinkError};
 use crate::memcg::handle::memcg::Memcg;
-use crate::memcg::node::{Node, Token, TokenRef, labels, reparent, walk};
+use crate::memcg::node::{Node, Token, TokenRef, labels, reparent};
 use crate::memcg::stock::objcg::Payer;
-use crate::memcg::tree::current;
 use crate::sys::text::Quoted;
 
 /// Bytes that are charged to a cgroup until this value is dropped.
@@ -63,235 +63,10 @@ pub struct Charge {
     bytes: AtomicU64,
 }
 
-/// [`Charge::shrink`] or [`Charge::split`] asked for more bytes than are charged.
-///
-/// Nothing was changed.
-///
-/// # Examples
-///
-/// ```
-/// use percpu_memcg::{PerCpuAllocator, ShrinkError};
-///
-/// let pcpu = PerCpuAllocator::new()?;
-/// let charge = pcpu.root().create("tenant")?.charge(100)?;
-/// let error: ShrinkError = charge.shrink(200).unwrap_err();
-/// assert_eq!((error.held, error.asked), (100, 200));
-/// assert_eq!(charge.bytes(), 100);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-#[error("a charge of {held} bytes cannot shrink by {asked}")]
-pub struct ShrinkError {
-    /// Bytes that are charged.
-    pub held: u64,
-    /// Bytes that were to be taken off.
-    pub asked: u64,
-}
-
-impl ShrinkError {
-    /// The kernel's error number, `EINVAL`.
-    pub fn errno(&self) -> i32 {
-        libc::EINVAL
-    }
-}
-
-ask_alike!(ShrinkError, limit: |_| false, memory: |_| false, invalid: |_| true);
-
-/// [`Charge::merge`] was called with a charge that another cgroup pays for, or that has another label.
-///
-/// Neither charge was changed. The error holds the charge that was passed in.
-///
-/// # Examples
-///
-/// ```
-/// use percpu_memcg::{MergeError, PerCpuAllocator};
-///
-/// let pcpu = PerCpuAllocator::new()?;
-/// let (a, b) = (pcpu.root().create("a")?, pcpu.root().create("b")?);
-/// let mut charge = a.charge(100)?;
-/// let error: MergeError = charge.merge(b.charge(50)?).unwrap_err();
-///
-/// let mut other = error.into_charge();
-/// other.transfer_to(&a)?;
-/// charge.merge(other)?;
-/// assert_eq!((charge.bytes(), b.current()), (150, 0));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, thiserror::Error)]
-#[error("the charges belong to different cgroups or have different labels")]
-pub struct MergeError(Charge);
-
-ask_alike!(MergeError, limit: |_| false, memory: |_| false, invalid: |_| true);
-
-impl MergeError {
-    /// The kernel's error number, `EXDEV`.
-    pub fn errno(&self) -> i32 {
-        libc::EXDEV
-    }
-
-    /// Returns the charge that was passed in.
-    pub fn into_charge(self) -> Charge {
-        self.0
-    }
-}
-
-impl Memcg {
-    /// Charges `bytes` to this cgroup and all its ancestors.
-    ///
-    /// Before a limit refuses, the stocks below the refusing cgroup are drained. Then its [reclaim
-    /// hooks](Memcg::on_reclaim) run, and then its [OOM callbacks](Memcg::on_oom). The call waits
-    /// while another thread runs hooks or OOM callbacks for the cgroup that refuses, for 5 seconds at
-    /// most. If this cgroup is removed, its nearest live ancestor is charged. A charge of 0 bytes is
-    /// never refused.
-    ///
-    /// # Errors
-    ///
-    /// [`ChargeError`] when a limit refuses. Nothing is charged anywhere.
-    #[inline]
-    pub fn charge(&self, bytes: u64) -> Result<Charge, ChargeError> {
-        self.charge_with(bytes, Gfp::KERNEL)
-    }
-
-    /// As [`charge`](Memcg::charge), for callers that must not block.
-    ///
-    /// Does not run reclaim hooks or OOM callbacks and does not wait for them. It only drains
-    /// stocks before a limit refuses. [`on_high`](Memcg::on_high) callbacks are called.
-    ///
-    /// # Errors
-    ///
-    /// As for [`charge`](Memcg::charge).
-    #[inline]
-    pub fn try_charge(&self, bytes: u64) -> Result<Charge, ChargeError> {
-        self.charge_with(bytes, Gfp::NOWAIT)
-    }
-
-    /// Charges `bytes` even beyond limits: for memory that exists already.
-    ///
-    /// As with [`try_charge`](Memcg::try_charge), no reclaim hook and no OOM callback runs.
-    ///
-    /// # Panics
-    ///
-    /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes. A panic of an
-    /// [`on_high`](Memcg::on_high) callback is passed on. Nothing is charged in either case, because
-    /// there is no charge to return.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use percpu_memcg::{Limit, PerCpuAllocator};
-    ///
-    /// let pcpu = PerCpuAllocator::new()?;
-    /// let tenant = pcpu.root().create("tenant")?;
-    /// tenant.set_max(Limit::bytes(1000))?;
-    /// let mapped_already = tenant.charge_forced(4096);
-    /// assert_eq!(tenant.current(), 4096);
-    /// assert!(tenant.charge(1).is_err());
-    /// # drop(mapped_already);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[inline]
-    pub fn charge_forced(&self, bytes: u64) -> Charge {
-        match self.charge_with(bytes, Gfp::ATOMIC) {
-            Ok(charge) => charge,
-            Err(error) => panic!("a counter has no room: {error}"),
-        }
-    }
-
-    /// Charges `bytes` in the way that `gfp` asks for; see [`Gfp`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`charge`](Memcg::charge). With [`Gfp::HIGH`] or [`Gfp::NOFAIL`] no limit refuses;
-    /// then the call fails only if the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
-    #[inline]
-    pub fn charge_with(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
-        let token = self.token();
-        match token.take(bytes, 1) {
-            true => Ok(Charge::new(token, bytes)),
-            false => self.charge_missed(bytes, gfp),
-        }
-    }
-
-    /// Charges `bytes` to the cgroup for which the calling thread allocates, in the tree of `self`:
-    /// as [`charge`](Memcg::charge) of [`of_this_thread`](Memcg::of_this_thread), without the handle.
-    ///
-    /// With neither a scope nor an attachment, the root is charged, which has no limit.
-    ///
-    /// # Errors
-    ///
-    /// As for [`charge`](Memcg::charge).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use percpu_memcg::PerCpuAllocator;
-    ///
-    /// let pcpu = PerCpuAllocator::new()?;
-    /// let root = pcpu.root(); // once for the process
-    /// let tenant = root.create("tenant")?;
-    /// let buffer = tenant.scope(|| root.charge_current(4096))?;
-    /// assert_eq!((buffer.cgroup().as_str(), tenant.current()), ("/tenant", 4096));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[inline]
-    pub fn charge_current(&self, bytes: u64) -> Result<Charge, ChargeError> {
-        let token = current::token(self.tree().id());
-        let token = token.unwrap_or_else(|| self.tree().root().token());
-        match token.take(bytes, 1) {
-            true => Ok(Charge::new(token, bytes)),
-            false => self.charge_current_missed(token, bytes),
-        }
-    }
-
-    #[cold]
-    fn charge_current_missed(
-        &self,
-        token: &'static Token,
-        bytes: u64,
-    ) -> Result<Charge, ChargeError> {
-        // Hooks may leave the scope, so the cgroup is held from here on.
-        let payer = token.payer();
-        let node = payer.as_ref().unwrap_or_else(|| self.tree().root());
-        let stock = self.tree().stock();
-        let token = charge_for_good(node, stock, node.token(), bytes, Gfp::KERNEL)?;
-        Ok(Charge::new(token, bytes))
-    }
-
-    #[cold]
-    fn charge_missed(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
-        let stock = self.tree().stock();
-        let token = charge_for_good(self.node(), stock, self.token(), bytes, gfp)?;
-        Ok(Charge::new(token, bytes))
-    }
-
-    /// Charges `bytes` for what is only kept in case that it is needed: `None` where usage, with what stocks
-    /// hold, would exceed `max` or `high`. Nobody is asked for memory, and no callback is called.
-    #[inline]
-    pub(crate) fn charge_spare(&self, bytes: u64) -> Option<Charge> {
-        let token = self.token();
-        match token.take(bytes, 1) {
-            true => Some(Charge::new(token, bytes)),
-            false => self.charge_spare_missed(bytes),
-        }
-    }
-
-    #[cold]
-    fn charge_spare_missed(&self, bytes: u64) -> Option<Charge> {
-        let node = self.node().live();
-        if !walk::counters(node.token()).all(|counter| counter.fits_quietly(bytes)) {
-            return None;
-        }
-        // A charge that brings usage above `high` at the same time tells of it.
-        let (charged, _untold) = try_charge::charge_untold(node, bytes, Gfp::NOWAIT).ok()?;
-        Some(Charge::new(charged.commit(), bytes))
-    }
-}
-
 impl Charge {
     /// Bytes that were charged, with a reference to the token.
     #[inline]
-    fn new(token: &'static Token, bytes: u64) -> Self {
+    pub(super) fn new(token: &'static Token, bytes: u64) -> Self {
         Charge { token, bytes: AtomicU64::new(bytes) }
     }
 
@@ -303,8 +78,9 @@ impl Charge {
     /// cgroup.
     ///
     /// A charge whose tree was dropped gets no label. Nor does one that a program's global allocator makes
-    /// while the library allocates. The first charge with a label takes a lock of the library, so such
-    /// an allocator must not hold one of its own meanwhile.
+    /// while the library allocates. A label that is new to the cgroup takes a lock of the library, under
+    /// which the library allocates. So a global allocator must not add a label while it holds a lock of
+    /// its own.
     ///
     /// Cost: some 40 ns, and about as much more for the end of the charge. Charges without a label pay
     /// nothing.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::memcg::charge::reclaim;
 use crate::memcg::counter::amount::Limit;
-use crate::memcg::error::ask_alike;
+use crate::memcg::error::error_predicates;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{
@@ -132,7 +132,7 @@ impl ReclaimError {
     }
 }
 
-ask_alike!(ReclaimError, limit: |_| false, memory: |_| false, invalid: |_| false);
+error_predicates!(ReclaimError, limit: |_| false, memory: |_| false, invalid: |_| false);
 
 /// Tells an [`on_high`](Memcg::on_high) callback how far its cgroup is above `high`.
 ///

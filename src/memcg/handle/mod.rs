@@ -3,7 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `memcg`, `scope` | [`Memcg`](memcg::Memcg): the tree, usage, scopes |
-//! | `charge` | [`Charge`](charge::Charge): memory that is not per-CPU |
+//! | `charging`, `charge`, `charge_error` | [`Charge`](charge::Charge): memory that is not per-CPU |
 //! | `limits`, `bounds` | settings of a cgroup |
 //! | `hooks`, `throttle`, `events` | callbacks, delays above `high`, events |
 //! | `lifecycle` | ending and pausing work, by callbacks |
@@ -15,6 +15,8 @@
 pub(crate) mod accounted;
 pub(crate) mod bounds;
 pub(crate) mod charge;
+pub(crate) mod charge_error;
+mod charging;
 pub(crate) mod events;
 pub(crate) mod hooks;
 pub(crate) mod in_memcg;

@@ -1,6 +1,6 @@
 //! What can go wrong with a file.
 
-use crate::memcg::{NumberError, ReclaimError, TreeError, ask_alike};
+use crate::memcg::{NumberError, ReclaimError, TreeError, error_predicates};
 use crate::sys::text::{Quoted, Short, kept};
 
 /// Why a file could not be read or written, or a directory listed, created or removed.
@@ -100,7 +100,7 @@ pub enum FileError {
     Reclaim(#[from] ReclaimError),
 }
 
-ask_alike!(
+error_predicates!(
     FileError,
     limit: |error| matches!(error, FileError::Tree(error) if error.is_limit()),
     memory: |error| matches!(error, FileError::Tree(error) if error.is_memory()),
