@@ -3,7 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `memcg`, `scope` | [`Memcg`](memcg::Memcg): the tree, usage, scopes |
-//! | `charging`, `charge`, `charge_error` | [`Charge`](charge::Charge): memory that is not per-CPU |
+//! | `charge`, `charging`, `moving` | [`Charge`](charge::Charge): memory that is not per-CPU |
 //! | `limits`, `bounds` | settings of a cgroup |
 //! | `hooks`, `throttle`, `events` | callbacks, delays above `high`, events |
 //! | `lifecycle` | ending and pausing work, by callbacks |
@@ -15,7 +15,6 @@
 pub(crate) mod accounted;
 pub(crate) mod bounds;
 pub(crate) mod charge;
-pub(crate) mod charge_error;
 mod charging;
 pub(crate) mod events;
 pub(crate) mod hooks;
@@ -23,6 +22,7 @@ pub(crate) mod in_memcg;
 pub(crate) mod lifecycle;
 pub(crate) mod limits;
 pub(crate) mod memcg;
+pub(crate) mod moving;
 pub(crate) mod peak_reader;
 pub(crate) mod removal_report;
 pub(crate) mod scope;

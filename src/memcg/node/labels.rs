@@ -28,9 +28,6 @@ use crate::memcg::sync::locks;
 /// Bytes by label.
 pub(crate) type Labelled = BTreeMap<&'static str, u64>;
 
-/// The tokens of a cgroup's labels. The cgroup holds a reference to each.
-pub(crate) type Labels = Vec<(&'static str, &'static Token)>;
-
 /// Counts bytes that are charged, if the token has a label.
 pub(crate) fn add(token: &Token, bytes: u64) {
     if token.account().label().is_some() {

@@ -35,7 +35,6 @@ use crate::arena::Owner;
 use crate::memcg::counter::Counter;
 use crate::memcg::error::{Consumers, TopConsumer};
 use crate::memcg::node::account::Account;
-use crate::memcg::node::labels::Labels;
 use crate::memcg::node::listed::Listed;
 use crate::memcg::node::shared::Shared;
 use crate::memcg::node::turn::Turn;
@@ -83,8 +82,8 @@ pub(crate) struct Node {
     children: Mutex<BTreeMap<Box<str>, Arc<Node>>>,
     /// Tokens of removed descendants, and of labels (O3).
     inherited: Mutex<Inherited<Node>>,
-    /// Changed under the lock of `inherited`.
-    labels: ArcSwapOption<Labels>,
+    /// Labels of charges, and their tokens, with a reference. Changed under the lock of `inherited`.
+    labels: ArcSwapOption<Vec<(&'static str, &'static Token)>>,
     pub(crate) events: Events,
     pub(crate) callbacks: Callbacks<Node>,
     pub(crate) turn: Turn,

@@ -26,7 +26,10 @@ const FILES: &[(&str, &[&str])] = &[
         "notify",
         &["inside", "registration", "running", "callbacks", "counts", "watch", "tree_watch", "mod"],
     ),
-    ("node", &["account", "listed", "shared", "turn", "mod", "walk", "stocks", "reparent"]),
+    (
+        "node",
+        &["account", "listed", "shared", "turn", "mod", "labels", "walk", "stocks", "reparent"],
+    ),
     (
         "charge",
         &[
@@ -48,6 +51,8 @@ const FILES: &[(&str, &[&str])] = &[
             "memcg",
             "scope",
             "charge",
+            "charging",
+            "moving",
             "limits",
             "bounds",
             "events",

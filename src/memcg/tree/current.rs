@@ -38,9 +38,6 @@ impl TreeId {
         // Relaxed: ids only have to be unique.
         TreeId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
-
-    /// Stands for no tree.
-    const NONE: TreeId = TreeId(u64::MAX);
 }
 
 /// A scope that the thread has entered and not left.
@@ -75,7 +72,8 @@ struct Place {
 
 impl Place {
     const fn new() -> Self {
-        Place { tree: Cell::new(TreeId::NONE), number: Cell::new(0), token: Cell::new(None) }
+        // Zero, so that the thread-local variable needs no image of its first value.
+        Place { tree: Cell::new(TreeId(0)), number: Cell::new(0), token: Cell::new(None) }
     }
 
     fn set(&self, Scope { tree, number, token }: Scope) {
