@@ -59,6 +59,12 @@ fn raw(pcpu: &PerCpuAllocator, memcg: &Memcg, choices: &mut Choices, gfp: Gfp) -
     allocate(pcpu, memcg, size, make)
 }
 
+/// The thread is in a scope of the cgroup. Of a removed one, that is a scope of its nearest ancestor.
+#[track_caller]
+fn assert_is_current(memcg: &Memcg) {
+    assert!(memcg.of_this_thread() == *memcg || memcg.is_removed());
+}
+
 type Allocated = Result<Option<Item>, AllocError>;
 
 impl Hand {
@@ -78,7 +84,7 @@ impl Hand {
         let (memcg, gfp) = (self.cgroup(), self.gfp());
         let allocated = {
             let _in = memcg.enter();
-            assert_eq!(memcg.of_this_thread(), memcg);
+            assert_is_current(&memcg);
             raw(&self.world.pcpu, &memcg, &mut self.choices, gfp)
         };
         if let Ok(Some(Item { what: What::Raw(raw), .. })) = &allocated {
@@ -119,8 +125,7 @@ impl Hand {
                 };
                 let allocated = allocate(pcpu, &memcg, 8, make);
                 drop(outer);
-                // A scope of a removed cgroup is one of its nearest ancestor.
-                assert!(memcg.of_this_thread() == memcg || memcg.is_removed());
+                assert_is_current(&memcg);
                 drop(inner);
                 allocated
             }
@@ -180,7 +185,7 @@ struct Work {
 
 impl Work {
     fn allocate(&mut self) {
-        assert_eq!(self.memcg.of_this_thread(), self.memcg, "the future's scope is entered");
+        assert_is_current(&self.memcg);
         let gfp = Gfp::KERNEL | Gfp::NORETRY;
         let allocated = raw(&self.pcpu, &self.memcg, &mut self.choices, gfp);
         if let Ok(Some(item)) = allocated {
@@ -205,7 +210,7 @@ impl Future for Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        assert_eq!(self.memcg.of_this_thread(), self.memcg, "the future's scope is entered");
+        assert_is_current(&self.memcg);
         let gfp = Gfp::NOWAIT;
         // A callback may panic.
         let allocate = || raw(&self.pcpu, &self.memcg, &mut self.choices, gfp);
