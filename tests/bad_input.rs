@@ -250,7 +250,8 @@ fn unknown_paths_are_not_found() {
         let error = refused(&pcpu, || pcpu.cgroup(path));
         assert_eq!(error, TreeError::NotFound { path: path.into() });
         assert!(error.is_not_found() && error.errno() == libc::ENOENT);
-        assert!(error.to_string().contains(path));
+        let shown = error.to_string();
+        assert!(shown.contains(&path.escape_debug().to_string()), "{shown}");
     }
     assert_eq!(refused(&pcpu, || tenant.find("tenant")).errno(), libc::ENOENT, "not from the root");
 }
