@@ -7,6 +7,7 @@ use loom::thread;
 
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::handle::memcg::Memcg;
+use crate::memcg::node::labels::Labelled;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::run_on;
 use crate::memcg::tests::models::{assert_charged, root, warm};
@@ -242,5 +243,28 @@ fn models_move_against_removal() {
         drop(charge);
         assert_charged(&parent, 0);
         assert_charged(&root, 0);
+    });
+}
+
+/// A label comes up while its cgroup is removed. Its bytes are the parent's afterwards.
+#[test]
+fn models_label_against_removal() {
+    check(|| {
+        let root = root();
+        let parent = root.create("parent").unwrap();
+        let child = parent.create("child").unwrap();
+        let charge = child.charge_forced(8);
+        let labelling = move || charge.labelled("rows");
+        let (charge, ()) = two(labelling, || child.remove().unwrap());
+        let labelled = || {
+            let mut labelled = Labelled::new();
+            parent.node().add_labelled(&mut labelled);
+            labelled
+        };
+        assert_eq!((charge.label(), labelled()), (Some("rows"), Labelled::from([("rows", 8)])));
+        assert_charged(&parent, 8);
+        drop((charge, child));
+        assert_eq!(labelled(), Labelled::new());
+        assert_charged(&parent, 0);
     });
 }
