@@ -32,7 +32,8 @@ use crate::sys::text::Quoted;
 ///
 /// Cost: when this CPU's stock holds enough bytes of the cgroup, a charge or its drop is one
 /// restartable sequence, whatever the depth of the cgroup. Otherwise the counters of the cgroup and
-/// of all its ancestors are updated.
+/// of all its ancestors are updated. Growing and shrinking take an atomic instruction in addition, for
+/// threads that share the charge.
 ///
 /// # Examples
 ///

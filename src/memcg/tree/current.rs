@@ -119,14 +119,23 @@ impl Scopes {
 
     #[cold]
     fn enter_deeper(&self, tree: TreeId, token: Option<&'static Token>) -> u64 {
-        // A thread that is ending may have dropped its memberships. Then the scope has no effect.
-        if locks::make_room(|look| change(|own| look(&mut own.deeper))).is_none() {
-            return NOWHERE;
+        let push = |own: &mut Memberships| {
+            let outer = own.deeper.last().map_or(self.first.number.get(), |outer| outer.number);
+            let scope = Scope { tree, number: outer + 1, token };
+            let has_room = own.deeper.len() < own.deeper.capacity();
+            has_room.then(|| own.deeper.push(scope)).map(|()| scope.number)
+        };
+        loop {
+            match change(push) {
+                Some(Some(number)) => {
+                    self.len.set(self.len.get() + 1);
+                    return number;
+                }
+                Some(None) => _ = locks::make_room(|look| change(|own| look(&mut own.deeper))),
+                // The thread is ending, and has dropped its memberships: the scope has no effect.
+                None => return NOWHERE,
+            }
         }
-        let number = self.innermost(|_| true).map_or(0, |outer| outer.number + 1);
-        change(|own| own.deeper.push(Scope { tree, number, token }));
-        self.len.set(self.len.get() + 1);
-        number
     }
 
     #[inline(always)]
