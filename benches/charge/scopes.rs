@@ -9,6 +9,7 @@
 //! | `ours_closure` | `scope` |
 //! | `ours_poll` | a poll of a ready future within `in_memcg` |
 //! | `ours_look` | `charge_current` of 0 bytes within a scope, and its end |
+//! | `ours_labelled` | `charge`, `labelled`, and the end of that charge |
 //! | `ours_enter_within` | as `ours_enter`, within another scope |
 //! | `list_of_arcs` | a list in a thread-local variable, with an `Arc` for each scope |
 //! | `bare_poll` | the poll without a scope |
@@ -61,6 +62,10 @@ pub(crate) fn scopes(criterion: &mut Criterion) {
         let (root, inside) = (tenant.parent().expect("a root"), tenant.clone());
         std::mem::forget(inside.enter());
         move |_| drop(black_box(root.charge_current(0)))
+    });
+    bench(&mut group, "ours_labelled", 1, 1, || {
+        let (_pcpu, tenant) = active();
+        move |_| drop(black_box(tenant.charge(BYTES).expect("room").labelled("rows")))
     });
     bench(&mut group, "ours_enter_within", 1, 1, || {
         let (_pcpu, tenant) = active();
