@@ -113,8 +113,7 @@ impl Charge {
     /// which the library allocates. So a global allocator must not add a label while it holds a lock of
     /// its own.
     ///
-    /// Cost: some 40 ns, and about as much more for the end of the charge. Charges without a label pay
-    /// nothing.
+    /// Cost: some 120 ns, the end of the charge included. Charges without a label pay nothing.
     ///
     /// # Examples
     ///
