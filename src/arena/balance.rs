@@ -31,11 +31,11 @@ pub enum BalanceMode {
     Manual,
 }
 
-/// What an operation that runs balance work for itself gives back, in pages: some 10 µs.
-const PORTION: usize = 16;
+/// What an operation that runs balance work for itself gives back, in pages: some 5 µs.
+const PORTION: usize = 8;
 
 /// What giving back a part of a copy costs at least, in pages. An area costs one.
-const LEAST_COST: usize = 4;
+const LEAST_COST: usize = 2;
 
 /// What giving back each part of a copy of so many bytes costs, in pages.
 fn cost_of_part(copy: usize) -> usize {

@@ -4,6 +4,7 @@
 //!
 //! * R1: the reservation has the length and the alignment of its geometry.
 
+use std::iter;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -37,8 +38,8 @@ pub(super) struct Discarded {
 
 const NO_CHUNK: u32 = u32::MAX;
 
-/// Pages of a part, at most: what one system call gives back of a copy.
-pub(super) const PART: usize = 16;
+/// Pages of a part, at most.
+pub(super) const PART: usize = 8;
 
 /// The whole pages inside a range of bytes, in parts.
 fn parts(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
@@ -149,8 +150,8 @@ impl<O: Owner> ChunkMemory<O> {
         Ok(())
     }
 
-    /// Gives the memory of the unit bytes `unit` back, in the copies and in the owners' vector: those of the
-    /// copies' [`parts`] that are asked for. Copies that cannot have memory have none.
+    /// Gives the memory of the unit bytes `unit` back, in the owners' vector and in the copies: those [`parts`]
+    /// that are asked for. Copies that cannot have memory have none.
     ///
     /// # Safety
     ///
@@ -172,11 +173,11 @@ impl<O: Owner> ChunkMemory<O> {
         let detached = detached_is_used().then(|| self.geometry.detached_offset(unit.start));
         // What comes into use between two calls is at the end.
         let starts = of_cpus(Window::Coloured).chain(paged.into_iter().flatten()).chain(detached);
-        let parts = starts.flat_map(|start| parts(start..start + unit.len()));
+        let copies = starts.map(|start| start..start + unit.len());
+        let owners = iter::once(self.geometry.owner_range(unit));
         let mut done = 0;
-        let ranges = parts.skip(asked.start).take(asked.len()).inspect(|_| done += 1);
-        let owners = (asked.start == 0).then(|| self.geometry.owner_range(unit));
-        let ranges = ranges.chain(owners);
+        let ranges = owners.chain(copies).flat_map(parts).skip(asked.start).take(asked.len());
+        let ranges = ranges.inspect(|_| done += 1);
         // SAFETY: by R2 the bytes of copies belong to nobody, as no live area is in `unit`: no thread
         // accesses them or relies on them. By R3 the slots of granules without a live area are zero, and
         // zero is what discarded memory reads as. No thread looks at them: under the area lock alone, only
