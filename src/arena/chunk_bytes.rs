@@ -152,14 +152,19 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
     /// As there.
     #[inline(never)]
     pub(crate) unsafe fn zero_any(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
-        let zero = match unit.len() {
-            8 => Self::zero_exactly::<1, 4>,
-            16 => Self::zero_exactly::<2, 4>,
-            32 => Self::zero_exactly::<4, 1>,
-            64 => Self::zero_exactly::<8, 1>,
-            _ => Self::zero_words,
+        let are_words = unit.start.is_multiple_of(8) && unit.len().is_multiple_of(8);
+        let zero = match unit.len() / 8 {
+            _ if !are_words => Self::zero_granules,
+            1 => Self::zero_exactly::<1, 4>,
+            2 => Self::zero_exactly::<2, 4>,
+            3 => Self::zero_exactly::<3, 1>,
+            4 => Self::zero_exactly::<4, 1>,
+            5 => Self::zero_exactly::<5, 1>,
+            6 => Self::zero_exactly::<6, 1>,
+            7 => Self::zero_exactly::<7, 1>,
+            8 => Self::zero_exactly::<8, 1>,
+            _ => Self::zero_lines,
         };
-        let zero = if unit.start.is_multiple_of(8) { zero } else { Self::zero_words };
         // SAFETY: the caller's promise.
         unsafe { zero(self, machine, window, unit) };
     }
@@ -177,7 +182,7 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
         unit: &Range<usize>,
     ) {
         self.for_each_copies::<COPIES>(machine, window, unit, |copies| {
-            // SAFETY: as in `zero_words`; strides are multiples of 128, so that a copy is aligned.
+            // SAFETY: as in `zero_granules`; strides are multiples of 128, so that a copy is aligned.
             let words = |copy: &NonNull<u8>| unsafe { copy.cast::<[u64; N]>().as_mut() };
             let content = |copy| words(copy).iter().fold(0, |all, word| all | *word);
             if copies.iter().fold(0, |all, copy| all | content(copy)) != 0 {
@@ -187,16 +192,36 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
         });
     }
 
+    /// As [`zero_exactly`](Self::zero_exactly), of any number of words.
+    ///
     /// # Safety
     ///
-    /// As for [`zero`](Self::zero).
-    unsafe fn zero_words(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
+    /// As there.
+    unsafe fn zero_lines(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
+        self.for_each_copy(machine, window, unit, |start| {
+            let words = ptr::slice_from_raw_parts_mut(start.cast::<u64>().as_ptr(), unit.len() / 8);
+            // SAFETY: as in `zero_exactly`.
+            let words = unsafe { &mut *words };
+            // In blocks, which the compiler turns into vector code; early enough an exit.
+            let (lines, rest) = words.as_chunks::<8>();
+            let is_dirty = |words: &[u64]| words.iter().fold(0, |all, word| all | word) != 0;
+            if lines.iter().any(|line| is_dirty(line)) || is_dirty(rest) {
+                words.fill(0);
+            }
+        });
+    }
+
+    /// As [`zero`](Self::zero), of what is no word.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    unsafe fn zero_granules(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
         self.for_each_copy(machine, window, unit, |start| {
             let words = ptr::slice_from_raw_parts_mut(start.cast::<u32>().as_ptr(), unit.len() / 4);
             // SAFETY: mapped memory that only this thread uses (R2). A copy is aligned to a
             // granule. Four bytes that have a value are a `u32`.
             let words = unsafe { &mut *words };
-            // In blocks, which the compiler turns into vector code; early enough an exit.
             let is_dirty = |block: &[u32]| block.iter().fold(0, |all, word| all | word) != 0;
             if words.chunks(64).any(is_dirty) {
                 words.fill(0);
