@@ -325,15 +325,21 @@ impl<O: Owner> Arena<O> {
             self.place_blocking(&mut state, request)
         };
         let result = result.map(|area| self.hand_out(&mut state, request, area, more, owner));
+        let left = result.as_ref().map_or(0, |first| more - (first.count(request) - 1));
+        let further = (left > 0).then(|| self.place_cached(&mut state, request, left));
         let mut pending = state.has_work();
         drop(state);
         drop(populating);
         let result = result.map(|handed_out| {
             // Neighbours that are cached are to be zero, whatever the caller writes into its own.
-            let is_alone = handed_out.unit.len() == request.size();
+            let is_alone = handed_out.count(request) == 1;
             let content = if is_alone { content } else { Content::Zero };
             handed_out.clean(&self.machine, content);
-            pending |= self.cache_rest(request, &handed_out);
+            for run in further.iter().flatten().flatten() {
+                run.clean(&self.machine, Content::Zero);
+                pending |= self.cache_new(request, run, 0);
+            }
+            pending |= self.cache_new(request, &handed_out, 1);
             handed_out.allocated()
         });
         // An atomic request leaves the work to the next caller that may block.
@@ -367,7 +373,7 @@ impl<O: Owner> Arena<O> {
             }
         };
         if let Err(error) = self.populate_area(state, request, &area) {
-            state.placement.revoke(&area);
+            state.placement.revoke(&area, 1);
             return Err(NoArea::Memory(error));
         }
         Ok(area)
@@ -415,6 +421,36 @@ impl<O: Owner> Arena<O> {
         }
         area.size *= 1 + behind;
         self.handed_out(state, request, &area, is_owned)
+    }
+
+    /// Places up to `most` areas, to be cached, in few runs: only where they need no chunk and no pages, and
+    /// leave no hole.
+    fn place_cached(
+        &self,
+        state: &mut State<O>,
+        request: &Request,
+        mut most: usize,
+    ) -> [Option<HandedOut<'_, O>>; RUNS] {
+        std::array::from_fn(|_| {
+            let more = std::mem::take(&mut most).checked_sub(1)?;
+            let Placed::At(mut area) = state.placement.place(request) else { return None };
+            let has_pages = state.placement.unpopulated_run(&area, 0).is_none();
+            let behind =
+                if has_pages { state.placement.place_behind(&area, request, more) } else { 0 };
+            area.size *= 1 + behind;
+            // What is left of a hole would fit fewer requests.
+            if !has_pages || !state.placement.fills_its_hole(&area) {
+                state.placement.revoke(&area, 1 + behind);
+                return None;
+            }
+            state.placement.finish_alloc(&area);
+            let (memory, unit) = state.unit_range_of(&area);
+            for start in unit.step_by(request.size()) {
+                memory.bytes().mark(start).set_cached(Remains::Zero);
+            }
+            most = more - behind;
+            Some(self.handed_out(state, request, &area, false))
+        })
     }
 
     /// Notes a new area's window, owner and mark. True when it has the reference to the owner.
@@ -501,6 +537,9 @@ impl<O: Owner> Drop for Arena<O> {
     }
 }
 
+/// In so many runs at most areas are placed to be cached, beside those behind the one that is handed out.
+const RUNS: usize = 7;
+
 type Guard<'a, O> = MutexGuard<'a, State<O>>;
 
 /// Placed areas, neighbours, whose old content may still be there.
@@ -515,6 +554,11 @@ struct HandedOut<'a, O: Owner> {
 }
 
 impl<O: Owner> HandedOut<'_, O> {
+    /// How many areas they are, of that request.
+    fn count(&self, request: &Request) -> usize {
+        self.unit.len() / request.size()
+    }
+
     /// Makes them hold `content`.
     #[inline(never)]
     fn clean(&self, machine: &Machine, content: Content) {

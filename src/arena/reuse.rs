@@ -292,18 +292,22 @@ impl<O: Owner> Arena<O> {
         pending | self.flush(Flushed::one(class, slot))
     }
 
-    /// Caches the areas that were placed together with the first one. Returns whether balance work is
-    /// pending.
-    pub(super) fn cache_rest(&self, request: &Request, handed_out: &HandedOut<'_, O>) -> bool {
-        let count = handed_out.unit.len() / request.size() - 1;
-        let Some(cache) = self.cache.as_ref().filter(|_| count > 0) else { return false };
-        cache.count_refilled(count);
+    /// Caches the areas of a run from the one of that number on. Returns whether balance work is pending.
+    pub(super) fn cache_new(
+        &self,
+        request: &Request,
+        run: &HandedOut<'_, O>,
+        first: usize,
+    ) -> bool {
+        let count = run.count(request);
+        let Some(cache) = self.cache.as_ref().filter(|_| count > first) else { return false };
+        cache.count_refilled(count - first);
         // The lowest one is taken off first. What finds no room goes back together.
         let class = |unit| cache.class(request.len, request.flags.account, unit);
         let mut rest = Flushed::new(class(0));
-        for nth in (1..=count).rev() {
-            let unit = handed_out.unit.start + nth * request.size();
-            let slot = handed_out.bytes.owner_slot(unit).as_ptr();
+        for nth in (first..count).rev() {
+            let unit = run.unit.start + nth * request.size();
+            let slot = run.bytes.owner_slot(unit).as_ptr();
             // SAFETY: the slot of an area that nobody has, of that class, whose mark says that it is cached.
             if unsafe { cache.push(&self.machine, class(unit), slot.cast()) } != Pushed::Done {
                 rest.push(slot.expose_provenance());

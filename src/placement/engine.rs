@@ -279,10 +279,19 @@ impl Placement {
         }
     }
 
-    /// The area's pages could not be had: takes the area back without asking for balance work.
-    pub(crate) fn revoke(&mut self, area: &Area) {
+    /// True when no free granule is in front of the area or behind it.
+    pub(crate) fn fills_its_hole(&self, area: &Area) -> bool {
+        let (start, end) = (area.offset / GRANULE_SIZE, (area.offset + area.size) / GRANULE_SIZE);
+        let chunk = self.chunk(area.chunk);
+        let is_taken = |granule| chunk.alloc_map.get(granule);
+        (start == 0 || is_taken(start - 1)) && (end == chunk.nr_granules() || is_taken(end))
+    }
+
+    /// Takes areas back that were just placed, `count` neighbours which together are this area, without asking
+    /// for balance work: their pages could not be had, or they are not wanted there.
+    pub(crate) fn revoke(&mut self, area: &Area, count: usize) {
         let at = area.offset / GRANULE_SIZE;
-        self.give_back(area.chunk, at, area.size / GRANULE_SIZE, 1);
+        self.give_back(area.chunk, at, area.size / GRANULE_SIZE, count);
     }
 
     /// Frees the live area at `offset` of `chunk`; returns its size in bytes.
@@ -413,7 +422,7 @@ mod tests {
         assert_eq!(placement.unpopulated_run(&area, 0), Some(0..2));
         placement.populated(id, 0..2);
         assert_eq!(placement.unpopulated_run(&area, 2), Some(3..5));
-        placement.revoke(&area);
+        placement.revoke(&area, 1);
 
         placement.verify().unwrap();
         let stats = placement.stats();
