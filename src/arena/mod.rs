@@ -424,7 +424,7 @@ impl<O: Owner> Arena<O> {
     }
 
     /// Places up to `most` areas, to be cached, in few runs: only where they need no chunk and no pages, and
-    /// leave no hole.
+    /// leave no scrap of a hole.
     fn place_cached(
         &self,
         state: &mut State<O>,
@@ -438,8 +438,7 @@ impl<O: Owner> Arena<O> {
             let behind =
                 if has_pages { state.placement.place_behind(&area, request, more) } else { 0 };
             area.size *= 1 + behind;
-            // What is left of a hole would fit fewer requests.
-            if !has_pages || !state.placement.fills_its_hole(&area) {
+            if !has_pages || !state.placement.leaves_no_scrap(&area) {
                 state.placement.revoke(&area, 1 + behind);
                 return None;
             }

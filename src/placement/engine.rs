@@ -279,12 +279,13 @@ impl Placement {
         }
     }
 
-    /// True when no free granule is in front of the area or behind it.
-    pub(crate) fn fills_its_hole(&self, area: &Area) -> bool {
+    /// True when an area that was just placed leaves nothing of its hole, or the larger part in one piece.
+    pub(crate) fn leaves_no_scrap(&self, area: &Area) -> bool {
         let (start, end) = (area.offset / GRANULE_SIZE, (area.offset + area.size) / GRANULE_SIZE);
-        let chunk = self.chunk(area.chunk);
-        let is_taken = |granule| chunk.alloc_map.get(granule);
-        (start == 0 || is_taken(start - 1)) && (end == chunk.nr_granules() || is_taken(end))
+        let Chunk { alloc_map, .. } = self.chunk(area.chunk);
+        let limit = self.chunk(area.chunk).nr_granules();
+        let left = alloc_map.next_set(end, limit.min(end + (end - start))) - end;
+        (start == 0 || alloc_map.get(start - 1)) && (left == 0 || left == end - start)
     }
 
     /// Takes areas back that were just placed, `count` neighbours which together are this area, without asking
