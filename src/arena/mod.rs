@@ -440,6 +440,7 @@ impl<O: Owner> Arena<O> {
             area.size *= 1 + behind;
             if !has_pages || !state.placement.leaves_no_scrap(&area) {
                 state.placement.revoke(&area, 1 + behind);
+                self.cache.iter().for_each(|cache| cache.count_refilled(1 + behind));
                 return None;
             }
             state.placement.finish_alloc(&area);

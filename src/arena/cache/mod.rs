@@ -446,7 +446,7 @@ impl Cache {
         (limit / 2).max(class.apart()).min(self.lists.limit(cpu, class)).min(BATCH - 1)
     }
 
-    /// Counts areas that were placed only to be cached.
+    /// Counts areas that were placed only to be cached, and may not have been.
     pub(super) fn count_refilled(&self, count: usize) {
         self.refilled.fetch_add(count as u64, Ordering::Relaxed);
     }
