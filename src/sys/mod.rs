@@ -16,6 +16,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `atomic_ref` | a reference that may be replaced while others read it |
+//! | `atomic_word` | an atomic number that is passed in a register |
 //! | `cpu` | [`CpuId`], [`NodeId`] and the bounds on both |
 //! | `machine` | [`Machine`]: possible CPUs, NUMA nodes, distances, the CPU a thread runs on |
 //! | `sysfs` | reading a machine out of `/sys/devices/system` |
@@ -36,6 +37,7 @@
 //! reallocate anything.
 
 mod atomic_ref;
+mod atomic_word;
 mod cpu;
 mod error;
 mod faults;
@@ -49,6 +51,7 @@ pub(crate) mod text;
 mod this_cpu;
 
 pub(crate) use atomic_ref::AtomicRef;
+pub(crate) use atomic_word::AtomicWord;
 pub use cpu::{CpuId, MAX_CPUS, NodeId};
 pub use error::{MachineError, MapError};
 pub use faults::{FaultInjection, MapOp};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use crate::arena::Owner;
 use crate::memcg::charge::try_charge::{self, Untold, grow_slowly};
@@ -10,6 +10,7 @@ use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{ChargeError, error_predicates};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::{Token, TokenRef, labels, reparent};
+use crate::sys::AtomicWord;
 use crate::sys::text::Quoted;
 
 /// Bytes that are charged to a cgroup until this value is dropped.
@@ -56,7 +57,7 @@ use crate::sys::text::Quoted;
 pub struct Charge {
     /// With a reference.
     pub(super) token: &'static Token,
-    pub(super) bytes: AtomicU64,
+    pub(super) bytes: AtomicWord,
 }
 
 /// [`Charge::shrink`] or [`Charge::split`] asked for more bytes than are charged.
@@ -98,7 +99,7 @@ impl Charge {
     /// Bytes that were charged, with a reference to the token.
     #[inline]
     pub(super) fn new(token: &'static Token, bytes: u64) -> Self {
-        Charge { token, bytes: AtomicU64::new(bytes) }
+        Charge { token, bytes: AtomicWord::new(bytes) }
     }
 
     /// Says what the memory is for: [`figures`](crate::Memcg::figures) and reports tell the bytes of each
@@ -156,7 +157,7 @@ impl Charge {
     #[inline]
     pub fn bytes(&self) -> u64 {
         // Relaxed: a number for the caller, which `change` looks at again.
-        self.bytes.load(Ordering::Relaxed)
+        self.bytes.atomic().load(Ordering::Relaxed)
     }
 
     /// Replaces the number of bytes by what `change` makes of it, unless that is none.
@@ -168,7 +169,7 @@ impl Charge {
             // AcqRel: pairs with itself. What one thread adds was charged before, and another takes it
             // off before it is uncharged (M6). Relaxed for a failure: nothing was taken.
             let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
-            match self.bytes.compare_exchange_weak(bytes, changed, success, failure) {
+            match self.bytes.atomic().compare_exchange_weak(bytes, changed, success, failure) {
                 Ok(_) => return Ok(()),
                 Err(now) => bytes = now,
             }
