@@ -40,6 +40,7 @@
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::ops::Range;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fmt, io};
 
@@ -51,7 +52,12 @@ use super::{Machine, MapError, MapOp, NodeId};
 
 /// The size of the pages that this kernel maps memory in.
 pub(crate) fn page_size() -> usize {
-    rustix::param::page_size()
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        // SAFETY: sysconf has no precondition.
+        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        usize::try_from(bytes).expect("every Linux has a page size")
+    })
 }
 
 /// An anonymous private mapping that is unmapped on drop.
