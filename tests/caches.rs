@@ -109,6 +109,19 @@ fn neighbours_that_live_are_left_alone() {
     }
 }
 
+/// Of any size: neighbours of an odd number of granules are at addresses of both kinds.
+#[test]
+fn the_first_refill_of_a_list_is_a_line_of_marks() {
+    for size in [4, 8, 12, 16, 20, 24, 60, 100, 252, 256, 260, 1004] {
+        let pcpu = builder(2).build().unwrap();
+        let area = alloc(&pcpu, layout(size, 4));
+        let stats = pcpu.stats();
+        assert_eq!(stats.nr_cached, (64 / (size as u64 / 4)).clamp(1, 31), "{size} bytes");
+        assert_eq!((stats.nr_alloc, stats.nr_cur_alloc), (1, 1));
+        free(&pcpu, area).unwrap();
+    }
+}
+
 /// On one CPU, so that it is the same area.
 #[test]
 fn sizes_are_exact_and_alignments_are_kept() {

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::{io, mem, thread};
+use std::{io, thread};
 
 use super::chunk_memory::{ChunkMemory, PART};
 use super::deferred::Dead;
@@ -86,20 +86,18 @@ impl<O: Owner> Arena<O> {
         self.give_back(&populating, usize::MAX);
     }
 
-    /// Does one part of the work, of about the cost `budget`: empties the caches before the placement decides,
-    /// has it decide, or gives back.
+    /// Has the placement decide, if it asks for that, and does a part of all other work, of about the cost
+    /// `budget`.
     fn work(&self, populating: &MutexGuard<'_, ()>, mut budget: usize) {
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         let is_pending = state.placement.is_balance_pending();
-        let is_emptied = mem::replace(&mut state.deferred.is_emptied, is_pending);
-        let is_drained = state.deferred.drained.is_empty();
+        let may_empty = is_pending && state.deferred.drained.is_empty();
         drop(state);
-        if is_pending && !is_emptied && is_drained && self.empty_caches(true) {
-            return;
+        if may_empty {
+            self.empty_caches(true);
         }
         budget -= self.flush_drained(budget);
-        if is_pending && budget > 0 {
-            self.state.lock().deferred.is_emptied = false;
+        if is_pending {
             budget = budget.saturating_sub(self.decide(populating) * LEAST_COST);
         }
         self.give_back(populating, budget);

@@ -192,11 +192,11 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
         });
     }
 
-    /// As [`zero_exactly`](Self::zero_exactly), of any number of words.
+    /// As [`zero`](Self::zero), of any number of words.
     ///
     /// # Safety
     ///
-    /// As there.
+    /// As there, and `unit` starts at a multiple of 8 and has whole words.
     unsafe fn zero_lines(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
         self.for_each_copy(machine, window, unit, |start| {
             let words = ptr::slice_from_raw_parts_mut(start.cast::<u64>().as_ptr(), unit.len() / 8);

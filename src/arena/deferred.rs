@@ -28,8 +28,6 @@ pub(super) struct Deferred<O: Owner> {
     dead: VecDeque<Dead<O>>,
     /// Areas that were cached, and are to go back to the placement.
     pub(super) drained: Drained,
-    /// The caches were emptied since the placement asked for balance work.
-    pub(super) is_emptied: bool,
 }
 
 /// The memory of a destroyed chunk.
@@ -51,7 +49,7 @@ impl<O: Owner> Dead<O> {
 impl<O: Owner> Default for Deferred<O> {
     fn default() -> Self {
         let (discards, dead) = (VecDeque::new(), VecDeque::new());
-        Deferred { discards, dead, drained: Drained::default(), is_emptied: false }
+        Deferred { discards, dead, drained: Drained::default() }
     }
 }
 

@@ -373,7 +373,7 @@ impl<O: Owner> Arena<O> {
             }
         };
         if let Err(error) = self.populate_area(state, request, &area) {
-            state.placement.revoke(&area, 1);
+            state.placement.revoke(&area);
             return Err(NoArea::Memory(error));
         }
         Ok(area)
@@ -423,8 +423,7 @@ impl<O: Owner> Arena<O> {
         self.handed_out(state, request, &area, is_owned)
     }
 
-    /// Places up to `most` areas, to be cached, in few runs: only where they need no chunk and no pages, and
-    /// leave no scrap of a hole.
+    /// Places up to `most` areas, to be cached, in few runs.
     fn place_cached(
         &self,
         state: &mut State<O>,
@@ -433,17 +432,8 @@ impl<O: Owner> Arena<O> {
     ) -> [Option<HandedOut<'_, O>>; RUNS] {
         std::array::from_fn(|_| {
             let more = std::mem::take(&mut most).checked_sub(1)?;
-            let Placed::At(mut area) = state.placement.place(request) else { return None };
-            let has_pages = state.placement.unpopulated_run(&area, 0).is_none();
-            let behind =
-                if has_pages { state.placement.place_behind(&area, request, more) } else { 0 };
+            let (mut area, behind) = state.placement.place_spare(request, more)?;
             area.size *= 1 + behind;
-            if !has_pages || !state.placement.leaves_no_scrap(&area) {
-                state.placement.revoke(&area, 1 + behind);
-                self.cache.iter().for_each(|cache| cache.count_refilled(1 + behind));
-                return None;
-            }
-            state.placement.finish_alloc(&area);
             let (memory, unit) = state.unit_range_of(&area);
             for start in unit.step_by(request.size()) {
                 memory.bytes().mark(start).set_cached(Remains::Zero);

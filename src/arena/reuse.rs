@@ -7,7 +7,7 @@ use super::cache::{CACHE_LINE, Cache, Class, Flushed, MAX_GRANULES, Marked, Push
 use super::chunk_bytes::ChunkBytes;
 use super::chunk_memory::ChunkMemory;
 use super::geometry::Window;
-use super::{Allocated, Arena, CacheStats, Content, Freed, HandedOut, Owner, Remains};
+use super::{Allocated, Arena, BalanceMode, CacheStats, Content, Freed, HandedOut, Owner, Remains};
 use crate::placement::{GRANULE_SIZE, Request, Stats};
 use crate::sys::UNIT_STRIDE_ALIGN;
 
@@ -73,8 +73,7 @@ impl<O: Owner> Arena<O> {
             }
         }
         for &slot in misfits.slots() {
-            // Balance work that becomes necessary is left to the next operation that may block.
-            let _pending = self.put_back(cache, class, slot);
+            self.put_back_later(cache, class, slot);
         }
         found
     }
@@ -169,8 +168,7 @@ impl<O: Owner> Arena<O> {
         unsafe { bytes.zero_any(&self.machine, Window::Coloured, &line) };
         for &slot in neighbours.slots().iter().rev() {
             bytes.mark(self.geometry.unit_of_slot(slot)).set_cached(Remains::Zero);
-            // As in `look_further`.
-            let _pending = self.put_back(cache, class, slot);
+            self.put_back_later(cache, class, slot);
         }
     }
 
@@ -208,7 +206,7 @@ impl<O: Owner> Arena<O> {
             // The list may have changed since.
             let is_it = slot == bytes.owner_slot(next).as_ptr().addr();
             if !is_it || bytes.mark(next).get() != Marked::Cached(Remains::Initialised) {
-                let _pending = self.put_back(cache, class, slot);
+                self.put_back_later(cache, class, slot);
                 break;
             }
             taken.push(slot);
@@ -269,6 +267,14 @@ impl<O: Owner> Arena<O> {
     #[cold]
     fn put_slowly(&self, cache: &Cache, class: Class, slot: usize) {
         if self.put_back(cache, class, slot) {
+            self.balance_as_configured();
+        }
+    }
+
+    /// As [`put_back`](Self::put_back). Balance work that becomes necessary is left to the worker, or to the next
+    /// operation that may block.
+    fn put_back_later(&self, cache: &Cache, class: Class, slot: usize) {
+        if self.put_back(cache, class, slot) && self.balance_mode == BalanceMode::Background {
             self.balance_as_configured();
         }
     }

@@ -35,7 +35,8 @@ impl<O: Owner, const N: usize> Words<O, N> {
         owner: Option<&'static O::Target>,
     ) -> Result<(Self, bool), NoArea> {
         let flags = RequestFlags { account: owner.is_some(), ..RequestFlags::default() };
-        let align = align_of::<AtomicI64>() as u64;
+        // For `add_both_unless`.
+        let align = if N == 2 { 16 } else { align_of::<AtomicI64>() as u64 };
         let request =
             Request::new(Self::SIZE as u64, align, flags).expect("a few words are a legal request");
         let Allocated { first, is_owned } = arena.alloc(&request, owner, Content::Zero)?;

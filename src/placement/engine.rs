@@ -279,20 +279,43 @@ impl Placement {
         }
     }
 
-    /// True when an area that was just placed leaves nothing of its hole, or the larger part in one piece.
-    pub(crate) fn leaves_no_scrap(&self, area: &Area) -> bool {
-        let (start, end) = (area.offset / GRANULE_SIZE, (area.offset + area.size) / GRANULE_SIZE);
-        let Chunk { alloc_map, .. } = self.chunk(area.chunk);
-        let limit = self.chunk(area.chunk).nr_granules();
-        let left = alloc_map.next_set(end, limit.min(end + (end - start))) - end;
-        (start == 0 || alloc_map.get(start - 1)) && (left == 0 || left == end - start)
+    /// Places an area that nobody has asked for yet, and up to `most` behind it: only where it has its pages, and
+    /// leaves no scrap of a hole. Returns how many there are behind it. Otherwise it never was.
+    pub(crate) fn place_spare(&mut self, request: &Request, most: usize) -> Option<(Area, usize)> {
+        let before = (self.totals, self.balance_pending, self.atomic_failed, self.atomic_seen);
+        let placed = match self.place(request) {
+            Placed::At(area) if self.unpopulated_run(&area, 0).is_none() => {
+                let behind = self.place_behind(&area, request, most);
+                let run = Area { size: area.size * (1 + behind), ..area };
+                if self.leaves_no_scrap(&run) {
+                    self.finish_alloc(&area);
+                    return Some((area, behind));
+                }
+                Some((run, 1 + behind))
+            }
+            Placed::At(area) => Some((area, 1)),
+            Placed::NeedsChunk(_) | Placed::Refused => None,
+        };
+        if let Some((run, count)) = placed {
+            self.give_back(run.chunk, run.offset / GRANULE_SIZE, run.size / GRANULE_SIZE, count);
+        }
+        (self.totals, self.balance_pending, self.atomic_failed, self.atomic_seen) = before;
+        None
     }
 
-    /// Takes areas back that were just placed, `count` neighbours which together are this area, without asking
-    /// for balance work: their pages could not be had, or they are not wanted there.
-    pub(crate) fn revoke(&mut self, area: &Area, count: usize) {
+    /// True when an area that was just placed leaves nothing of its hole, or the larger part in one piece.
+    fn leaves_no_scrap(&self, area: &Area) -> bool {
+        let (start, end) = (area.offset / GRANULE_SIZE, (area.offset + area.size) / GRANULE_SIZE);
+        let chunk = self.chunk(area.chunk);
+        let limit = chunk.nr_granules().min(end + (end - start));
+        let left = chunk.alloc_map.next_set(end, limit) - end;
+        (start == 0 || chunk.alloc_map.get(start - 1)) && (left == 0 || left == end - start)
+    }
+
+    /// The area's pages could not be had: takes the area back without asking for balance work.
+    pub(crate) fn revoke(&mut self, area: &Area) {
         let at = area.offset / GRANULE_SIZE;
-        self.give_back(area.chunk, at, area.size / GRANULE_SIZE, count);
+        self.give_back(area.chunk, at, area.size / GRANULE_SIZE, 1);
     }
 
     /// Frees the live area at `offset` of `chunk`; returns its size in bytes.
@@ -423,12 +446,42 @@ mod tests {
         assert_eq!(placement.unpopulated_run(&area, 0), Some(0..2));
         placement.populated(id, 0..2);
         assert_eq!(placement.unpopulated_run(&area, 2), Some(3..5));
-        placement.revoke(&area, 1);
+        placement.revoke(&area);
 
         placement.verify().unwrap();
         let stats = placement.stats();
         assert_eq!((stats.nr_alloc, stats.nr_dealloc, stats.live_bytes), (1, 1, 0));
         let created = &placement.chunks()[1];
         assert_eq!((created.nr_populated, created.nr_empty_pop_pages), (3, 3));
+    }
+
+    /// What is placed in advance is on pages that are there, and cuts no hole into pieces that serve nobody.
+    #[test]
+    fn spare_areas_leave_no_trace_where_they_are_not_wanted() {
+        let regions = Regions { static_size: 28 << 10, reserved_size: 0, dyn_size: 4096 };
+        let request = |size| Request::new(size, 4, RequestFlags::default()).unwrap();
+        for profile in [Profile::DEFAULT, Profile::LINUX_5_10, Profile::LINUX_6_13] {
+            let mut placement = Placement::new(32 << 10, regions, profile).unwrap();
+            let id = placement.add_chunk(ChunkType::Plain);
+            let mut place = |size| match placement.place(&request(size)) {
+                Placed::At(area) => area,
+                other => panic!("{other:?}"),
+            };
+            // The first chunk is full but for a hole of 240 bytes, and the other one has no pages.
+            let areas = [place(1000), place(240), place(2856)];
+            assert_eq!(placement.free(areas[1].chunk, areas[1].offset), Ok(240));
+            let before = (placement.stats(), placement.is_balance_pending());
+            for (size, most) in [(160, 9), (160, 0), (200, 9), (244, 9), (80, 1), (4096, 3)] {
+                assert_eq!(placement.place_spare(&request(size), most), None, "{size}");
+                placement.verify().unwrap();
+                assert_eq!((placement.stats(), placement.is_balance_pending()), before, "{size}");
+            }
+            let spare = placement.place_spare(&request(80), 9);
+            assert_eq!(spare, Some((Area { size: 80, ..areas[1] }, 2)), "all of the hole");
+            placement.populated(id, 0..1);
+            let spare = placement.place_spare(&request(8), 9);
+            assert_eq!(spare, Some((Area { chunk: id, offset: 0, size: 8 }, 9)), "a little of it");
+            placement.verify().unwrap();
+        }
     }
 }

@@ -94,7 +94,7 @@ impl Simulator {
         while let Some(pages) = self.placement.unpopulated_run(&area, from) {
             from = pages.end;
             if !self.populate(area.chunk, &pages) {
-                self.watch(|placement| placement.revoke(&area, 1));
+                self.watch(|placement| placement.revoke(&area));
                 return None;
             }
             self.watch(|placement| placement.populated(area.chunk, pages));

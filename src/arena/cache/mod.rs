@@ -84,6 +84,11 @@ impl Class {
         self.granules() * GRANULE_SIZE
     }
 
+    /// The class of areas at the other addresses.
+    fn other(self) -> Self {
+        Class(self.0 ^ 1)
+    }
+
     /// An area and so many neighbours have lines of marks, of owner slots and of copies that they share with
     /// no other areas, but for the last of them. A mark is a byte.
     fn apart(self) -> usize {
@@ -426,11 +431,12 @@ impl Cache {
     }
 
     fn set_limit(&self, budget: &mut Budget, cpu: usize, class: Class, limit: usize) {
+        // Before the limit: others may push as soon as there is one.
+        self.cpus[cpu].was_used.store(true, Ordering::Relaxed);
         budget.granted -= self.lists.limit(cpu, class) * class.size();
         budget.granted += limit * class.size();
         self.lists.set_limit(cpu, class, limit);
         budget.used.set(class.0);
-        self.cpus[cpu].was_used.store(true, Ordering::Relaxed);
     }
 
     /// How many areas of a class may be placed for this CPU's list, which was found empty, beside the one
@@ -443,10 +449,14 @@ impl Cache {
         };
         let limit = self.lists.limit(cpu, class);
         self.grow(&mut budget, cpu, class);
+        if !class.granules().is_multiple_of(2) {
+            // Every second neighbour is of the other class.
+            self.grow(&mut budget, cpu, class.other());
+        }
         (limit / 2).max(class.apart()).min(self.lists.limit(cpu, class)).min(BATCH - 1)
     }
 
-    /// Counts areas that were placed only to be cached, and may not have been.
+    /// Counts areas that were placed only to be cached.
     pub(super) fn count_refilled(&self, count: usize) {
         self.refilled.fetch_add(count as u64, Ordering::Relaxed);
     }

@@ -146,6 +146,7 @@ impl RseqGate {
     /// * `first` is in the copy of CPU 0, and every copy below the limit of `locator` has the two
     ///   words there, aligned, initialised, and accessed by sequences and atomic instructions
     ///   alone.
+    /// * The first one is aligned to both, for [`add_both_unless`](Self::add_both_unless).
     /// * They exist until the gate is closed and a later [`fence`] has returned true.
     /// * No thread opens the gate for other words before that.
     pub(crate) unsafe fn open(&self, locator: &CopyLocator, first: *mut u64) {

@@ -491,7 +491,7 @@ pub(in super::super) fn gate_add_both_unless<const GUARD: u32>(
         "add {t}, {value}",
         "movq {second}, {t}",
         "punpcklqdq {both}, {second}",
-        // The commit of both words: one instruction. Others see each of them whole.
+        // The commit of both words: one instruction, within a page. Others see each of them whole.
         "movups xmmword ptr [{word}], {both}",
     ], delta = in(reg) delta, value = in(reg) value, guard = const GUARD,
        both = out(xmm_reg) _, second = out(xmm_reg) _)
