@@ -1,8 +1,8 @@
 //! Per-CPU memory, allocated the way the Linux kernel does it, charged to a tree of memory cgroups.
 //!
-//! One allocation gives every CPU its own copy of an object, packed without padding. Every byte is
-//! charged to a cgroup and to all its ancestors. The limit of each of them may refuse it. A free
-//! returns the charge, even after the cgroup was removed.
+//! One allocation gives every CPU its own copy of an object, packed without padding. An
+//! accounted object is charged, to the byte, to a cgroup and to all its ancestors. The limit of each of them
+//! may refuse it. A free returns the charge, even after the cgroup was removed.
 //!
 //! Read the [guide] first. The [cookbook] has short programs, [`rules`] has what to know of locks, threads,
 //! forks and plugins, [`comparison`] has what else there is, and [`kernel`] is for people who know the
@@ -34,17 +34,17 @@
 //! # A first program
 //!
 //! ```
-//! use percpu_memcg::{Gfp, Limit, Local, PerCpu, PerCpuAllocator};
+//! use percpu_memcg::{Limit, Local, PerCpu, PerCpuAllocator};
 //!
 //! let pcpu = PerCpuAllocator::new()?;
 //! let tenant = pcpu.root().create("tenant-a")?;
 //! tenant.set_max(Limit::bytes(64 << 20))?;
 //!
-//! let requests: PerCpu<Local<u64>> = {
-//!     let _in = tenant.enter(); // this thread now allocates for tenant-a
-//!     PerCpu::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT)? // an error if tenant-a is full
-//! };
+//! let requests: PerCpu<Local<u64>> = PerCpu::zeroed_for(&tenant)?; // tenant-a pays, or refuses
 //! requests.inc(); // this CPU's copy, no atomic instruction
+//! let body = tenant.charge(1 << 20)?; // any other memory, until the charge is dropped
+//! assert!(tenant.try_charge(64 << 20).unwrap_err().is_limit());
+//! drop(body);
 //! println!("{} requests, {} bytes of per-CPU memory", requests.sum(), tenant.stat().percpu);
 //!
 //! tenant.remove()?; // the counter lives on, charged to the parent
@@ -56,8 +56,8 @@
 //! An area of *size* bytes, rounded up to 4, costs *size* × possible CPUs. The vector of owners
 //! costs 8 more bytes for every 4 bytes of *size*. This is the kernel's formula since 5.18. The
 //! charge is for all possible CPUs, whether or not their copies are ever used, so that it does not
-//! change after the allocation. A cgroup's own statistics and stocks are 16 bytes on each CPU,
-//! charged to its parent. [`Memcg::charge`] charges any other memory, exact to the byte.
+//! change after the allocation. A cgroup's own statistics and stocks are an area of 16 bytes,
+//! charged to its parent unless that is the root. [`Memcg::charge`] charges any other memory, exact to the byte.
 //!
 //! # Stocks
 //!
@@ -88,9 +88,9 @@
 //! Everything may be used from any thread. A signal handler may use operations on [`Local`] and the
 //! types that consist of it, and references and addresses that were obtained before. It must not
 //! allocate, free or drop. A forked child has a private copy of all per-CPU memory, on which the
-//! same operations work. The thread of [`BalanceMode::Background`] does not exist in the child, and
-//! locks that other threads held during the fork stay locked. So such a child must not allocate, free,
-//! charge, uncharge or drain.
+//! same operations work. The thread of [`BalanceMode::Background`] does not exist in the child. Locks that
+//! other threads held during the fork stay locked. So a child of a process in which another thread may have
+//! been inside this crate must not allocate, free, charge, uncharge or drain.
 //!
 //! `ARCHITECTURE.md` describes layers, locks and invariants.
 

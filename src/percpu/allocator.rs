@@ -20,7 +20,8 @@ use crate::sys::{CpuId, Machine};
 ///
 /// Sizes are 1 to 32768 bytes for each CPU, rounded up to 4; alignments are powers of two up to
 /// 4096. A new area reads as zero on every CPU. Mirrors the kernel's `alloc_percpu_gfp` and
-/// `free_percpu` with the memcg accounting of Linux 5.9.
+/// `free_percpu` with the memcg accounting of Linux 5.9, and its
+/// formula since 5.18.
 ///
 /// Memory is taken where a copy is written. A process that locks its memory does that with
 /// `MCL_ONFAULT`: see [`rules`](crate::rules).
@@ -77,7 +78,8 @@ impl PerCpuAllocator {
         &self.tree
     }
 
-    /// The root of the cgroup tree, which is counted but neither limited nor charged directly.
+    /// The root of the cgroup tree. It is counted and has no limit. Areas are not charged to it, but
+    /// [`Charge`](crate::Charge)s are.
     pub fn root(&self) -> Memcg {
         Memcg::root_of(&self.tree)
     }
@@ -143,7 +145,7 @@ impl PerCpuAllocator {
         self.tree.alloc_for(memcg.node(), size, align, gfp, Content::Zero).map(PcpuPtr::from_ptr)
     }
 
-    /// Allocates so many areas as [`alloc`](Self::alloc) does, or none of them: with one charge, and under one
+    /// Allocates `count` areas as [`alloc`](Self::alloc) allocates one, or none: with one charge, and under one
     /// hold of the allocator's lock, unless pages or chunks have to be made ready.
     ///
     /// A caller that must not fail later allocates what it may need in advance: see

@@ -193,8 +193,8 @@ impl PerCpuAllocatorBuilder {
     /// take; 32 KiB unless given. With 0, areas are placed exactly where the
     /// [profile](Self::profile) says.
     ///
-    /// The bytes are those of the areas in one unit, so that all CPUs together keep at most this size,
-    /// times the number of CPUs, of the units. A kept area is charged to nobody, but the pages that it
+    /// The bytes are those of the areas in one unit: of each unit, all CPUs together keep at most this size times
+    /// the number of CPUs. A kept area is charged to nobody, but the pages that it
     /// lies on are not given back. Areas above 1008 bytes, areas that are aligned to more than 128
     /// bytes, and areas of the reserved region are not kept.
     ///

@@ -324,7 +324,7 @@ impl<N: LocalInt, I: CopyIndex> PerCpu<Local<N, I>> {
     }
 }
 
-/// What a counter is made of that collects on every CPU and now and then passes on what it has.
+/// Operations for counters that collect on every CPU, and now and then pass on what they have.
 impl<I: CopyIndex> PerCpu<Local<i64, I>> {
     /// Adds to this CPU's copy if that leaves it between -`most` and `most`, and if it is not locked: true
     /// when it was added. `None` where sequences cannot work. `most` is at most [`LOCKABLE`].

@@ -24,12 +24,6 @@ use crate::sys::{CopyLocator, CpuId, Machine};
 ///
 /// Dropping it drops every CPU's `T`, frees the area and uncharges the cgroup that was charged.
 ///
-/// # Invariants
-///
-/// * D1: `first` names a live area of `tree`'s arena with the size and alignment of `T`, which
-///   nobody else frees.
-/// * D2: the copy of every possible CPU holds a valid `T`; copies of other CPU ids are not touched.
-///
 /// | constructor | every copy is | charged to |
 /// |---|---|---|
 /// | [`zeroed_for`](PerCpu::zeroed_for) | zero | the cgroup that it names |
@@ -54,6 +48,10 @@ use crate::sys::{CopyLocator, CpuId, Machine};
 // The locator comes first, so that `this_cpu` operations need one address for it and the object.
 #[repr(C)]
 pub struct PerCpu<T> {
+    // Invariants:
+    // * D1: `first` names a live area of `tree`'s arena with the size and alignment of `T`, which
+    //   nobody else frees.
+    // * D2: the copy of every possible CPU holds a valid `T`; copies of other CPU ids are not touched.
     locator: CopyLocator,
     first: NonNull<T>,
     tree: Arc<Tree>,
@@ -295,8 +293,8 @@ impl<T> PerCpu<T> {
         Self::zeroed_from(Source::Allocator(allocator, gfp))
     }
 
-    /// Allocates so many objects as [`zeroed_in`](Self::zeroed_in) does, or none of them: with one charge,
-    /// and one hold of the allocator's lock.
+    /// Allocates `count` objects as [`zeroed_in`](Self::zeroed_in) allocates one, or none: with one charge, and
+    /// one hold of the allocator's lock.
     ///
     /// So a caller that must not fail later allocates what it may need in advance, and takes the objects
     /// out of the vector.

@@ -19,7 +19,7 @@ use crate::sys::text::Quoted;
 /// it stands for. Any thread may drop it: the bytes are uncharged from the cgroup that pays. When
 /// that cgroup is removed, its parent pays. A charge does not keep a cgroup from being removed.
 ///
-/// A charge does not keep its tree alive either. After the last handle of the tree was dropped, no
+/// A charge does not keep its tree alive. After the last handle of the tree was dropped, no
 /// cgroup pays for it, and [`cgroup`](Charge::cgroup) is empty. It can still be grown, shrunk, split
 /// and merged, as a number that is charged nowhere, and [moved](Charge::transfer_to) to a cgroup of
 /// another tree, which pays from then on.
