@@ -72,7 +72,7 @@ fn handoff<S: Subject>(group: &mut Group<'_>, name: &str, new: impl FnOnce() -> 
         thread::scope(|scope| {
             scope.spawn(move || {
                 pin(1);
-                // Whoever sleeps is woken by a system call, which would be most of what is measured.
+                // To wake a thread that sleeps takes a system call, which would be most of what is measured.
                 loop {
                     match freed.try_recv() {
                         Ok(objects) => objects.into_iter().for_each(|object| subject.free(object)),
