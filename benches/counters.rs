@@ -17,10 +17,9 @@ use core_affinity::CoreId;
 use criterion::{
     BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime,
 };
-use percpu_memcg::{
-    DualModeCounter, Gfp, HistogramValue, Local, Machine, PerCpu, PerCpuAllocator, PerCpuCounter,
-    PerCpuHistogram, ThisCpu, exponential_bounds, linear_bounds,
-};
+use percpu_memcg::counter::{DualModeCounter, HistogramValue, exponential_bounds, linear_bounds};
+use percpu_memcg::this_cpu::ThisCpu;
+use percpu_memcg::{Gfp, Local, Machine, PerCpu, PerCpuAllocator, PerCpuCounter, PerCpuHistogram};
 
 /// Objects in turn.
 const OBJECTS: usize = 16;

@@ -21,7 +21,8 @@ use std::fs;
 use std::process::Command;
 
 use crossbeam_utils::CachePadded;
-use percpu_memcg::{Gfp, Machine, PcpuPtr, PerCpuAllocator};
+use percpu_memcg::allocator::PcpuPtr;
+use percpu_memcg::{Gfp, Machine, PerCpuAllocator};
 
 const OBJECTS: usize = 100_000;
 /// CPUs that write.

@@ -22,7 +22,8 @@ use std::thread;
 use std::time::Instant;
 
 use core_affinity::CoreId;
-use percpu_memcg::{Gfp, Machine, PcpuPtr, PerCpuAllocator};
+use percpu_memcg::allocator::PcpuPtr;
+use percpu_memcg::{Gfp, Machine, PerCpuAllocator};
 
 #[path = "alloc/subjects.rs"]
 mod subjects;

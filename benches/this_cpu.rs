@@ -18,7 +18,9 @@ use criterion::{
     BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime,
 };
 use crossbeam_utils::CachePadded;
-use percpu_memcg::{CpuId, Gfp, Local, MAX_CPUS, Machine, PerCpu, PerCpuAllocator, ThisCpu};
+use percpu_memcg::machine::{CpuId, MAX_CPUS};
+use percpu_memcg::this_cpu::ThisCpu;
+use percpu_memcg::{Gfp, Local, Machine, PerCpu, PerCpuAllocator};
 
 const WORDS: usize = 256;
 

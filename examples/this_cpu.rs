@@ -5,7 +5,8 @@
 //! objdump -d --no-show-raw-insn -M intel --disassemble=hit target/release/examples/this_cpu
 //! ```
 
-use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator, ThisCpu};
+use percpu_memcg::this_cpu::ThisCpu;
+use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
 
 /// In a caller's crate, with everything inlined.
 #[unsafe(no_mangle)]

@@ -1,37 +1,8 @@
 //! Per-CPU memory, allocated the way the Linux kernel does it, charged to a tree of memory cgroups.
 //!
-//! One allocation gives every CPU its own copy of an object, packed without padding. An
-//! accounted object is charged, to the byte, to a cgroup and to all its ancestors. The limit of each of them
-//! may refuse it. A free returns the charge, even after the cgroup was removed.
-//!
-//! Read the [guide] first. The [cookbook] has short programs, [`rules`] has what to know of locks, threads,
-//! forks and plugins, [`comparison`] has what else there is, and [`kernel`] is for people who know the
-//! kernel's allocator.
-//!
-//! | you want | use |
-//! |---|---|
-//! | an allocator | [`PerCpuAllocator`] |
-//! | one `T` per CPU | [`PerCpu<T>`](PerCpu) |
-//! | to count without atomic instructions | [`Local`], [`PerCpuCounter`], [`PerCpuCounters`], [`PerCpuHistogram`], [`per_cpu!`] |
-//! | objects that are initialised once and used again and again | [`PerCpuPool<T>`](PerCpuPool) |
-//! | to know which of them to take, and what "this CPU" means | [`this_cpu`] |
-//! | untyped areas, for a data structure of your own | [`PerCpuAllocator::alloc`], [`PcpuPtr`] |
-//! | to limit what a tenant uses | [`Memcg`], [`Limit`], [`Gfp::ACCOUNT`] |
-//! | other memory in the same tree | [`Charge`], [`Accounted`] collections |
-//! | a cgroup for one request or query | [`Memcg::create_scoped`], [`InMemcg`] futures, [`Memcg::remove_with_report`] for leaks |
-//! | to free memory before a limit refuses | [`Memcg::on_reclaim`], [`Memcg::on_oom`] |
-//! | to slow a tenant down before it reaches its limit | [`Memcg::set_high`], [`Memcg::throttle`] |
-//! | to wait for events | [`Memcg::watch_events`], or [`Memcg::watch_tree`] for those of all cgroups |
-//! | to know what the memory of a tenant is for | [`Charge::labelled`] |
-//! | the peak of a period | [`Memcg::peak_reader`] |
-//! | limits and statistics as text, by path | [`PerCpuAllocator::files`] |
-//! | statistics as numbers | [`PerCpuAllocator::stats`], [`Memcg::snapshot`] and its [`tree`](MemcgSnapshot::tree), [`report::Snapshot`] |
-//! | what to know about locks, threads, fork, sandboxes, plugins and protection | [`rules`] |
-//! | a wide or a NUMA machine on your laptop | [`Machine::builder`] |
-//! | memory to run out at a chosen moment of a test | [`FaultInjection`] |
-//! | to try placement without memory | [`placement::Simulator`] |
-//!
-//! # A first program
+//! A service with many tenants in one process has to know which of them uses its memory, and to refuse
+//! the one that uses too much. Here is the kernel's tree of memory cgroups, inside a process. A charge is
+//! exact to the byte and takes about 2 ns at any depth.
 //!
 //! ```
 //! use percpu_memcg::{Limit, Local, PerCpu, PerCpuAllocator};
@@ -51,21 +22,64 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A task carries its tenant over every `.await`:
+//!
+//! ```
+//! use percpu_memcg::cgroup::InMemcg;
+//! use percpu_memcg::{ChargeError, Memcg, PerCpuAllocator};
+//!
+//! async fn handle(root: &Memcg, body: &[u8]) -> Result<u64, ChargeError> {
+//!     let copy = root.charge_current(body.len() as u64)?; // whatever tenant this task works for
+//!     tokio::task::yield_now().await;
+//!     Ok(copy.bytes())
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pcpu = PerCpuAllocator::new()?;
+//! let (root, tenant) = (pcpu.root(), pcpu.root().create("tenant-a")?);
+//! assert_eq!(handle(&root, b"body").in_memcg(&tenant).await?, 4);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where to read on
+//!
+//! The [guide] is the way through all of it, and the [cookbook] has short programs. [`rules`] has what to
+//! know of locks, threads, forks and plugins. [`comparison`] has what else there is, and [`kernel`] is for
+//! people who know the kernel's allocator. Every error is in [`error`]. `ARCHITECTURE.md` describes layers,
+//! locks and invariants.
+//!
+//! | you want | use |
+//! |---|---|
+//! | an allocator | [`PerCpuAllocator`] |
+//! | one `T` per CPU | [`PerCpu<T>`](PerCpu) |
+//! | to count without atomic instructions | [`Local`], [`per_cpu!`], and the types of [`counter`] |
+//! | objects that are initialised once and used again and again | [`PerCpuPool<T>`](PerCpuPool) |
+//! | to know which of them to take, and what "this CPU" means | [`this_cpu`] |
+//! | to limit what a tenant uses | [`Memcg`], [`Limit`] |
+//! | other memory in the same tree | [`Charge`], [`Accounted`] collections |
+//! | to know what that memory is for | [`Charge::labelled`] |
+//! | a cgroup for one request or query | [`Memcg::create_scoped`], [`InMemcg`] futures, [`Memcg::remove_with_report`] for leaks |
+//! | to free memory before a limit refuses | [`Memcg::on_reclaim`], [`Memcg::on_oom`] |
+//! | to slow a tenant down before it reaches its limit | [`Memcg::set_high`], [`Memcg::throttle`] |
+//! | to wait for events | [`Memcg::watch_events`], or [`Memcg::watch_tree`] for those of all cgroups |
+//! | figures, as numbers and as text | [`Memcg::snapshot`] and its [`tree`](cgroup::MemcgSnapshot::tree), [`PerCpuAllocator::stats`], [`report::Snapshot`] |
+//! | limits and statistics as files, by path | [`PerCpuAllocator::files`] |
+//! | the peak of a period | [`Memcg::peak_reader`] |
+//! | untyped areas, for a data structure of your own | [`PerCpuAllocator::alloc`], [`PcpuPtr`] |
+//! | a wide or a NUMA machine on your laptop | [`Machine::builder`] |
+//! | memory to run out at a chosen moment of a test | [`FaultInjection`] |
+//! | to try placement without memory | [`placement::Simulator`] |
+//!
 //! # What is charged
 //!
 //! An area of *size* bytes, rounded up to 4, costs *size* × possible CPUs. The vector of owners
 //! costs 8 more bytes for every 4 bytes of *size*. This is the kernel's formula since 5.18. The
 //! charge is for all possible CPUs, whether or not their copies are ever used, so that it does not
 //! change after the allocation. A cgroup's own statistics and stocks are an area of 16 bytes,
-//! charged to its parent unless that is the root. [`Memcg::charge`] charges any other memory, exact to the byte.
-//!
-//! # Stocks
-//!
-//! A CPU keeps bytes that are charged ahead for the cgroups that are active on it. So most charges
-//! are one restartable sequence, whatever the depth of the cgroup. The stocks of one CPU hold at
-//! most 2 MiB, of which at most 256 KiB belong to one cgroup. Bytes in stocks are not in use:
-//! [`Memcg::current`] leaves them out. A limit refuses only after the stocks below it were emptied,
-//! unless the system forbids every way to stop sequences; see [`Refusal::cached`].
+//! charged to its parent unless that is the root. [`Memcg::charge`] charges any other memory, exact to
+//! the byte.
 //!
 //! # Memory
 //!
@@ -74,25 +88,19 @@
 //! memory of 2 copies. Copies of neighbouring CPUs are 128 bytes more than a whole number of pages
 //! apart, so that the copies of an object do not all fall into one set of the L1 cache.
 //!
-//! # System calls
-//!
-//! Sequences need `rseq`, which glibc calls since 2.35, and pass a self test that calls
-//! `sched_setaffinity`. Without them, operations are atomic instructions; see [`ThisCpu::tier`].
-//! Stocks that are used by sequences need `membarrier`. Without it, stocks are used under locks. If
-//! a filter that is installed later forbids `membarrier`, the stocks of other CPUs are emptied by a
-//! visit to each CPU. The visit needs `sched_getaffinity`, `sched_setaffinity` and a readable
-//! `/proc/self/task`. The [guide] has a table.
-//!
 //! # Threads, signals, fork
 //!
 //! Everything may be used from any thread. A signal handler may use operations on [`Local`] and the
 //! types that consist of it, and references and addresses that were obtained before. It must not
-//! allocate, free or drop. A forked child has a private copy of all per-CPU memory, on which the
-//! same operations work. The thread of [`BalanceMode::Background`] does not exist in the child. Locks that
-//! other threads held during the fork stay locked. So a child of a process in which another thread may have
-//! been inside this crate must not allocate, free, charge, uncharge or drain.
+//! allocate, free or drop. A forked child has a private copy of all per-CPU memory; what it may do
+//! with it is in [`rules`]. Which system calls are needed, and what happens without them, is in the
+//! [guide].
 //!
-//! `ARCHITECTURE.md` describes layers, locks and invariants.
+//! [`Accounted`]: cgroup::Accounted
+//! [`FaultInjection`]: machine::FaultInjection
+//! [`InMemcg`]: cgroup::InMemcg
+//! [`PcpuPtr`]: allocator::PcpuPtr
+//! [`Populate::Lazy`]: allocator::Populate::Lazy
 
 // Model checkers have their own cells in place of some layers; see `memcg::sync`.
 #![cfg_attr(any(percpu_loom, percpu_shuttle), allow(dead_code, unused_imports))]
@@ -112,9 +120,6 @@ pub mod comparison {}
 #[doc = include_str!("kernel.md")]
 pub mod kernel {}
 
-#[doc = include_str!("this_cpu.md")]
-pub mod this_cpu {}
-
 #[doc = include_str!("rules.md")]
 pub mod rules {}
 
@@ -125,28 +130,121 @@ pub mod placement;
 pub mod report;
 mod sys;
 
-pub use arena::{BalanceMode, Populate};
-pub use memcg::{
-    Accounted, AccountedMut, AllocError, Charge, ChargeError, EnterGuard, EventKind, EventWatch,
-    Footprint, FreeError, Gfp, HighEvent, HookScope, InMemcg, InMemcgFuture, Limit, Memcg,
-    MemcgEvents, MemcgSnapshot, MemcgStats, MemcgUsage, MergeError, NumberError, OomAnswer,
-    OomEvent, PeakReader, ReclaimError, ReclaimReason, ReclaimRequest, Refusal, Registration,
-    RemovalReport, ReserveError, ScopedMemcg, ShrinkError, Throttle, TopConsumer, TreeError,
-    TreeEvent, TreeEvents, TreeWatch,
-};
-pub use percpu::{
-    BuildError, CompactLocal, CounterIndex, DualModeCounter, Field, HistogramError,
-    HistogramSnapshot, HistogramValue, Iter, IterMut, Local, LocalRef, LocalStack, PcpuPtr, PerCpu,
-    PerCpuAllocator, PerCpuAllocatorBuilder, PerCpuCounter, PerCpuCounters, PerCpuHistogram,
-    PerCpuPool, Pooled, Reserve, StackFull, StaticLocal, exponential_bounds, linear_bounds,
-    zerocopy,
-};
-pub use placement::Profile;
-pub use report::{CgroupFile, CgroupFiles, FileError};
-pub use sys::{
-    ByConcurrency, ByCpu, CopyIndex, CpuId, FaultInjection, LocalInt, MAX_CPUS, Machine,
-    MachineBuilder, MachineError, MapError, MapOp, NodeId, RegisteredBy, ThisCpu, Tier,
-};
+pub mod allocator {
+    //! How an allocator is built, and areas without a type.
+    //!
+    //! [`PerCpuAllocator`] begins here: [`PerCpuAllocator::builder`] takes what this module has.
+
+    pub use crate::arena::{BalanceMode, Populate};
+    pub use crate::percpu::{PcpuPtr, PerCpuAllocator, PerCpuAllocatorBuilder, Reserve};
+    pub use crate::placement::Profile;
+}
+
+pub mod objects {
+    //! Objects with a copy for every CPU.
+
+    pub use crate::percpu::{Iter, IterMut, PerCpu, PerCpuPool, Pooled};
+}
+
+#[doc = include_str!("this_cpu.md")]
+pub mod this_cpu {
+    pub use crate::percpu::{CompactLocal, Field, Local, LocalRef, LocalStack, StaticLocal};
+    pub use crate::sys::{ByConcurrency, ByCpu, CopyIndex, LocalInt, RegisteredBy, ThisCpu, Tier};
+}
+
+pub mod counter {
+    //! Counters and histograms, each with a word for every CPU.
+    //!
+    //! | you count | take | an update costs |
+    //! |---|---|---|
+    //! | and sum now and then | [`Local`](crate::Local) in a [`PerCpu`](crate::PerCpu) | one add |
+    //! | and compare with a limit, or want an estimate at once | [`PerCpuCounter`] | 1.3 times that |
+    //! | several things together, or one for each variant of an enum | [`PerCpuCounters`], or a struct and [`field!`](crate::field) | one add |
+    //! | mostly on one CPU, and have many counters | [`DualModeCounter`] | one atomic add, until CPUs meet |
+    //! | how values are distributed: latencies, sizes | [`PerCpuHistogram`] | a search and two adds |
+
+    pub use crate::percpu::{
+        CounterIndex, DualModeCounter, HistogramSnapshot, HistogramValue, PerCpuCounter,
+        PerCpuCounters, PerCpuHistogram, exponential_bounds, linear_bounds,
+    };
+}
+
+pub mod machine {
+    //! The machine: its CPUs and nodes, those that you invent, and memory that runs out on request.
+
+    pub use crate::sys::{CpuId, FaultInjection, MAX_CPUS, Machine, MachineBuilder, MapOp, NodeId};
+}
+
+pub mod cgroup {
+    //! Memory cgroups, and what is around them.
+    //!
+    //! | for | there is |
+    //! |---|---|
+    //! | a cgroup, its limits and its figures | [`Memcg`], [`Limit`], [`MemcgStats`], [`MemcgSnapshot`], [`PeakReader`] |
+    //! | bytes of anything | [`Charge`], [`Accounted`] collections |
+    //! | who pays | [`Gfp`], [`EnterGuard`], [`InMemcg`] |
+    //! | what happens near a limit | [`ReclaimRequest`], [`HighEvent`], [`Throttle`], [`OomEvent`], [`Registration`] |
+    //! | to know what happened | [`EventWatch`], [`TreeWatch`], [`MemcgEvents`], [`Refusal`] |
+    //! | the end of a cgroup | [`ScopedMemcg`], [`RemovalReport`] |
+
+    pub use crate::memcg::{
+        Accounted, AccountedMut, Charge, EnterGuard, EventKind, EventWatch, Footprint, Gfp,
+        HighEvent, HookScope, InMemcg, InMemcgFuture, Limit, Memcg, MemcgEvents, MemcgSnapshot,
+        MemcgStats, MemcgUsage, OomAnswer, OomEvent, PeakReader, ReclaimReason, ReclaimRequest,
+        Refusal, Registration, RemovalReport, ScopedMemcg, Throttle, TopConsumer, TreeEvent,
+        TreeEvents, TreeWatch,
+    };
+}
+
+pub mod error {
+    //! Every error of this crate.
+    //!
+    //! After an error nothing is charged, allocated or lost, and the same call may be made again.
+    //! Methods say why: `is_limit` (a cgroup refused; it may succeed after memory was freed), `is_memory`
+    //! (the system refused), `is_invalid` (an argument is illegal; it can never succeed). `errno` is the
+    //! kernel's number, and every error converts to [`std::io::Error`].
+    //!
+    //! | a call that | fails with |
+    //! |---|---|
+    //! | allocates an object or an area | [`AllocError`]: a limit, no room in a machine of fixed size, the system's memory, an illegal size |
+    //! | frees an area | [`FreeError`] |
+    //! | charges | [`ChargeError`]: who was charged, who refused, how much is used |
+    //! | gives back a part of a charge, or joins charges | [`ShrinkError`], [`MergeError`] |
+    //! | grows a collection | [`ReserveError`] |
+    //! | creates, finds or removes a cgroup | [`TreeError`] |
+    //! | sets a limit, or reads a number | [`ReclaimError`], [`NumberError`] |
+    //! | reads or writes an interface file | [`FileError`] |
+    //! | builds an allocator, or a machine | [`BuildError`], [`MachineError`], [`MapError`] |
+    //! | builds a histogram, or pushes to a stack | [`HistogramError`], [`StackFull`] |
+
+    pub use crate::memcg::{
+        AllocError, ChargeError, FreeError, MergeError, NumberError, ReclaimError, ReserveError,
+        ShrinkError, TreeError,
+    };
+    pub use crate::percpu::{BuildError, HistogramError, StackFull};
+    pub use crate::report::FileError;
+    pub use crate::sys::{MachineError, MapError};
+}
+
+// What most programs use, at the root as well.
+#[doc(inline)]
+pub use allocator::PerCpuAllocator;
+#[doc(inline)]
+pub use cgroup::{Charge, Gfp, Limit, Memcg};
+#[doc(inline)]
+pub use counter::{PerCpuCounter, PerCpuHistogram};
+#[doc(inline)]
+pub use error::{AllocError, ChargeError};
+#[doc(inline)]
+pub use machine::Machine;
+#[doc(inline)]
+pub use objects::{PerCpu, PerCpuPool};
+#[doc(inline)]
+pub use this_cpu::Local;
+
+/// For `#[derive(FromZeros)]` on types of [`PerCpu::zeroed_for`], with
+/// `#[zerocopy(crate = "percpu_memcg::zerocopy")]`.
+pub use zerocopy;
 
 /// The README's programs, compiled and run with the tests.
 #[cfg(doctest)]

@@ -4,7 +4,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 
-use percpu_memcg::{Accounted, Footprint, Limit, Memcg, PerCpuAllocator};
+use percpu_memcg::cgroup::{Accounted, Footprint};
+use percpu_memcg::{Limit, Memcg, PerCpuAllocator};
 use proptest::prelude::*;
 
 /// Counts the bytes that a thread holds.

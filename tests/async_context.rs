@@ -9,9 +9,9 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
-use percpu_memcg::{
-    CpuId, Gfp, InMemcg, InMemcgFuture, Machine, Memcg, NodeId, PerCpu, PerCpuAllocator,
-};
+use percpu_memcg::cgroup::{InMemcg, InMemcgFuture};
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::{Gfp, Machine, Memcg, PerCpu, PerCpuAllocator};
 use static_assertions::{assert_impl_all, assert_not_impl_any};
 
 type Area = PerCpu<AtomicU64>;

@@ -5,15 +5,15 @@
 
 use std::alloc::Layout;
 
+use percpu_memcg::allocator::Profile;
+use percpu_memcg::error::{BuildError, MachineError, TreeError};
+use percpu_memcg::machine::{CpuId, MAX_CPUS, NodeId};
 use percpu_memcg::placement::{
     AllocInfo, InvalidRequest, LayoutError, MAX_ALIGN, MAX_AREA_SIZE, Regions, Request,
     RequestFlags,
 };
 use percpu_memcg::report::Snapshot;
-use percpu_memcg::{
-    AllocError, BuildError, CpuId, Gfp, Limit, MAX_CPUS, Machine, MachineError, NodeId,
-    PerCpuAllocator, Profile, TreeError,
-};
+use percpu_memcg::{AllocError, Gfp, Limit, Machine, PerCpuAllocator};
 
 fn allocator() -> PerCpuAllocator {
     PerCpuAllocator::builder().machine(Machine::uniform(3).unwrap()).build().unwrap()
@@ -42,7 +42,7 @@ fn refused<T, E: std::error::Error>(
     error
 }
 
-fn build(builder: percpu_memcg::PerCpuAllocatorBuilder) -> BuildError {
+fn build(builder: percpu_memcg::allocator::PerCpuAllocatorBuilder) -> BuildError {
     let error = builder.build().map(drop).unwrap_err();
     assert!(!error.is_memory() && error.to_string().len() > 10, "{error}");
     error

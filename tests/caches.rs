@@ -7,11 +7,12 @@ use std::alloc::Layout;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use percpu_memcg::allocator::{PcpuPtr, PerCpuAllocatorBuilder, Profile};
+use percpu_memcg::error::FreeError;
+use percpu_memcg::machine::{CpuId, MapOp, NodeId};
 use percpu_memcg::placement::Regions;
-use percpu_memcg::{
-    CpuId, FreeError, Gfp, Local, Machine, MapOp, NodeId, PcpuPtr, PerCpu, PerCpuAllocator,
-    PerCpuAllocatorBuilder, Profile, ThisCpu, Tier,
-};
+use percpu_memcg::this_cpu::{ThisCpu, Tier};
+use percpu_memcg::{Gfp, Local, Machine, PerCpu, PerCpuAllocator};
 
 use cpu::on_cpu;
 

@@ -4,11 +4,11 @@
 use std::alloc::Layout;
 use std::slice;
 
+use percpu_memcg::allocator::{BalanceMode, PcpuPtr, PerCpuAllocatorBuilder, Populate, Profile};
+use percpu_memcg::error::{BuildError, FreeError, MapError, TreeError};
+use percpu_memcg::machine::{CpuId, MapOp, NodeId};
 use percpu_memcg::placement::Regions;
-use percpu_memcg::{
-    AllocError, BalanceMode, BuildError, CpuId, FreeError, Gfp, Machine, MapError, MapOp, Memcg,
-    NodeId, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder, Populate, Profile, TreeError,
-};
+use percpu_memcg::{AllocError, Gfp, Machine, Memcg, PerCpu, PerCpuAllocator};
 
 const PROFILES: [Profile; 3] = [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10];
 const POPULATES: [Populate; 3] = [Populate::Lazy, Populate::Eager, Populate::Whole];

@@ -1,6 +1,8 @@
 //! The interface files of cgroup v2: exact texts, error numbers, and what a write does.
 
-use percpu_memcg::{CgroupFiles, CpuId, Gfp, Machine, Memcg, NodeId, PerCpuAllocator};
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::report::CgroupFiles;
+use percpu_memcg::{Gfp, Machine, Memcg, PerCpuAllocator};
 use proptest::prelude::*;
 
 fn tenant() -> (PerCpuAllocator, Memcg, CgroupFiles) {
@@ -166,7 +168,7 @@ fn bad_input_has_the_kernels_error_number_and_changes_nothing() {
         ("", "1", libc::EISDIR),
         ("memory.max/more", "1", libc::ENOTDIR),
     ] {
-        let errno_of = |error: percpu_memcg::FileError| {
+        let errno_of = |error: percpu_memcg::error::FileError| {
             let names_it = error.to_string().contains(file.split('/').next().unwrap());
             assert!(names_it || matches!(error.errno(), libc::ESRCH | libc::EAGAIN) || text == "1");
             error.errno()

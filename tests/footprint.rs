@@ -3,7 +3,8 @@
 use std::alloc::Layout;
 use std::fs;
 
-use percpu_memcg::{Gfp, Machine, Memcg, PcpuPtr, PerCpuAllocator};
+use percpu_memcg::allocator::PcpuPtr;
+use percpu_memcg::{Gfp, Machine, Memcg, PerCpuAllocator};
 
 /// Resident bytes of this process that are not backed by files.
 fn resident() -> u64 {

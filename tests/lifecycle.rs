@@ -3,7 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use percpu_memcg::{Memcg, PerCpuAllocator, Registration, TreeError};
+use percpu_memcg::cgroup::Registration;
+use percpu_memcg::error::TreeError;
+use percpu_memcg::{Memcg, PerCpuAllocator};
 
 type Log = Arc<Mutex<Vec<String>>>;
 

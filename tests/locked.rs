@@ -3,7 +3,8 @@
 use std::fs;
 use std::io;
 
-use percpu_memcg::{BalanceMode, Gfp, Local, Machine, PerCpu, PerCpuAllocator};
+use percpu_memcg::allocator::BalanceMode;
+use percpu_memcg::{Gfp, Local, Machine, PerCpu, PerCpuAllocator};
 
 /// Resident bytes of this process that are not backed by files.
 fn resident() -> u64 {

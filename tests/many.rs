@@ -2,10 +2,10 @@
 
 use std::alloc::Layout;
 
+use percpu_memcg::allocator::{PcpuPtr, Populate, Profile};
+use percpu_memcg::machine::MapOp;
 use percpu_memcg::placement::Regions;
-use percpu_memcg::{
-    Gfp, Limit, Local, Machine, MapOp, PcpuPtr, PerCpu, PerCpuAllocator, Populate, Profile,
-};
+use percpu_memcg::{Gfp, Limit, Local, Machine, PerCpu, PerCpuAllocator};
 
 fn free_many(pcpu: &PerCpuAllocator, areas: &[PcpuPtr]) -> bool {
     // SAFETY: no test uses an area after it freed it, and all bytes are initialised.

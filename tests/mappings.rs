@@ -3,7 +3,8 @@
 use std::alloc::Layout;
 use std::fs;
 
-use percpu_memcg::{CpuId, Gfp, Machine, NodeId, PerCpuAllocator};
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::{Gfp, Machine, PerCpuAllocator};
 
 fn mappings() -> usize {
     fs::read_to_string("/proc/self/maps").expect("Linux has it").lines().count()
@@ -11,7 +12,7 @@ fn mappings() -> usize {
 
 /// A machine of so many CPUs whose ids go around `nodes` nodes in runs of `run`.
 fn machine(cpus: u32, nodes: u32, run: u32) -> Machine {
-    let cpu = |builder: percpu_memcg::MachineBuilder, id| {
+    let cpu = |builder: percpu_memcg::machine::MachineBuilder, id| {
         builder.cpu(CpuId::new(id), NodeId::new(id / run % nodes))
     };
     (0..cpus).fold(Machine::builder(), cpu).build().unwrap()

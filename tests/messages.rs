@@ -3,10 +3,8 @@
 use std::error::Error;
 use std::io;
 
-use percpu_memcg::{
-    AllocError, Gfp, Limit, Memcg, PerCpu, PerCpuAllocator, PerCpuHistogram, ReserveError,
-    TreeError,
-};
+use percpu_memcg::error::{ReserveError, TreeError};
+use percpu_memcg::{AllocError, Gfp, Limit, Memcg, PerCpu, PerCpuAllocator, PerCpuHistogram};
 
 /// No message of an error with one path or text is longer: 256 bytes of it, and what stands around.
 const LONGEST: usize = 500;

@@ -8,9 +8,13 @@ use std::pin::pin;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, Waker};
 
+use percpu_memcg::cgroup::InMemcg;
+use percpu_memcg::counter::PerCpuCounters;
+use percpu_memcg::error::HistogramError;
+use percpu_memcg::this_cpu::LocalStack;
 use percpu_memcg::{
-    AllocError, Gfp, HistogramError, InMemcg, Limit, Local, LocalStack, Machine, Memcg, PerCpu,
-    PerCpuAllocator, PerCpuCounter, PerCpuCounters, PerCpuHistogram,
+    AllocError, Gfp, Limit, Local, Machine, Memcg, PerCpu, PerCpuAllocator, PerCpuCounter,
+    PerCpuHistogram,
 };
 
 const CPUS: u64 = 3;

@@ -1,6 +1,7 @@
 //! No cgroup has the name of an interface file.
 
-use percpu_memcg::{Memcg, PerCpuAllocator, TreeError};
+use percpu_memcg::error::TreeError;
+use percpu_memcg::{Memcg, PerCpuAllocator};
 
 /// Files that are here, and files that kernels have.
 const NAMES: &[&str] = &[

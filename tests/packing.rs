@@ -32,8 +32,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
 
+use percpu_memcg::allocator::{BalanceMode, PcpuPtr, Profile};
 use percpu_memcg::placement::{GRANULE_SIZE, Place, Regions, RequestFlags, Simulator, Stats};
-use percpu_memcg::{BalanceMode, Gfp, Machine, Memcg, PcpuPtr, PerCpuAllocator, Profile};
+use percpu_memcg::{Gfp, Machine, Memcg, PerCpuAllocator};
 
 use packing::Packing;
 use recording::{Header, Line, Op, Recording};

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use std::thread;
 use std::time::{Duration, Instant};
 
-use percpu_memcg::{
-    CpuId, Limit, Local, Machine, Memcg, PerCpu, PerCpuAllocator, PerCpuPool, Pooled,
-};
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::objects::Pooled;
+use percpu_memcg::{Limit, Local, Machine, Memcg, PerCpu, PerCpuAllocator, PerCpuPool};
 
 use cpu::on_cpu;
 

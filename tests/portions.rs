@@ -4,7 +4,8 @@
 use std::alloc::Layout;
 use std::slice;
 
-use percpu_memcg::{Gfp, Machine, PcpuPtr, PerCpuAllocator, Profile};
+use percpu_memcg::allocator::{PcpuPtr, Profile};
+use percpu_memcg::{Gfp, Machine, PerCpuAllocator};
 
 const CPUS: usize = 256;
 

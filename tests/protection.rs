@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use percpu_memcg::{Charge, Limit, Memcg, PerCpuAllocator, Registration};
+use percpu_memcg::cgroup::Registration;
+use percpu_memcg::{Charge, Limit, Memcg, PerCpuAllocator};
 
 const MIB: u64 = 1 << 20;
 

@@ -8,7 +8,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use percpu_memcg::{Limit, Memcg, MemcgEvents, PerCpuAllocator};
+use percpu_memcg::cgroup::MemcgEvents;
+use percpu_memcg::{Limit, Memcg, PerCpuAllocator};
 
 /// No test waits longer for what has to come.
 const LONG: Duration = Duration::from_secs(60);

@@ -1,6 +1,7 @@
 //! The figures of a subtree, as numbers and as text.
 
-use percpu_memcg::{Gfp, Limit, Memcg, MemcgStats, PerCpu, PerCpuAllocator};
+use percpu_memcg::cgroup::MemcgStats;
+use percpu_memcg::{Gfp, Limit, Memcg, PerCpu, PerCpuAllocator};
 
 /// Of a cgroup that is asked for one by one.
 fn figures(memcg: &Memcg) -> (String, [u64; 5], [Limit; 4], usize) {

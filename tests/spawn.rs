@@ -3,7 +3,8 @@
 use std::sync::mpsc::channel;
 use std::thread;
 
-use percpu_memcg::{Gfp, Local, Memcg, PerCpu, PerCpuAllocator, TreeError};
+use percpu_memcg::error::TreeError;
+use percpu_memcg::{Gfp, Local, Memcg, PerCpu, PerCpuAllocator};
 
 fn tree() -> (PerCpuAllocator, Memcg) {
     let pcpu = PerCpuAllocator::new().unwrap();

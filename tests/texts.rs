@@ -6,9 +6,9 @@ use std::io;
 use std::time::Duration;
 
 use insta::assert_snapshot;
-use percpu_memcg::{
-    AllocError, Gfp, InMemcg, Limit, Machine, Memcg, PerCpu, PerCpuAllocator, TreeError,
-};
+use percpu_memcg::cgroup::InMemcg;
+use percpu_memcg::error::TreeError;
+use percpu_memcg::{AllocError, Gfp, Limit, Machine, Memcg, PerCpu, PerCpuAllocator};
 
 /// Control codes, a change of direction, blanks that are none, and what quotes and escapes are made of.
 const HOSTILE: &str = "a\tb\u{1b}[31m\u{202e}c\u{a0}\\\"'é";

@@ -8,7 +8,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use percpu_memcg::{EventKind, Limit, Memcg, PerCpuAllocator, TreeEvents, TreeWatch};
+use percpu_memcg::cgroup::{EventKind, TreeEvents, TreeWatch};
+use percpu_memcg::{Limit, Memcg, PerCpuAllocator};
 use static_assertions::assert_impl_all;
 
 /// No test waits longer for what has to come.

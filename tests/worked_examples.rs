@@ -10,7 +10,9 @@ use std::alloc::Layout;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use percpu_memcg::{CpuId, Gfp, Limit, Machine, Memcg, NodeId, PcpuPtr, PerCpuAllocator};
+use percpu_memcg::allocator::PcpuPtr;
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::{Gfp, Limit, Machine, Memcg, PerCpuAllocator};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use criterion::Criterion;
 use criterion::measurement::WallTime;
-use percpu_memcg::PcpuPtr;
+use percpu_memcg::allocator::PcpuPtr;
 
 use super::CPUS;
 use super::measure;

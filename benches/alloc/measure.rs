@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use core_affinity::CoreId;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode};
-use percpu_memcg::EnterGuard;
+use percpu_memcg::cgroup::EnterGuard;
 
 use super::subjects::Subject;
 

@@ -5,7 +5,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use criterion::Criterion;
-use percpu_memcg::{EnterGuard, Memcg, PerCpuPool, Pooled};
+use percpu_memcg::cgroup::EnterGuard;
+use percpu_memcg::objects::Pooled;
+use percpu_memcg::{Memcg, PerCpuPool};
 
 use super::CPUS;
 use super::measure::{self, Load, bench};

@@ -7,7 +7,9 @@ use std::sync::atomic::AtomicU64;
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
-use percpu_memcg::{EnterGuard, Gfp, Machine, Memcg, PcpuPtr, PerCpuAllocator};
+use percpu_memcg::allocator::PcpuPtr;
+use percpu_memcg::cgroup::EnterGuard;
+use percpu_memcg::{Gfp, Machine, Memcg, PerCpuAllocator};
 
 /// Something that allocates objects.
 pub(crate) trait Subject: Sync {

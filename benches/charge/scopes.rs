@@ -22,7 +22,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use criterion::Criterion;
-use percpu_memcg::{InMemcg, Memcg, PerCpuAllocator};
+use percpu_memcg::cgroup::InMemcg;
+use percpu_memcg::{Memcg, PerCpuAllocator};
 
 use super::BYTES;
 use super::measure::{self, bench};

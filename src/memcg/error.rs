@@ -147,7 +147,8 @@ pub struct Refusal {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Limit, PerCpuAllocator, TopConsumer};
+/// use percpu_memcg::cgroup::TopConsumer;
+/// use percpu_memcg::{Limit, PerCpuAllocator};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
@@ -382,7 +383,8 @@ impl AllocError {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{FreeError, Gfp, PerCpuAllocator};
+/// use percpu_memcg::error::FreeError;
+/// use percpu_memcg::{Gfp, PerCpuAllocator};
 /// use std::alloc::Layout;
 ///
 /// let (pcpu, other) = (PerCpuAllocator::new()?, PerCpuAllocator::new()?);
@@ -445,7 +447,8 @@ impl FreeError {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, TreeError};
+/// use percpu_memcg::error::TreeError;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;

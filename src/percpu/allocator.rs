@@ -255,7 +255,7 @@ impl PerCpuAllocator {
     /// [`BalanceMode::Inline`] it also carries out a part of the balance work that it made necessary. Where
     /// that must not be, choose another mode.
     ///
-    /// [`BalanceMode::Inline`]: crate::BalanceMode::Inline
+    /// [`BalanceMode::Inline`]: crate::allocator::BalanceMode::Inline
     ///
     /// # Errors
     ///
@@ -399,7 +399,7 @@ impl PerCpuAllocator {
     ///
     /// Also gives back what operations have left to later ones: see [`BalanceMode::Inline`].
     ///
-    /// [`BalanceMode::Inline`]: crate::BalanceMode::Inline
+    /// [`BalanceMode::Inline`]: crate::allocator::BalanceMode::Inline
     pub fn balance(&self) -> bool {
         self.tree.arena().balance_if_pending()
     }

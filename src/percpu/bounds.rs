@@ -183,7 +183,8 @@
 //! A word is indexed by CPU or by concurrency id, by everyone:
 //!
 //! ```
-//! # use percpu_memcg::{ByConcurrency, Local, PerCpu};
+//! # use percpu_memcg::this_cpu::ByConcurrency;
+//! # use percpu_memcg::{Local, PerCpu};
 //! fn count(hits: &PerCpu<Local<u64, ByConcurrency>>) {
 //!     hits.inc();
 //! }
@@ -193,7 +194,8 @@
 //! ```
 //!
 //! ```compile_fail,E0308
-//! # use percpu_memcg::{ByConcurrency, Local, PerCpu};
+//! # use percpu_memcg::this_cpu::ByConcurrency;
+//! # use percpu_memcg::{Local, PerCpu};
 //! fn count(hits: &PerCpu<Local<u64>>) {
 //!     hits.inc();
 //! }

@@ -64,7 +64,9 @@ impl BuildError {
 /// A machine of 64 CPUs on two nodes, simulated on whatever this runs on:
 ///
 /// ```
-/// use percpu_memcg::{CpuId, Machine, NodeId, PerCpuAllocator, Populate};
+/// use percpu_memcg::allocator::Populate;
+/// use percpu_memcg::machine::{CpuId, NodeId};
+/// use percpu_memcg::{Machine, PerCpuAllocator};
 ///
 /// let machine = Machine::builder()
 ///     .node(NodeId::new(0), (0..32).map(CpuId::new))
@@ -76,7 +78,7 @@ impl BuildError {
 ///     .populate(Populate::Lazy)
 ///     .build()?;
 /// assert_eq!(pcpu.machine().nr_possible(), 64);
-/// # Ok::<(), percpu_memcg::BuildError>(())
+/// # Ok::<(), percpu_memcg::error::BuildError>(())
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]

@@ -36,7 +36,8 @@ const VALUE_SHIFT: u32 = 2;
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{DualModeCounter, PerCpuAllocator};
+/// use percpu_memcg::counter::DualModeCounter;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// struct Connection {
 ///     bytes: DualModeCounter,

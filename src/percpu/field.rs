@@ -57,7 +57,8 @@ impl<T, F> fmt::Debug for Field<T, F> {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Field, Local, PerCpu, PerCpuAllocator, field};
+/// use percpu_memcg::this_cpu::Field;
+/// use percpu_memcg::{Local, PerCpu, PerCpuAllocator, field};
 ///
 /// #[derive(Default)]
 /// struct Traffic {
@@ -84,7 +85,7 @@ macro_rules! field {
         // Gives the field its type. No field of what a field points at has an offset.
         let project: fn(&$T) -> &_ = |object| &object.$($field).+;
         // SAFETY: `project` returns the field that is at `offset`.
-        unsafe { $crate::Field::at_offset(offset, project) }
+        unsafe { $crate::this_cpu::Field::at_offset(offset, project) }
     }};
 }
 

@@ -11,7 +11,7 @@ use crate::memcg::{AllocError, Gfp, Memcg};
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::CounterIndex;
+/// use percpu_memcg::counter::CounterIndex;
 ///
 /// #[derive(Clone, Copy, Debug, PartialEq)]
 /// enum Cache {
@@ -62,7 +62,8 @@ impl<const K: usize> CounterIndex<K> for usize {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{CounterIndex, PerCpuAllocator, PerCpuCounters};
+/// use percpu_memcg::counter::{CounterIndex, PerCpuCounters};
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// #[derive(Clone, Copy, Debug)]
 /// enum Cache {

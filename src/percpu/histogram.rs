@@ -68,7 +68,7 @@ mod sealed {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::linear_bounds;
+/// use percpu_memcg::counter::linear_bounds;
 ///
 /// assert_eq!(linear_bounds(10, 5), [10, 15, 20, 25]);
 /// ```
@@ -83,7 +83,8 @@ pub fn linear_bounds<const B: usize, V: HistogramValue>(first: V, width: V) -> [
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram, exponential_bounds};
+/// use percpu_memcg::counter::exponential_bounds;
+/// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram};
 /// use std::time::Duration;
 ///
 /// assert_eq!(exponential_bounds(100, 2.0), [100, 200, 400]);
@@ -271,7 +272,8 @@ impl<const B: usize, V: HistogramValue> PerCpuHistogram<B, V> {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Gfp, HistogramSnapshot, PerCpuAllocator, PerCpuHistogram};
+/// use percpu_memcg::counter::HistogramSnapshot;
+/// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuHistogram};
 ///
 /// fn mean<const B: usize>(seen: &HistogramSnapshot<B, u64>) -> u64 {
 ///     seen.sum.checked_div(seen.count()).unwrap_or(0)

@@ -286,7 +286,7 @@ impl<N: LocalInt, I: CopyIndex> fmt::Debug for LocalRef<'_, N, I> {
 }
 
 /// Operations on the copy of the CPU that runs the thread, without atomic instructions where
-/// [`ThisCpu::tier`](crate::ThisCpu::tier) is `Rseq`. Each acts on one CPU's copy as a whole:
+/// [`ThisCpu::tier`](crate::this_cpu::ThisCpu::tier) is `Rseq`. Each acts on one CPU's copy as a whole:
 /// no other thread of that CPU comes in between, nor does a signal handler. They may be used in
 /// signal handlers, and in a forked child, which has its own copies.
 impl<N: LocalInt, I: CopyIndex> PerCpu<Local<N, I>> {

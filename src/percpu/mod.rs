@@ -42,6 +42,3 @@ pub use pool::{PerCpuPool, Pooled};
 pub use raw::PcpuPtr;
 pub use stack::{LocalStack, StackFull};
 pub use statics::StaticLocal;
-/// For `#[derive(FromZeros)]` on types of [`PerCpu::zeroed_for`], with
-/// `#[zerocopy(crate = "percpu_memcg::zerocopy")]`.
-pub use zerocopy;

@@ -54,7 +54,7 @@ const ORDER: i32 = i32::MIN;
 ///
 /// | an object is | charged to |
 /// |---|---|
-/// | in use | the cgroup that took it, as bytes of a [`Charge`]: [`MemcgUsage::charged`](crate::MemcgUsage::charged) |
+/// | in use | the cgroup that took it, as bytes of a [`Charge`]: [`MemcgUsage::charged`](crate::cgroup::MemcgUsage::charged) |
 /// | idle | the cgroup that the pool was created with, likewise |
 ///
 /// The charge is that of [an accounted area](crate#what-is-charged) of that size.
@@ -105,7 +105,8 @@ pub struct PerCpuPool<T> {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Local, PerCpuAllocator, PerCpuPool, Pooled};
+/// use percpu_memcg::objects::Pooled;
+/// use percpu_memcg::{Local, PerCpuAllocator, PerCpuPool};
 /// use std::sync::Arc;
 ///
 /// struct Request {
@@ -316,7 +317,7 @@ impl<T> PerCpuPool<T> {
     /// Bounds the number of idle objects: each CPU keeps at most so many, and a list for all CPUs as many
     /// again. The default is 32, the most 65 535. With 0, every object is freed when it is returned.
     ///
-    /// Without sequences that can be stopped (see [`ThisCpu::tier`](crate::ThisCpu::tier)), there is only the list
+    /// Without sequences that can be stopped (see [`ThisCpu::tier`](crate::this_cpu::ThisCpu::tier)), there is only the list
     /// for all CPUs, which keeps twice as many.
     ///
     /// # Examples

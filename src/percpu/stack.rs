@@ -25,7 +25,8 @@ use crate::sys::{
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{LocalStack, PerCpu, PerCpuAllocator};
+/// use percpu_memcg::this_cpu::LocalStack;
+/// use percpu_memcg::{PerCpu, PerCpuAllocator};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;

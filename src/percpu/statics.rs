@@ -49,11 +49,11 @@ macro_rules! per_cpu {
     ($($(#[$attribute:meta])* $visibility:vis static $name:ident: $int:ty = $value:expr;)+) => {$(
         $(#[$attribute])*
         #[unsafe(link_section = "percpu_memcg_data")]
-        $visibility static $name: $crate::StaticLocal<$int> = {
+        $visibility static $name: $crate::this_cpu::StaticLocal<$int> = {
             // Not inside of the unsafe block: it is the caller's.
             let initial: $int = $value;
             // SAFETY: it is in the section.
-            unsafe { $crate::StaticLocal::in_section(initial) }
+            unsafe { $crate::this_cpu::StaticLocal::in_section(initial) }
         };
     )+};
 }

@@ -18,17 +18,18 @@ pub(crate) enum LowCheck {
 /// | [`default`](Profile::default) | plain and accounted, each with its own count | yes | always | before population |
 ///
 /// The Linux profiles place every request exactly where that kernel does, in an allocator without
-/// [caches](crate::PerCpuAllocatorBuilder::cache_size). With one list, as there
+/// [caches](crate::allocator::PerCpuAllocatorBuilder::cache_size). With one list, as there
 /// since 5.14, accounted areas may lie in the first chunk, which has no owners: those are charged to
 /// nobody.
 ///
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, Profile};
+/// use percpu_memcg::allocator::Profile;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::builder().profile(Profile::LINUX_6_13).build()?;
-/// # Ok::<(), percpu_memcg::BuildError>(())
+/// # Ok::<(), percpu_memcg::error::BuildError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Profile {

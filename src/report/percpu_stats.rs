@@ -17,12 +17,13 @@ const RULE: &str = "----------------------------------------";
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, report::Snapshot};
+/// use percpu_memcg::report::Snapshot;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let snapshot = Snapshot::take(&PerCpuAllocator::new()?);
 /// assert!(snapshot.to_string().starts_with("Percpu Memory Statistics\nAllocation Info:\n"));
 /// assert_eq!(snapshot.stats.nr_chunks, 1);
-/// # Ok::<(), percpu_memcg::BuildError>(())
+/// # Ok::<(), percpu_memcg::error::BuildError>(())
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]

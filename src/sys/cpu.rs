@@ -21,7 +21,7 @@ pub(crate) const MAX_NODES: usize = 1024;
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::CpuId;
+/// use percpu_memcg::machine::CpuId;
 ///
 /// let cpu = CpuId::new(7);
 /// assert_eq!(cpu.index(), 7);
@@ -67,7 +67,7 @@ impl fmt::Debug for CpuId {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::NodeId;
+/// use percpu_memcg::machine::NodeId;
 ///
 /// assert!(NodeId::new(0) < NodeId::new(2));
 /// ```

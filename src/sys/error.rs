@@ -15,7 +15,7 @@ use super::{CpuId, MAX_CPUS, MapOp, NodeId};
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::MapError;
+/// use percpu_memcg::error::MapError;
 ///
 /// fn explain(error: &MapError) -> String {
 ///     if error.is_out_of_memory() {

@@ -59,14 +59,15 @@ impl fmt::Display for MapOp {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Machine, MapOp};
+/// use percpu_memcg::machine::MapOp;
+/// use percpu_memcg::Machine;
 ///
 /// let machine = Machine::uniform(4)?;
 /// machine.faults().fail_nth(Some(MapOp::Reserve), 2); // the second chunk cannot be created
 /// machine.faults().fail_all(Some(MapOp::Prefault)); // nothing can be backed ahead of time
 /// // ... the code under test ...
 /// machine.faults().clear();
-/// # Ok::<(), percpu_memcg::MachineError>(())
+/// # Ok::<(), percpu_memcg::error::MachineError>(())
 /// ```
 pub struct FaultInjection {
     operations: AtomicU64,

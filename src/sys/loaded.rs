@@ -3,7 +3,7 @@
 //! A program may load a shared library that contains this crate, and unload it (`dlclose`). But the
 //! kernel keeps the address of a thread's last sequence, and reads its descriptor when it next takes the
 //! CPU from the thread. The C library keeps functions of this crate that it calls at `fork` and when a
-//! thread ends, and a thread of [`BalanceMode::Background`](crate::BalanceMode::Background) runs code
+//! thread ends, and a thread of [`BalanceMode::Background`](crate::allocator::BalanceMode::Background) runs code
 //! of it. None of these can be told to let go. So the library stays until the process ends: `dlclose`
 //! succeeds, and a later `dlopen` finds the library with all that it had.
 

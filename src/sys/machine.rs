@@ -53,7 +53,8 @@ const _: () = assert!(MAX_NODES <= NO_NODE as usize, "every node slot must diffe
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{CpuId, Machine, NodeId};
+/// use percpu_memcg::machine::{CpuId, NodeId};
+/// use percpu_memcg::Machine;
 ///
 /// let machine = Machine::builder()
 ///     .node(NodeId::new(0), [0, 1].map(CpuId::new))
@@ -62,7 +63,7 @@ const _: () = assert!(MAX_NODES <= NO_NODE as usize, "every node slot must diffe
 /// assert_eq!(machine.nr_possible(), 4);
 /// assert_eq!(machine.cpu_id_limit(), 6);
 /// assert_eq!(machine.distance(CpuId::new(0), CpuId::new(4)), 20);
-/// # Ok::<(), percpu_memcg::MachineError>(())
+/// # Ok::<(), percpu_memcg::error::MachineError>(())
 /// ```
 #[derive(Clone)]
 pub struct Machine {
@@ -100,7 +101,7 @@ impl Machine {
     /// let machine = Machine::uniform(256)?; // on whatever this runs on
     /// assert!(machine.is_possible(machine.this_cpu()));
     /// assert!(Machine::uniform(0).is_err());
-    /// # Ok::<(), percpu_memcg::MachineError>(())
+    /// # Ok::<(), percpu_memcg::error::MachineError>(())
     /// ```
     pub fn uniform(cpus: usize) -> Result<Self, MachineError> {
         if cpus > MAX_CPUS {
@@ -244,7 +245,8 @@ fn fold(possible: &[CpuId], id: usize) -> CpuId {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{CpuId, Machine, NodeId};
+/// use percpu_memcg::machine::{CpuId, NodeId};
+/// use percpu_memcg::Machine;
 ///
 /// let [near, far] = [0, 1].map(NodeId::new);
 /// let machine = Machine::builder()
@@ -253,7 +255,7 @@ fn fold(possible: &[CpuId], id: usize) -> CpuId {
 ///     .distance(near, far, 32)
 ///     .build()?;
 /// assert_eq!(machine.distance(CpuId::new(9), CpuId::new(0)), 32);
-/// # Ok::<(), percpu_memcg::MachineError>(())
+/// # Ok::<(), percpu_memcg::error::MachineError>(())
 /// ```
 #[derive(Debug, Clone)]
 #[must_use = "a description is no machine until it is built"]

@@ -1,6 +1,6 @@
 //! One operation, stopped and disturbed everywhere.
 
-use percpu_memcg::{RegisteredBy, ThisCpu, Tier};
+use percpu_memcg::this_cpu::{RegisteredBy, ThisCpu, Tier};
 
 use crate::operations::{Answer, Operation};
 use crate::plan::{Cpus, Disturbance, Plan, Tally, all_targets};

@@ -8,7 +8,8 @@ use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-use percpu_memcg::{CpuId, Gfp, PerCpu, PerCpuAllocator, PerCpuPool};
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator, PerCpuPool};
 
 use crate::plan::Cpus;
 use crate::sequence::{Place, Sequence, Stop, find_used};

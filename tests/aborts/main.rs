@@ -54,7 +54,8 @@ mod tracee;
 use std::process::Command;
 
 use operations::Operation;
-use percpu_memcg::{ByConcurrency, ByCpu, Machine, PerCpuAllocator, RegisteredBy, ThisCpu, Tier};
+use percpu_memcg::this_cpu::{ByConcurrency, ByCpu, RegisteredBy, ThisCpu, Tier};
+use percpu_memcg::{Machine, PerCpuAllocator};
 use plan::{Cpus, Tally};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracee::Tracee;

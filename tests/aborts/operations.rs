@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use percpu_memcg::{
-    ByCpu, CopyIndex, CpuId, Gfp, Local, LocalStack, Machine, PerCpu, PerCpuAllocator, StackFull,
-};
+use percpu_memcg::error::StackFull;
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::this_cpu::{ByCpu, CopyIndex, LocalStack};
+use percpu_memcg::{Gfp, Local, Machine, PerCpu, PerCpuAllocator};
 use zerocopy::FromZeros;
 
 use crate::state::{CAPACITY, Stack, State, Width};

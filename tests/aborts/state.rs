@@ -2,7 +2,7 @@
 
 use std::ops::{BitAnd, BitOr};
 
-use percpu_memcg::LocalInt;
+use percpu_memcg::this_cpu::LocalInt;
 
 /// Items that a stack has room for.
 pub(crate) const CAPACITY: usize = 4;

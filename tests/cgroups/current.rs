@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
-use percpu_memcg::EnterGuard;
+use percpu_memcg::cgroup::EnterGuard;
 
 use super::*;
 

@@ -11,10 +11,10 @@ use std::alloc::Layout;
 use std::sync::mpsc;
 use std::thread;
 
-use percpu_memcg::{
-    AllocError, ChargeError, CpuId, Gfp, Limit, Machine, Memcg, NodeId, PcpuPtr, PerCpu,
-    PerCpuAllocator, Profile, TreeError,
-};
+use percpu_memcg::allocator::{PcpuPtr, Profile};
+use percpu_memcg::error::TreeError;
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::{AllocError, ChargeError, Gfp, Limit, Machine, Memcg, PerCpu, PerCpuAllocator};
 
 const CPUS: u64 = 3;
 

@@ -4,7 +4,8 @@ use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
 
-use percpu_memcg::{Footprint, Limit};
+use percpu_memcg::Limit;
+use percpu_memcg::cgroup::Footprint;
 
 use crate::tenant;
 

@@ -5,7 +5,8 @@ use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use percpu_memcg::{Gfp, Limit, Memcg, PerCpuAllocator, ReserveError};
+use percpu_memcg::error::ReserveError;
+use percpu_memcg::{Gfp, Limit, Memcg, PerCpuAllocator};
 
 use crate::{Puppet, panics, tenant};
 

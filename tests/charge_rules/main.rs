@@ -23,7 +23,8 @@ mod zero;
 use std::collections::TryReserveError;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use percpu_memcg::{Footprint, Memcg, PerCpuAllocator};
+use percpu_memcg::cgroup::Footprint;
+use percpu_memcg::{Memcg, PerCpuAllocator};
 
 /// A tree with a cgroup below the root. The allocator holds the tree.
 fn tenant() -> (PerCpuAllocator, Memcg) {

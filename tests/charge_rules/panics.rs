@@ -4,9 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use percpu_memcg::{
-    Accounted, AccountedMut, Footprint, Gfp, Limit, Memcg, PerCpu, PerCpuAllocator,
-};
+use percpu_memcg::cgroup::{Accounted, AccountedMut, Footprint};
+use percpu_memcg::{Gfp, Limit, Memcg, PerCpu, PerCpuAllocator};
 
 use crate::{Puppet, bomb, is_alone, panics, tenant};
 
@@ -24,7 +23,7 @@ impl Armed {
         memcg.set_high(Limit::bytes(10)).unwrap();
         let (is_armed, calls) = (Arc::new(AtomicBool::new(true)), Arc::<AtomicU64>::default());
         let (armed, called) = (Arc::clone(&is_armed), Arc::clone(&calls));
-        let callback = move |_: &percpu_memcg::HighEvent| {
+        let callback = move |_: &percpu_memcg::cgroup::HighEvent| {
             called.fetch_add(1, Ordering::Relaxed);
             if armed.load(Ordering::Relaxed) {
                 bomb();

@@ -13,10 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use percpu_memcg::{
-    BalanceMode, Gfp, Limit, Machine, Memcg, PcpuPtr, PerCpu, PerCpuAllocator, Populate, Profile,
-    TreeError,
-};
+use percpu_memcg::allocator::{BalanceMode, PcpuPtr, Populate, Profile};
+use percpu_memcg::error::TreeError;
+use percpu_memcg::{Gfp, Limit, Machine, Memcg, PerCpu, PerCpuAllocator};
 
 const PROFILES: [Profile; 3] = [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10];
 const MODES: [BalanceMode; 2] = [BalanceMode::Inline, BalanceMode::Background];

@@ -1,7 +1,10 @@
 //! What counters, histograms and stacks are charged.
 
+use percpu_memcg::counter::PerCpuCounters;
+use percpu_memcg::error::HistogramError;
 use percpu_memcg::placement::InvalidRequest;
-use percpu_memcg::{HistogramError, Limit, LocalStack, Memcg, PerCpuCounters, PerCpuHistogram};
+use percpu_memcg::this_cpu::LocalStack;
+use percpu_memcg::{Limit, Memcg, PerCpuHistogram};
 
 use super::*;
 

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use percpu_memcg::{DualModeCounter, Limit};
+use percpu_memcg::Limit;
+use percpu_memcg::counter::DualModeCounter;
 
 use super::*;
 

@@ -1,6 +1,6 @@
 //! `PerCpuCounters`.
 
-use percpu_memcg::{CounterIndex, PerCpuCounters};
+use percpu_memcg::counter::{CounterIndex, PerCpuCounters};
 
 use super::*;
 

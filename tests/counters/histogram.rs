@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use percpu_memcg::{HistogramError, PerCpuHistogram, exponential_bounds, linear_bounds};
+use percpu_memcg::PerCpuHistogram;
+use percpu_memcg::counter::{exponential_bounds, linear_bounds};
+use percpu_memcg::error::HistogramError;
 
 use super::*;
 

@@ -32,9 +32,8 @@ use std::sync::{Barrier, LazyLock};
 use std::thread;
 
 use core_affinity::CoreId;
-use percpu_memcg::{
-    AllocError, CpuId, Gfp, Machine, NodeId, PerCpu, PerCpuAllocator, PerCpuCounter,
-};
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::{AllocError, Gfp, Machine, PerCpu, PerCpuAllocator, PerCpuCounter};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 

@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use percpu_memcg::{CompactLocal, Local, LocalInt, LocalStack, StackFull};
+use percpu_memcg::Local;
+use percpu_memcg::error::StackFull;
+use percpu_memcg::this_cpu::{CompactLocal, LocalInt, LocalStack};
 
 use super::*;
 

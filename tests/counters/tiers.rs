@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use percpu_memcg::{RegisteredBy, ThisCpu, Tier};
+use percpu_memcg::this_cpu::{RegisteredBy, ThisCpu, Tier};
 
 /// Set in those processes, to the variable that makes the difference.
 const AGAIN: &str = "COUNTERS_IN_ANOTHER_TIER";

@@ -6,7 +6,9 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use percpu_memcg::{BalanceMode, Gfp, Limit, Local, PerCpu, PerCpuAllocator, ThisCpu, Tier};
+use percpu_memcg::allocator::BalanceMode;
+use percpu_memcg::this_cpu::{ThisCpu, Tier};
+use percpu_memcg::{Gfp, Limit, Local, PerCpu, PerCpuAllocator};
 
 use crate::alone;
 use crate::children::in_forked_child;

@@ -150,7 +150,7 @@ fn register(tenant: &Memcg, cache: &Arc<Cache>) {
     for order in 0..4 {
         let (cache, owned) = (Arc::clone(cache), format!("hook {order}"));
         let charge = tenant.try_charge(10).ok();
-        let hook = move |request: &percpu_memcg::ReclaimRequest| {
+        let hook = move |request: &percpu_memcg::cgroup::ReclaimRequest| {
             let _owned = &charge;
             cache.note(format!("{owned} {}", request.bytes));
             cache.give()

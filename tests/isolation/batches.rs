@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use percpu_memcg::{Charge, Gfp, Limit, Memcg, PerCpuAllocator, Registration};
+use percpu_memcg::cgroup::Registration;
+use percpu_memcg::{Charge, Gfp, Limit, Memcg, PerCpuAllocator};
 
 use crate::{KIB, MIB};
 

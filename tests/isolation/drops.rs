@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use percpu_memcg::{Charge, Limit, Memcg, Registration};
+use percpu_memcg::cgroup::Registration;
+use percpu_memcg::{Charge, Limit, Memcg};
 
 use crate::{KIB, MIB, tenants, within};
 

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use percpu_memcg::{Gfp, Limit, Memcg, OomAnswer, PerCpuAllocator, Registration};
+use percpu_memcg::cgroup::{OomAnswer, Registration};
+use percpu_memcg::{Gfp, Limit, Memcg, PerCpuAllocator};
 
 use crate::{KIB, MIB, PATIENCE, SLACK, tenants, within};
 

@@ -226,7 +226,7 @@ fn the_tenant_itself_is_refused_in_the_end() {
 }
 
 /// A hook that hangs in a thread of the tenant, which the tenant's other threads wait for.
-fn hangs(tenant: &Memcg, door: &Arc<Door>) -> percpu_memcg::Registration {
+fn hangs(tenant: &Memcg, door: &Arc<Door>) -> percpu_memcg::cgroup::Registration {
     let hook = {
         let door = Arc::clone(door);
         tenant.on_reclaim(0, move |_| {

@@ -5,7 +5,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use parking_lot::Mutex;
-use percpu_memcg::{Charge, HookScope, Memcg, OomAnswer, ReclaimRequest};
+use percpu_memcg::cgroup::{HookScope, OomAnswer, ReclaimRequest};
+use percpu_memcg::{Charge, Memcg};
 
 use crate::{KIB, MIB, PATIENCE, SLACK, tenants, within};
 

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
+use percpu_memcg::allocator::{BalanceMode, PcpuPtr};
+use percpu_memcg::error::FreeError;
+use percpu_memcg::machine::CpuId;
 use percpu_memcg::placement::InvalidRequest;
-use percpu_memcg::{AllocError, BalanceMode, CpuId, FreeError, Gfp, PcpuPtr, PerCpu};
+use percpu_memcg::{AllocError, Gfp, PerCpu};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseResult;

@@ -1,6 +1,7 @@
 //! Operations on the tree, in the system and in the model.
 
-use percpu_memcg::{AllocError, Limit, Memcg, TreeError};
+use percpu_memcg::error::TreeError;
+use percpu_memcg::{AllocError, Limit, Memcg};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseResult;

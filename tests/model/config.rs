@@ -1,9 +1,10 @@
 //! Which machine and which allocator a case runs on.
 
+use percpu_memcg::allocator::{BalanceMode, Populate, Profile};
+use percpu_memcg::error::TreeError;
+use percpu_memcg::machine::{CpuId, NodeId};
 use percpu_memcg::placement::Regions;
-use percpu_memcg::{
-    BalanceMode, CpuId, Machine, NodeId, PerCpuAllocator, Populate, Profile, TreeError,
-};
+use percpu_memcg::{Machine, PerCpuAllocator};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 

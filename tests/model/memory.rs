@@ -3,7 +3,9 @@
 use std::alloc::Layout;
 use std::sync::atomic::Ordering;
 
-use percpu_memcg::{CpuId, Gfp, PcpuPtr, PerCpuAllocator};
+use percpu_memcg::allocator::PcpuPtr;
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::{Gfp, PerCpuAllocator};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestCaseResult};
 

@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use percpu_memcg::{Gfp, MapOp};
+use percpu_memcg::Gfp;
+use percpu_memcg::machine::MapOp;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 

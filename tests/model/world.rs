@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use percpu_memcg::allocator::{BalanceMode, PcpuPtr};
+use percpu_memcg::cgroup::EnterGuard;
+use percpu_memcg::error::MapError;
+use percpu_memcg::machine::{CpuId, MapOp};
 use percpu_memcg::placement::Place;
-use percpu_memcg::{
-    BalanceMode, ChargeError, CpuId, EnterGuard, Limit, MapError, MapOp, Memcg, PcpuPtr, PerCpu,
-    PerCpuAllocator,
-};
+use percpu_memcg::{ChargeError, Limit, Memcg, PerCpu, PerCpuAllocator};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{TestCaseError, TestCaseResult};

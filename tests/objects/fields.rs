@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use percpu_memcg::{CompactLocal, Field, Local, field};
+use percpu_memcg::this_cpu::{CompactLocal, Field};
+use percpu_memcg::{Local, field};
 
 use super::*;
 

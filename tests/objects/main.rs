@@ -17,12 +17,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 use std::thread;
 
+use percpu_memcg::allocator::{PcpuPtr, PerCpuAllocatorBuilder, Populate};
+use percpu_memcg::cgroup::EnterGuard;
+use percpu_memcg::error::{BuildError, FreeError, MapError, TreeError};
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::objects::{Iter, IterMut};
 use percpu_memcg::placement::InvalidRequest;
-use percpu_memcg::{
-    AllocError, BuildError, ChargeError, CpuId, EnterGuard, FreeError, Gfp, Iter, IterMut, Limit,
-    Machine, MapError, Memcg, NodeId, PcpuPtr, PerCpu, PerCpuAllocator, PerCpuAllocatorBuilder,
-    Populate, TreeError,
-};
+use percpu_memcg::{AllocError, ChargeError, Gfp, Limit, Machine, Memcg, PerCpu, PerCpuAllocator};
 use static_assertions::{assert_impl_all, assert_not_impl_any};
 
 const HOLES: [u32; 3] = [0, 2, 5];

@@ -2,8 +2,9 @@
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use percpu_memcg::{
-    Accounted, Charge, EventWatch, InMemcgFuture, PeakReader, Registration, ScopedMemcg,
+use percpu_memcg::Charge;
+use percpu_memcg::cgroup::{
+    Accounted, EventWatch, InMemcgFuture, PeakReader, Registration, ScopedMemcg,
 };
 
 use super::*;

@@ -16,11 +16,11 @@ use std::slice;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use percpu_memcg::allocator::{BalanceMode, PcpuPtr, PerCpuAllocatorBuilder, Populate, Profile};
+use percpu_memcg::error::FreeError;
+use percpu_memcg::machine::{CpuId, NodeId};
 use percpu_memcg::placement::{ChunkName, Place, RequestFlags, Simulator};
-use percpu_memcg::{
-    AllocError, BalanceMode, CpuId, FreeError, Gfp, Machine, NodeId, PcpuPtr, PerCpuAllocator,
-    PerCpuAllocatorBuilder, Populate, Profile, placement::Regions,
-};
+use percpu_memcg::{AllocError, Gfp, Machine, PerCpuAllocator, placement::Regions};
 
 const PROFILES: [Profile; 3] = [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10];
 const POPULATES: [Populate; 3] = [Populate::Lazy, Populate::Eager, Populate::Whole];

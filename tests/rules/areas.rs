@@ -3,7 +3,9 @@
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
-use percpu_memcg::{Gfp, MapOp, PcpuPtr, PerCpuAllocator, Populate};
+use percpu_memcg::allocator::{PcpuPtr, Populate};
+use percpu_memcg::machine::MapOp;
+use percpu_memcg::{Gfp, PerCpuAllocator};
 
 /// A chunk has two windows, of which the second is for areas with a large alignment. Each area is
 /// in one of them.

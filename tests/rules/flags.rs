@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Wake, Waker};
 
 use parking_lot::Mutex;
-use percpu_memcg::{
-    Charge, EventWatch, Gfp, Limit, Memcg, MemcgEvents, PerCpuAllocator, Registration,
-};
+use percpu_memcg::cgroup::{EventWatch, MemcgEvents, Registration};
+use percpu_memcg::{Charge, Gfp, Limit, Memcg, PerCpuAllocator};
 
 use crate::tenant;
 

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use percpu_memcg::{Charge, Gfp, Limit, Memcg, Registration};
+use percpu_memcg::cgroup::Registration;
+use percpu_memcg::{Charge, Gfp, Limit, Memcg};
 
 use crate::{stay, tenant};
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use percpu_memcg::{Gfp, HighEvent, Limit, Memcg};
+use percpu_memcg::cgroup::HighEvent;
+use percpu_memcg::{Gfp, Limit, Memcg};
 
 use crate::memory::{Cache, Job};
 use crate::{MIB, cgroup};

@@ -7,7 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use percpu_memcg::{Gfp, Limit, Memcg, PerCpu, ReclaimReason, ReclaimRequest, Registration};
+use percpu_memcg::cgroup::{ReclaimReason, ReclaimRequest, Registration};
+use percpu_memcg::{Gfp, Limit, Memcg, PerCpu};
 
 use crate::memory::{Cache, Job, PIECE};
 use crate::{MIB, cgroup};

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use percpu_memcg::{Limit, Memcg, PerCpuAllocator, TreeError};
+use percpu_memcg::error::TreeError;
+use percpu_memcg::{Limit, Memcg, PerCpuAllocator};
 
 use crate::memory::{Cache, Job};
 use crate::{MIB, assert_close, cgroup};
@@ -29,7 +30,7 @@ fn current_peak() {
     drop(two);
     let four = open();
     four.write("reset\n").unwrap();
-    let peak = |descriptor: &percpu_memcg::CgroupFile| {
+    let peak = |descriptor: &percpu_memcg::report::CgroupFile| {
         descriptor.read().unwrap().trim().parse::<u64>().unwrap()
     };
     assert_eq!(peak(&one), 0);
@@ -54,7 +55,7 @@ fn peaks_are_read_at_the_expense_of_batches() {
     };
     let [one, two] = [memcg.peak_reader(), memcg.peak_reader()];
     assert!(cached() > 48, "a batch");
-    [&one, &two].into_iter().for_each(percpu_memcg::PeakReader::reset);
+    [&one, &two].into_iter().for_each(percpu_memcg::cgroup::PeakReader::reset);
     drop(one);
     assert_eq!(cached(), 48);
     assert_eq!(two.read(), 48);

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use percpu_memcg::{
-    Charge, ChargeError, Gfp, Memcg, PerCpu, PerCpuAllocator, ReclaimRequest, Registration,
-};
+use percpu_memcg::cgroup::{ReclaimRequest, Registration};
+use percpu_memcg::{Charge, ChargeError, Gfp, Memcg, PerCpu, PerCpuAllocator};
 
 /// Bytes that jobs and caches charge at a time: few enough to come to an OOM.
 pub(crate) const PIECE: u64 = 32 << 10;

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use percpu_memcg::{Gfp, Limit, Memcg, OomEvent, Registration};
+use percpu_memcg::cgroup::{OomEvent, Registration};
+use percpu_memcg::{Gfp, Limit, Memcg};
 
 use crate::memory::{Cache, Job, PIECE};
 use crate::{MIB, cgroup};

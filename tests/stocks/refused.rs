@@ -3,7 +3,8 @@
 use std::env;
 use std::io;
 
-use percpu_memcg::{Memcg, ThisCpu, Tier};
+use percpu_memcg::Memcg;
+use percpu_memcg::this_cpu::{ThisCpu, Tier};
 
 use crate::processes::{Threads, is_child, refuse_fences, run, this_test};
 use crate::{on, two_cpus};

@@ -3,7 +3,8 @@
 //! One thread does everything, on the CPU of its choice. So the usage of each cgroup is known after
 //! each step, and so is the most that it was.
 
-use percpu_memcg::{Charge, Limit, Memcg, PeakReader};
+use percpu_memcg::cgroup::PeakReader;
+use percpu_memcg::{Charge, Limit, Memcg};
 
 use crate::{Choices, move_to};
 

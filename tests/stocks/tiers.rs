@@ -6,7 +6,7 @@
 //! | sequences, no fence from the start | under locks |
 //! | no sequences | under locks |
 
-use percpu_memcg::{ThisCpu, Tier};
+use percpu_memcg::this_cpu::{ThisCpu, Tier};
 
 use crate::processes::{is_child, refuse_fences_from_the_start, run, this_test};
 

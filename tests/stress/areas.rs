@@ -9,7 +9,9 @@ use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
-use percpu_memcg::{AllocError, Gfp, InMemcg, Memcg, PerCpu, PerCpuAllocator, TreeError};
+use percpu_memcg::cgroup::InMemcg;
+use percpu_memcg::error::TreeError;
+use percpu_memcg::{AllocError, Gfp, Memcg, PerCpu, PerCpuAllocator};
 
 use crate::Choices;
 use crate::held::{Item, Raw, What};

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::Relaxed;
 
-use percpu_memcg::{Limit, Memcg, MemcgEvents};
+use percpu_memcg::cgroup::MemcgEvents;
+use percpu_memcg::{Limit, Memcg};
 
 use crate::held::Sums;
 use crate::sane;

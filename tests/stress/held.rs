@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
-use percpu_memcg::{Accounted, Charge, Memcg, PcpuPtr, PerCpu, PerCpuAllocator};
+use percpu_memcg::allocator::PcpuPtr;
+use percpu_memcg::cgroup::Accounted;
+use percpu_memcg::{Charge, Memcg, PerCpu, PerCpuAllocator};
 
 /// Something charged, and who paid at first: the path of a cgroup. When that is removed, its nearest
 /// ancestor that lives pays.

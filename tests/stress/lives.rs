@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use percpu_memcg::{BalanceMode, Machine, PerCpuAllocator, Profile};
+use percpu_memcg::allocator::{BalanceMode, Profile};
+use percpu_memcg::{Machine, PerCpuAllocator};
 
 use crate::Choices;
 use crate::check::Checker;

@@ -4,7 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use percpu_memcg::{EventWatch, Gfp, Memcg, MemcgEvents, PeakReader, Registration, ScopedMemcg};
+use percpu_memcg::cgroup::{EventWatch, MemcgEvents, PeakReader, Registration, ScopedMemcg};
+use percpu_memcg::{Gfp, Memcg};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::Choices;

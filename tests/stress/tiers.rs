@@ -4,7 +4,8 @@ use std::env;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use percpu_memcg::{PerCpuAllocator, ThisCpu, Tier};
+use percpu_memcg::PerCpuAllocator;
+use percpu_memcg::this_cpu::{ThisCpu, Tier};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::lives;

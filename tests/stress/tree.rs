@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use percpu_memcg::{Memcg, TreeError};
+use percpu_memcg::Memcg;
+use percpu_memcg::error::TreeError;
 
 use crate::sane;
 use crate::steps::Hand;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use percpu_memcg::MemcgEvents;
+use percpu_memcg::cgroup::MemcgEvents;
 
 use crate::sane;
 use crate::steps::Hand;

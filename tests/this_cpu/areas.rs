@@ -5,7 +5,9 @@
 
 use std::io;
 
-use percpu_memcg::{ByCpu, CpuId, PerCpu, RegisteredBy, ThisCpu, Tier};
+use percpu_memcg::PerCpu;
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::this_cpu::{ByCpu, RegisteredBy, ThisCpu, Tier};
 
 use crate::conditions::{Detached, Trial, on_cpu, two_cpus};
 use crate::operations::every_operation;

@@ -12,7 +12,7 @@ use std::ops::{Add, Range};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
-use percpu_memcg::CpuId;
+use percpu_memcg::machine::CpuId;
 
 use crate::conditions::{Detached, Trial};
 use crate::widths::Width;

@@ -5,7 +5,9 @@
 
 use std::thread;
 
-use percpu_memcg::{ByConcurrency, CompactLocal, CpuId, PerCpu, RegisteredBy, ThisCpu, Tier};
+use percpu_memcg::PerCpu;
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::this_cpu::{ByConcurrency, CompactLocal, RegisteredBy, ThisCpu, Tier};
 
 use crate::conditions::{briefly_under_every_condition, two_cpus};
 use crate::operations::every_operation;

@@ -8,7 +8,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use percpu_memcg::{CpuId, ThisCpu, Tier};
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::this_cpu::{ThisCpu, Tier};
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 
 use crate::processes::is_child;

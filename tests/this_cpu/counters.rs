@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
-use percpu_memcg::{CpuId, PerCpuAllocator, PerCpuCounter, PerCpuHistogram};
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::{PerCpuAllocator, PerCpuCounter, PerCpuHistogram};
 
 use crate::conditions::{Detached, Trial, under_every_condition};
 use crate::{KERNEL, real};

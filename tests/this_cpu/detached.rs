@@ -10,10 +10,9 @@
 use std::collections::HashSet;
 use std::thread;
 
-use percpu_memcg::{
-    ByConcurrency, ByCpu, CpuId, Local, LocalStack, Machine, NodeId, PerCpu, PerCpuAllocator,
-    ThisCpu, Tier,
-};
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::this_cpu::{ByConcurrency, ByCpu, LocalStack, ThisCpu, Tier};
+use percpu_memcg::{Local, Machine, PerCpu, PerCpuAllocator};
 
 use crate::areas::give_up;
 use crate::conditions::{Condition, Detached, Trial, on_cpu, two_cpus, under};

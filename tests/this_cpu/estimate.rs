@@ -18,7 +18,8 @@
 use std::arch::asm;
 use std::cell::Cell;
 
-use percpu_memcg::{Machine, PerCpuCounter, ThisCpu, Tier};
+use percpu_memcg::this_cpu::{ThisCpu, Tier};
+use percpu_memcg::{Machine, PerCpuCounter};
 
 use crate::signals::handled_by;
 use crate::{KERNEL, injected};

@@ -18,7 +18,8 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use percpu_memcg::{ByCpu, PerCpu, RegisteredBy, ThisCpu, Tier};
+use percpu_memcg::PerCpu;
+use percpu_memcg::this_cpu::{ByCpu, RegisteredBy, ThisCpu, Tier};
 
 use crate::words::{Object, Words as _};
 use crate::{KERNEL, real};
@@ -38,7 +39,8 @@ mod interrupted {
     use std::thread;
 
     use libc::{c_int, c_void, siginfo_t, ucontext_t};
-    use percpu_memcg::{ByConcurrency, ByCpu, CopyIndex, PerCpu};
+    use percpu_memcg::PerCpu;
+    use percpu_memcg::this_cpu::{ByConcurrency, ByCpu, CopyIndex};
 
     use crate::processes::{PASS, filter_rseq};
     use crate::words::{Object, Words as _};

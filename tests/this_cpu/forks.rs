@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::thread;
 
-use percpu_memcg::{
-    ByConcurrency, ByCpu, Local, LocalStack, PerCpu, PerCpuCounter, ThisCpu, Tier, per_cpu,
-};
+use percpu_memcg::this_cpu::{ByConcurrency, ByCpu, LocalStack, ThisCpu, Tier};
+use percpu_memcg::{Local, PerCpu, PerCpuCounter, per_cpu};
 
 use crate::areas::give_up;
 use crate::conditions::{Detached, Trial, pin, two_cpus};

@@ -3,7 +3,8 @@
 
 use std::marker::PhantomData;
 
-use percpu_memcg::{ByConcurrency, ByCpu, CopyIndex, PerCpu, PerCpuAllocator};
+use percpu_memcg::this_cpu::{ByConcurrency, ByCpu, CopyIndex};
+use percpu_memcg::{PerCpu, PerCpuAllocator};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

@@ -12,7 +12,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use percpu_memcg::{ByCpu, CpuId, ThisCpu, Tier};
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::this_cpu::{ByCpu, ThisCpu, Tier};
 
 use crate::conditions::{Trial, move_to_another, on_cpu, two_cpus};
 use crate::operations::every_operation;

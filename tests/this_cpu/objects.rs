@@ -3,10 +3,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use percpu_memcg::{
-    ByConcurrency, ByCpu, CompactLocal, CpuId, Local, LocalRef, LocalStack, Machine, NodeId,
-    PerCpu, PerCpuAllocator, StackFull, StaticLocal, ThisCpu, Tier,
+use percpu_memcg::error::StackFull;
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::this_cpu::{
+    ByConcurrency, ByCpu, CompactLocal, LocalRef, LocalStack, StaticLocal, ThisCpu, Tier,
 };
+use percpu_memcg::{Local, Machine, PerCpu, PerCpuAllocator};
 use static_assertions::{assert_impl_all, assert_not_impl_any};
 
 use crate::chains::Chain;

@@ -7,7 +7,8 @@
 
 use std::marker::PhantomData;
 
-use percpu_memcg::{ByCpu, CopyIndex, PerCpu, PerCpuAllocator};
+use percpu_memcg::this_cpu::{ByCpu, CopyIndex};
+use percpu_memcg::{PerCpu, PerCpuAllocator};
 
 use crate::chains::{Chain, Change, Operation};
 use crate::conditions::{Detached, Trial, under_every_condition};

@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use percpu_memcg::{ByCpu, CpuId, PerCpu, PerCpuAllocator};
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::this_cpu::ByCpu;
+use percpu_memcg::{PerCpu, PerCpuAllocator};
 
 use crate::conditions::{Detached, Trial, under_every_condition};
 use crate::widths::{Generic, Width, every_width};

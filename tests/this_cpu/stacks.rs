@@ -7,10 +7,10 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use percpu_memcg::{
-    ByConcurrency, ByCpu, CopyIndex, CpuId, LocalStack, PerCpu, PerCpuAllocator, StackFull,
-    ThisCpu, Tier,
-};
+use percpu_memcg::error::StackFull;
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::this_cpu::{ByConcurrency, ByCpu, CopyIndex, LocalStack, ThisCpu, Tier};
+use percpu_memcg::{PerCpu, PerCpuAllocator};
 
 use crate::conditions::{Detached, Trial, on_cpu, two_cpus, under_every_condition};
 use crate::widths::{Generic, Width, every_width};

@@ -1,6 +1,8 @@
 //! Static variables: their initial values, and every operation on them.
 
-use percpu_memcg::{CpuId, PerCpuAllocator, StaticLocal, per_cpu};
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::this_cpu::StaticLocal;
+use percpu_memcg::{PerCpuAllocator, per_cpu};
 
 use crate::THREADS;
 use crate::chains::{Chain, Operation};
@@ -74,7 +76,7 @@ fn every_operation_on_a_static_variable_loses_nothing() {
     briefly::<SubIfAtLeast>();
 }
 
-fn assert_initial<N: percpu_memcg::LocalInt>(variable: &StaticLocal<N>, initial: N) {
+fn assert_initial<N: percpu_memcg::this_cpu::LocalInt>(variable: &StaticLocal<N>, initial: N) {
     assert_eq!(variable.initial(), initial);
     let machine = PerCpuAllocator::global().unwrap().machine();
     for cpu in machine.possible() {

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use percpu_memcg::{RegisteredBy, ThisCpu, Tier};
+use percpu_memcg::this_cpu::{RegisteredBy, ThisCpu, Tier};
 
 use crate::is_set;
 use crate::processes::{EXPECTED_TIER, forbid_rseq, is_child, run, this_binary, under_valgrind};

@@ -1,7 +1,7 @@
 //! The ten widths as bits, so that one model serves all: books are kept in 64 bits, and compared
 //! modulo 2 to the width.
 
-use percpu_memcg::LocalInt;
+use percpu_memcg::this_cpu::LocalInt;
 
 /// An integer of the operations.
 pub(crate) trait Width: LocalInt {

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use percpu_memcg::{CopyIndex, CpuId, Local, PerCpu, PerCpuAllocator, StaticLocal};
+use percpu_memcg::machine::CpuId;
+use percpu_memcg::this_cpu::{CopyIndex, StaticLocal};
+use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
 
 use crate::widths::Width;
 

@@ -4,7 +4,8 @@ use std::num::ParseIntError;
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
-use percpu_memcg::{MAX_CPUS, Profile};
+use percpu_memcg::allocator::Profile;
+use percpu_memcg::machine::MAX_CPUS;
 
 pub const USAGE: &str = "\
 Replays a recording of per-CPU allocations and compares where they land.

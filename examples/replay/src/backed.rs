@@ -6,11 +6,10 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::slice;
 
+use percpu_memcg::allocator::{BalanceMode, PcpuPtr, Populate, Profile};
+use percpu_memcg::machine::CpuId;
 use percpu_memcg::placement::{GRANULE_SIZE, Place, Stats};
-use percpu_memcg::{
-    AllocError, BalanceMode, CpuId, Gfp, Machine, Memcg, PcpuPtr, PerCpuAllocator, Populate,
-    Profile,
-};
+use percpu_memcg::{AllocError, Gfp, Machine, Memcg, PerCpuAllocator};
 
 use crate::args::Options;
 use crate::memory::{Pattern, Resident, is_zero};

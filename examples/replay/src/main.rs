@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use percpu_memcg::Profile;
+use percpu_memcg::allocator::Profile;
 use percpu_memcg::placement::{LayoutError, RequestFlags};
 
 use args::{Command, Options};

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use percpu_memcg::CpuId;
+use percpu_memcg::machine::CpuId;
 
 /// True when all bytes are zero.
 pub fn is_zero(bytes: &[u8]) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use percpu_memcg::Profile;
+use percpu_memcg::allocator::Profile;
 use percpu_memcg::placement::{LayoutError, Place, Regions, RequestFlags, Simulator, Stats};
 
 use crate::output::Differences;

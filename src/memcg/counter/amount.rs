@@ -96,7 +96,8 @@ impl fmt::Display for Limit {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Limit, NumberError};
+/// use percpu_memcg::error::NumberError;
+/// use percpu_memcg::Limit;
 ///
 /// let error: NumberError = "64 M".parse::<Limit>().unwrap_err();
 /// assert!(error.is_malformed() && error.to_string().ends_with("such as 4096, 0x1000 or 64M, or max"));

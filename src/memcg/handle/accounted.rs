@@ -28,7 +28,8 @@ const TRIED: u64 = 1 << 20;
 /// ```
 /// use std::collections::{TryReserveError, VecDeque};
 ///
-/// use percpu_memcg::{Footprint, PerCpuAllocator};
+/// use percpu_memcg::cgroup::Footprint;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// #[derive(Debug, Default)]
 /// struct Ring(VecDeque<u8>);
@@ -128,7 +129,8 @@ pub struct Accounted<C: Footprint> {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Limit, PerCpuAllocator, ReserveError};
+/// use percpu_memcg::error::ReserveError;
+/// use percpu_memcg::{Limit, PerCpuAllocator};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
@@ -306,7 +308,8 @@ impl<C: Footprint> Deref for Accounted<C> {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{AccountedMut, PerCpuAllocator};
+/// use percpu_memcg::cgroup::AccountedMut;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// fn fill(mut names: AccountedMut<'_, Vec<u32>>) {
 ///     names.extend(0..100);

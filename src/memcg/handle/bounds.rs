@@ -7,7 +7,7 @@ use crate::memcg::sync::atomic::Ordering;
 impl Memcg {
     /// True when an OOM is to end this cgroup and its descendants as a whole.
     ///
-    /// See [`OomEvent::record_kill`](crate::OomEvent::record_kill). The kernel's
+    /// See [`OomEvent::record_kill`](crate::cgroup::OomEvent::record_kill). The kernel's
     /// `memory.oom.group`.
     pub fn oom_group(&self) -> bool {
         self.node().is_oom_group()

@@ -67,7 +67,8 @@ pub struct Charge {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, ShrinkError};
+/// use percpu_memcg::error::ShrinkError;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let charge = pcpu.root().create("tenant")?.charge(100)?;

@@ -29,7 +29,8 @@ use crate::memcg::notify::running::Running;
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, ReclaimReason, ReclaimRequest};
+/// use percpu_memcg::cgroup::{ReclaimReason, ReclaimRequest};
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
@@ -68,7 +69,8 @@ impl ReclaimRequest {
     /// # Examples
     ///
     /// ```
-    /// use percpu_memcg::{Limit, PerCpuAllocator, ReclaimRequest};
+    /// use percpu_memcg::cgroup::ReclaimRequest;
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
     /// use std::sync::mpsc;
     ///
     /// let pcpu = PerCpuAllocator::new()?;
@@ -107,7 +109,8 @@ impl ReclaimRequest {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, ReclaimError};
+/// use percpu_memcg::error::ReclaimError;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
@@ -139,7 +142,8 @@ error_predicates!(ReclaimError, limit: |_| false, memory: |_| false, invalid: |_
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{HighEvent, Limit, PerCpuAllocator};
+/// use percpu_memcg::cgroup::HighEvent;
+/// use percpu_memcg::{Limit, PerCpuAllocator};
 /// use std::sync::{Arc, Mutex};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
@@ -183,7 +187,8 @@ impl HighEvent {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Charge, Limit, OomEvent, PerCpuAllocator};
+/// use percpu_memcg::cgroup::OomEvent;
+/// use percpu_memcg::{Charge, Limit, PerCpuAllocator};
 /// use std::sync::{Arc, Mutex};
 ///
 /// let pcpu = PerCpuAllocator::new()?;

@@ -39,7 +39,8 @@ pub trait InMemcg: Future + Sized {
     /// # Examples
     ///
     /// ```
-    /// use percpu_memcg::{Gfp, InMemcg, PerCpu, PerCpuAllocator};
+    /// use percpu_memcg::cgroup::InMemcg;
+    /// use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
     /// use std::sync::atomic::AtomicU64;
     ///
     /// let pcpu = PerCpuAllocator::new()?;
@@ -74,7 +75,8 @@ pub trait InMemcg: Future + Sized {
     /// # Examples
     ///
     /// ```
-    /// use percpu_memcg::{InMemcg, PerCpuAllocator};
+    /// use percpu_memcg::cgroup::InMemcg;
+    /// use percpu_memcg::PerCpuAllocator;
     ///
     /// let pcpu = PerCpuAllocator::new()?;
     /// let root = pcpu.root();
@@ -102,7 +104,8 @@ pin_project! {
     /// # Examples
     ///
     /// ```
-    /// use percpu_memcg::{InMemcg, InMemcgFuture, PerCpuAllocator};
+    /// use percpu_memcg::cgroup::{InMemcg, InMemcgFuture};
+    /// use percpu_memcg::PerCpuAllocator;
     /// use std::future::{Ready, ready};
     ///
     /// let pcpu = PerCpuAllocator::new()?;

@@ -54,7 +54,8 @@ pub struct Memcg {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{MemcgUsage, PerCpuAllocator};
+/// use percpu_memcg::cgroup::MemcgUsage;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
@@ -110,7 +111,7 @@ impl Memcg {
     /// Creates a child cgroup without a limit.
     ///
     /// A name has 1 to 255 bytes, and may have any character but `/`, newline and zero. Names of
-    /// [interface files](crate::CgroupFiles) are refused, because a cgroup lies in one directory with
+    /// [interface files](crate::report::CgroupFiles) are refused, because a cgroup lies in one directory with
     /// them: all that begin with `cgroup.` or `memory.`, so that no file of a later version hides a
     /// cgroup, and `cpu.stat`, `cpu.stat.local`, `cpu.pressure`, `io.pressure` and `irq.pressure`.
     ///

@@ -19,7 +19,8 @@ use crate::memcg::stock::objcg::Payer;
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{MergeError, PerCpuAllocator};
+/// use percpu_memcg::error::MergeError;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let (a, b) = (pcpu.root().create("a")?, pcpu.root().create("b")?);

@@ -18,7 +18,8 @@ use crate::sys::text::{Amount, ByLabel, Short};
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, RemovalReport};
+/// use percpu_memcg::cgroup::RemovalReport;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let query = pcpu.root().create("query")?;

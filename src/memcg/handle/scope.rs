@@ -9,7 +9,7 @@ impl Memcg {
     ///
     /// For one object, its own constructor is shorter:
     /// [`PerCpu::zeroed_for`](crate::PerCpu::zeroed_for) and its like name the cgroup, and need neither
-    /// a scope nor a flag. A future is wrapped by [`in_memcg`](crate::InMemcg::in_memcg).
+    /// a scope nor a flag. A future is wrapped by [`in_memcg`](crate::cgroup::InMemcg::in_memcg).
     ///
     /// # Panics
     ///

@@ -15,7 +15,8 @@ use crate::memcg::handle::memcg::Memcg;
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, ScopedMemcg};
+/// use percpu_memcg::cgroup::ScopedMemcg;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// {

@@ -21,7 +21,8 @@ use crate::sys::text::Label;
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{MemcgSnapshot, PerCpuAllocator};
+/// use percpu_memcg::cgroup::MemcgSnapshot;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
@@ -46,7 +47,8 @@ pub struct MemcgSnapshot {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{MemcgStats, PerCpuAllocator};
+/// use percpu_memcg::cgroup::MemcgStats;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;

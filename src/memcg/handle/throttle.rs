@@ -60,7 +60,8 @@ impl Memcg {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, Throttle};
+/// use percpu_memcg::cgroup::Throttle;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;

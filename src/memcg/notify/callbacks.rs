@@ -16,7 +16,8 @@ use crate::memcg::notify::registration::Registry;
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, ReclaimReason};
+/// use percpu_memcg::cgroup::ReclaimReason;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
@@ -76,7 +77,8 @@ pub(crate) struct OomAsk<'a, N> {
 /// A callback that has another thread end a query:
 ///
 /// ```
-/// use percpu_memcg::{Limit, OomAnswer, PerCpuAllocator};
+/// use percpu_memcg::cgroup::OomAnswer;
+/// use percpu_memcg::{Limit, PerCpuAllocator};
 /// use std::sync::mpsc;
 /// use std::time::Duration;
 ///

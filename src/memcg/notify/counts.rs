@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{Limit, MemcgEvents, PerCpuAllocator};
+/// use percpu_memcg::cgroup::MemcgEvents;
+/// use percpu_memcg::{Limit, PerCpuAllocator};
 ///
 /// let none = MemcgEvents::default();
 /// assert_eq!(none.to_string(), "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n");
@@ -34,7 +35,7 @@ pub struct MemcgEvents {
     pub max: u64,
     /// Reclaim did not make enough room, and OOM callbacks were due. Once for each charge.
     pub oom: u64,
-    /// A victim of an OOM was [recorded](crate::OomEvent::record_kill).
+    /// A victim of an OOM was [recorded](crate::cgroup::OomEvent::record_kill).
     pub oom_kill: u64,
     /// A victim belonged to this cgroup, which was to be ended as a whole.
     pub oom_group_kill: u64,

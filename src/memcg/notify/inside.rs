@@ -166,12 +166,13 @@ impl Drop for EndOfLease<'_> {
 }
 
 /// Makes the charges of a thread count as those of the hook that the thread works for; see
-/// [`ReclaimRequest::enter`](crate::ReclaimRequest::enter).
+/// [`ReclaimRequest::enter`](crate::cgroup::ReclaimRequest::enter).
 ///
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{HookScope, Limit, PerCpuAllocator, ReclaimRequest};
+/// use percpu_memcg::cgroup::{HookScope, ReclaimRequest};
+/// use percpu_memcg::{Limit, PerCpuAllocator};
 ///
 /// fn flush(request: &ReclaimRequest) -> u64 {
 ///     let _scope: HookScope = request.enter();

@@ -32,7 +32,8 @@ use crate::sys::locks::{LeafMutex, lock_to_copy, lock_with_room};
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{PerCpuAllocator, Registration};
+/// use percpu_memcg::cgroup::Registration;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;

@@ -35,7 +35,8 @@ const MOST: usize = 4096;
 /// A thread that reports what happens anywhere, once in a second at most:
 ///
 /// ```
-/// use percpu_memcg::{EventKind, Limit, PerCpuAllocator, TreeEvent, TreeEvents, TreeWatch};
+/// use percpu_memcg::cgroup::{EventKind, TreeEvent, TreeEvents, TreeWatch};
+/// use percpu_memcg::{Limit, PerCpuAllocator};
 /// use std::thread;
 /// use std::time::Duration;
 ///

@@ -31,7 +31,8 @@ use crate::sys::locks::{LeafMutex, lock_with_room};
 /// A thread that reports events until the first OOM:
 ///
 /// ```
-/// use percpu_memcg::{EventWatch, Limit, PerCpuAllocator};
+/// use percpu_memcg::cgroup::EventWatch;
+/// use percpu_memcg::{Limit, PerCpuAllocator};
 /// use std::thread;
 /// use std::time::Duration;
 ///

@@ -287,7 +287,8 @@ pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeEr
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{EnterGuard, PerCpuAllocator};
+/// use percpu_memcg::cgroup::EnterGuard;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;

@@ -8,7 +8,8 @@ use crate::sys::text::{Quoted, Short, kept};
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::{FileError, PerCpuAllocator};
+/// use percpu_memcg::error::FileError;
+/// use percpu_memcg::PerCpuAllocator;
 ///
 /// let files = PerCpuAllocator::new()?.files();
 /// files.create("tenant")?;

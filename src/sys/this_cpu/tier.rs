@@ -47,7 +47,7 @@ impl ThisCpu {
     /// # Examples
     ///
     /// ```
-    /// use percpu_memcg::{ThisCpu, Tier};
+    /// use percpu_memcg::this_cpu::{ThisCpu, Tier};
     ///
     /// match ThisCpu::tier() {
     ///     Tier::Rseq { registered_by } => println!("rseq, registered by {registered_by:?}"),
@@ -58,7 +58,7 @@ impl ThisCpu {
         choice().tier
     }
 
-    /// True when words that are indexed [by concurrency](crate::ByConcurrency) are indexed by the
+    /// True when words that are indexed [by concurrency](crate::this_cpu::ByConcurrency) are indexed by the
     /// kernel's concurrency ids, false when by CPU: before Linux 6.3, or without sequences.
     pub fn has_concurrency_ids() -> bool {
         choice().has_concurrency_ids
