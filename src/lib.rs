@@ -137,6 +137,7 @@ pub mod allocator {
 
     pub use crate::arena::{BalanceMode, Populate};
     pub use crate::percpu::{PcpuPtr, PerCpuAllocator, PerCpuAllocatorBuilder, Reserve};
+    #[doc(inline)]
     pub use crate::placement::Profile;
 }
 
@@ -222,24 +223,18 @@ pub mod error {
         ShrinkError, TreeError,
     };
     pub use crate::percpu::{BuildError, HistogramError, StackFull};
+    #[doc(inline)]
     pub use crate::report::FileError;
     pub use crate::sys::{MachineError, MapError};
 }
 
 // What most programs use, at the root as well.
-#[doc(inline)]
 pub use allocator::PerCpuAllocator;
-#[doc(inline)]
 pub use cgroup::{Charge, Gfp, Limit, Memcg};
-#[doc(inline)]
 pub use counter::{PerCpuCounter, PerCpuHistogram};
-#[doc(inline)]
 pub use error::{AllocError, ChargeError};
-#[doc(inline)]
 pub use machine::Machine;
-#[doc(inline)]
 pub use objects::{PerCpu, PerCpuPool};
-#[doc(inline)]
 pub use this_cpu::Local;
 
 /// For `#[derive(FromZeros)]` on types of [`PerCpu::zeroed_for`], with

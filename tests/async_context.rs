@@ -228,7 +228,7 @@ fn panic_leaves_the_scope_and_the_future_as_it_would_be_without() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn task_that_panics_gives_back_what_it_had_and_leaves_its_thread_clean() {
+async fn a_task_that_panics_leaves_its_thread_clean() {
     let pcpu = allocator();
     let tenant = pcpu.root().create("tenant").unwrap();
     for _ in 0..20 {

@@ -352,7 +352,7 @@ fn a_full_reserved_region_empties_no_cache() {
 
 /// Copies that are all initialised need not be cleaned; what no CPU's copy is, is.
 #[test]
-fn a_reused_object_that_is_initialised_has_no_old_value_anywhere() {
+fn reused_object_that_is_initialised_has_no_old_value_anywhere() {
     let pcpu = builder(2).build().unwrap();
     for round in 1..5 {
         let words =
@@ -475,7 +475,7 @@ fn what_is_cached_is_in_no_report_of_a_removed_cgroup() {
 }
 
 #[test]
-fn what_is_stale_is_an_error_after_its_chunk_is_gone_and_when_it_comes_back() {
+fn what_is_stale_is_an_error_also_when_its_chunk_comes_back() {
     let pcpu = builder(2).build().unwrap();
     let areas: Vec<_> = (0..60_000).map(|_| alloc(&pcpu, layout(8, 8))).collect();
     for &area in &areas {

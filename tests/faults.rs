@@ -72,7 +72,7 @@ fn fail_each<T, E>(
 
 #[track_caller]
 fn assert_injected(error: &MapError, op: Option<MapOp>) {
-    assert!(error.is_out_of_memory() && op.is_none_or(|op| op == error.op), "{error}");
+    assert!(error.is_memory() && op.is_none_or(|op| op == error.op), "{error}");
 }
 
 /// The figures of an allocator that a failed operation must leave alone. Chunks and pages that it
@@ -88,7 +88,7 @@ fn figures(pcpu: &PerCpuAllocator, cgroups: &[&Memcg]) -> impl PartialEq + std::
 }
 
 #[test]
-fn building_fails_at_every_mapping_and_succeeds_when_tried_again() {
+fn building_fails_at_every_mapping_and_then_succeeds() {
     for populate in POPULATES {
         for op in OPS {
             let machine = machine();
@@ -294,7 +294,7 @@ fn creating_a_cgroup_fails_without_a_trace() {
 // Balance work has nobody to tell.
 
 #[test]
-fn balance_work_that_gets_no_memory_is_no_error_and_is_made_up_for() {
+fn balance_without_memory_is_no_error_and_is_made_up_for() {
     for profile in PROFILES {
         for populate in POPULATES {
             for nth in 0..=12 {
@@ -339,7 +339,7 @@ fn balance_work_that_gets_no_memory_is_no_error_and_is_made_up_for() {
 }
 
 #[test]
-fn inline_balance_that_gets_no_memory_does_not_fail_the_operation() {
+fn inline_balance_that_gets_no_memory_does_not_fail_operation() {
     let machine = machine();
     let pcpu = builder(&machine).profile(Profile::LINUX_6_13).build().unwrap();
     machine.faults().fail_all(None);

@@ -33,7 +33,7 @@ fn names_only(error: &dyn Error, charged: &str) {
 }
 
 #[test]
-fn a_refusal_names_the_charged_and_the_refusing_cgroup_and_no_other() {
+fn refusal_names_charged_and_refusing_cgroup_and_no_other() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let (shared, mine) = limited(&pcpu, 1000);
     let error = mine.charge(1001).unwrap_err();
@@ -74,7 +74,7 @@ fn a_refusal_by_the_cgroup_itself_names_it_once() {
 }
 
 #[test]
-fn a_charge_through_a_removed_cgroup_names_the_one_that_would_have_paid() {
+fn charge_through_removed_cgroup_names_one_that_would_have_paid() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let (_shared, mine) = limited(&pcpu, 100_000);
     let query = mine.create("query").unwrap();

@@ -201,7 +201,7 @@ fn a_scope_of_another_tree_alone_is_an_error() {
 }
 
 #[test]
-fn a_scope_whose_cgroup_or_tree_was_removed_is_one_of_another_tree_still() {
+fn a_scope_of_a_removed_tree_is_still_one_of_another_tree() {
     let pcpu = allocator();
     let stranger = allocator();
     let elsewhere = stranger.root().create("elsewhere").unwrap();

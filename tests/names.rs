@@ -58,7 +58,7 @@ fn names(memcg: &Memcg) -> Vec<String> {
 }
 
 #[test]
-fn names_of_interface_files_are_refused_by_every_way_of_creating() {
+fn every_way_of_creating_refuses_names_of_interface_files() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let tenant = pcpu.root().create("tenant").unwrap();
     for parent in [pcpu.root(), tenant] {

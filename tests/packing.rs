@@ -71,7 +71,7 @@ static FULL_ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
 });
 
 #[test]
-fn default_profile_packs_better_than_linux_5_10_on_the_shipped_files() {
+fn the_default_profile_packs_better_than_linux_5_10() {
     assert!(!SHIPPED_ROWS.is_empty(), "no recordings in {SHIPPED}");
     judge("shipped", &SHIPPED_ROWS);
 }

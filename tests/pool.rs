@@ -102,7 +102,7 @@ fn panics(work: impl FnOnce()) -> bool {
 }
 
 #[test]
-fn the_cgroup_that_takes_an_object_is_charged_until_it_returns_it() {
+fn cgroup_that_takes_an_object_is_charged_until_it_returns_it() {
     for cpus in [1, 2, 256] {
         let machine = Machine::uniform(cpus).unwrap();
         let pcpu = PerCpuAllocator::builder().machine(machine).build().unwrap();

@@ -140,7 +140,7 @@ fn usage_within_low_is_asked_for_only_when_nothing_else_is_left() {
 }
 
 #[test]
-fn low_gives_way_to_nobody_as_long_as_another_hook_gives_something() {
+fn low_does_not_give_way_while_another_hook_gives() {
     let (_pcpu, target) = tree(false);
     let low = Tenant::below(&target, "low").uses(1000).low(1000);
     let other = Tenant::below(&target, "other").uses(1000);
@@ -211,7 +211,7 @@ fn siblings_share_the_protection_of_their_parent() {
 }
 
 #[test]
-fn a_share_that_covers_the_usage_protects_it_and_a_byte_less_does_not() {
+fn share_that_covers_usage_protects_it_and_byte_less_does_not() {
     let setters: [fn(Tenant, u64) -> Tenant; 2] = [Tenant::min, Tenant::low];
     for set in setters {
         let (_pcpu, target) = tree(false);
@@ -226,7 +226,7 @@ fn a_share_that_covers_the_usage_protects_it_and_a_byte_less_does_not() {
 }
 
 #[test]
-fn a_setting_protects_nothing_below_it_unless_it_is_set_there_too() {
+fn setting_protects_nothing_below_it_unless_it_is_set_there_too() {
     for is_recursive in [false, true] {
         let (_pcpu, target) = tree(is_recursive);
         let top = Tenant::below(&target, "top");
@@ -249,7 +249,7 @@ fn a_setting_protects_nothing_below_it_unless_it_is_set_there_too() {
 }
 
 #[test]
-fn with_recursive_protection_a_subtree_within_min_is_protected_as_a_whole() {
+fn recursive_min_protects_a_subtree_as_a_whole() {
     for (min, expected) in [(40_000, [vec![], vec![]]), (39_999, [vec![1], vec![1]])] {
         let (_pcpu, target) = tree(true);
         let top = Tenant::below(&target, "top");
@@ -281,7 +281,7 @@ fn what_is_not_claimed_is_shared_by_unprotected_usage() {
 
 /// With recursive protection `low` of a parent gives way below it, with events there.
 #[test]
-fn a_cgroup_that_is_protected_by_its_parents_low_raises_low_when_that_gives_way() {
+fn protection_by_a_parents_low_raises_low_when_it_gives_way() {
     let (_pcpu, target) = tree(true);
     let parent = Tenant::below(&target, "parent");
     let child = Tenant::below(&parent.memcg, "child").uses(1000);
@@ -343,7 +343,7 @@ fn what_stocks_hold_is_neither_protected_nor_claimed() {
 }
 
 #[test]
-fn a_charge_is_refused_rather_than_served_from_what_min_protects() {
+fn charge_is_refused_rather_than_served_from_what_min_protects() {
     let (_pcpu, target) = tree(false);
     let tenant = Tenant::below(&target, "a").uses(1000).min(900);
     *tenant.most_given.lock() = ALL;

@@ -213,7 +213,7 @@ fn headers_may_leave_out_what_has_a_default() {
 }
 
 #[test]
-fn balance_work_of_placement_files_runs_only_at_their_balance_lines() {
+fn placement_files_balance_only_at_their_balance_lines() {
     let text = with_header("alloc,0,8,8,,,\n").replace("explicit", "immediate");
     let recording = Recording::from_reader("test.csv", Cursor::new(text)).unwrap();
     assert_eq!(recording.header().balance_mode, BalanceMode::Immediate);

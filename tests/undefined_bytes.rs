@@ -154,7 +154,7 @@ fn zeroed_values_that_were_assigned_to() {
 }
 
 #[test]
-fn zeroed_values_that_were_assigned_to_through_shared_references() {
+fn zeroed_values_assigned_to_through_shared_references() {
     let pcpu = allocator();
     let object = PerCpu::<Cell<Padded>>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap();
     object.iter().for_each(|(_, cell)| cell.set(padded()));

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_are_populated_again_are_kept_and_the_rest_starts_over() {
+    fn pages_populated_again_are_kept_and_the_rest_starts_over() {
         for (populated, rest) in [
             (4..6, vec![(2..4, 0), (6..8, 0)]),
             (2..3, vec![(3..8, 0)]),

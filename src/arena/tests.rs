@@ -343,7 +343,7 @@ fn first_and_reserved_chunk_share_memory_and_are_told_apart() {
 // Locks.
 
 #[test]
-fn requests_that_may_not_block_and_frees_do_not_wait_for_population() {
+fn nonblocking_requests_and_frees_do_not_wait_for_population() {
     let config = Config { balance: BalanceMode::Manual, ..config(Profile::default()) };
     let arena = Arena::<Owned>::new(config).unwrap();
     let populating = arena.populate_lock.lock();

@@ -8,43 +8,8 @@ use std::sync::Weak;
 use crate::arena::NotLive;
 use crate::memcg::counter::amount::{Limit, NumberError};
 use crate::placement::InvalidRequest;
-use crate::sys::MapError;
 use crate::sys::text::{Amount, Bytes, Quoted, Short, kept_path};
-
-/// What can be asked of every error: which of three reasons it has, and the conversion to
-/// `io::Error`, whose kind is that of the error number.
-macro_rules! error_predicates {
-    ($error:ty, limit: $limit:expr, memory: $memory:expr, invalid: $invalid:expr) => {
-        impl $error {
-            /// True when a cgroup's limit refused a charge. It may succeed after memory was freed.
-            pub fn is_limit(&self) -> bool {
-                let is_limit: fn(&Self) -> bool = $limit;
-                is_limit(self)
-            }
-
-            /// True when the system refused memory or address space.
-            pub fn is_memory(&self) -> bool {
-                let is_memory: fn(&Self) -> bool = $memory;
-                is_memory(self)
-            }
-
-            /// True when an argument is illegal: the same call can never succeed.
-            pub fn is_invalid(&self) -> bool {
-                let is_invalid: fn(&Self) -> bool = $invalid;
-                is_invalid(self)
-            }
-        }
-
-        /// Holds the error. The kind is that of its number.
-        impl From<$error> for std::io::Error {
-            fn from(error: $error) -> Self {
-                let kind = std::io::Error::from_raw_os_error(error.errno()).kind();
-                std::io::Error::new(kind, error)
-            }
-        }
-    };
-}
-pub(crate) use error_predicates;
+use crate::sys::{MapError, error_predicates};
 
 error_predicates!(ChargeError, limit: |_| true, memory: |_| false, invalid: |_| false);
 error_predicates!(

@@ -55,7 +55,6 @@ mod tree;
 
 pub(crate) use counter::amount;
 pub use counter::amount::{Limit, NumberError};
-pub(crate) use error::error_predicates;
 pub use error::{AllocError, ChargeError, FreeError, Refusal, TopConsumer, TreeError};
 pub use gfp::Gfp;
 pub use handle::accounted::{Accounted, AccountedMut, Footprint, ReserveError};

@@ -7,7 +7,7 @@ use super::PerCpuAllocator;
 use crate::arena::{Arena, BalanceMode, Config, NoArea, NoArena, Populate};
 use crate::memcg::Tree;
 use crate::placement::{AllocInfo, LayoutError, MIN_UNIT_SIZE, PAGE_SIZE, Profile, Regions};
-use crate::sys::{CpuId, MAX_UNIT_SIZE, Machine, MachineError, MapError};
+use crate::sys::{CpuId, MAX_UNIT_SIZE, Machine, MachineError, MapError, error_predicates};
 
 /// See [`PerCpuAllocatorBuilder::cache_size`].
 const DEFAULT_CACHE_SIZE: usize = 32 << 10;
@@ -51,11 +51,27 @@ fn too_large(unit_size: usize) -> String {
 }
 
 impl BuildError {
-    /// True when the system refused memory or address space.
-    pub fn is_memory(&self) -> bool {
-        matches!(self, BuildError::Memory(_))
+    /// The kernel's error number that says the same.
+    pub fn errno(&self) -> i32 {
+        match self {
+            BuildError::Machine(error) => error.errno(),
+            BuildError::Layout(_) | BuildError::TooLarge { .. } => libc::EINVAL,
+            BuildError::Memory(error) => error.errno(),
+            BuildError::Thread(error) => error.raw_os_error().unwrap_or(libc::EAGAIN),
+        }
     }
 }
+
+error_predicates!(
+    BuildError,
+    limit: |_| false,
+    memory: |error| matches!(error, BuildError::Memory(_)),
+    invalid: |error| match error {
+        BuildError::Machine(error) => error.is_invalid(),
+        BuildError::Layout(_) | BuildError::TooLarge { .. } => true,
+        BuildError::Memory(_) | BuildError::Thread(_) => false,
+    }
+);
 
 /// Builds a [`PerCpuAllocator`].
 ///

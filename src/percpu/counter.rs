@@ -302,13 +302,6 @@ impl PerCpuCounter {
         self.shared.total.load(Ordering::Relaxed)
     }
 
-    /// As [`read`](Self::read), and 0 for negative values: of a counter that cannot be negative,
-    /// but whose parts can.
-    #[inline]
-    pub fn read_positive(&self) -> i64 {
-        self.read().max(0)
-    }
-
     /// How far [`read`](Self::read) is off at most: less than a batch for every possible CPU, and for
     /// threads without one. Grows with the value, up to its share by [`accuracy`](Self::accuracy).
     #[inline]

@@ -14,7 +14,7 @@ use super::bucket_search::BucketSearch;
 use super::object::Source;
 use super::{PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp, Memcg};
-use crate::sys::{At, ByCpu, CountAndSum, Sequences, Word};
+use crate::sys::{At, ByCpu, CountAndSum, Sequences, Word, error_predicates};
 
 /// What a [`PerCpuHistogram`] records: `u64`, or [`Duration`] with a resolution of a nanosecond, up to
 /// 584 years.
@@ -162,11 +162,24 @@ pub enum HistogramError {
 }
 
 impl HistogramError {
-    /// True when a cgroup's limit refused the charge.
-    pub fn is_limit(&self) -> bool {
-        matches!(self, HistogramError::Alloc(error) if error.is_limit())
+    /// The kernel's error number that says the same.
+    pub fn errno(&self) -> i32 {
+        match self {
+            HistogramError::Bounds { .. } => libc::EINVAL,
+            HistogramError::Alloc(error) => error.errno(),
+        }
     }
 }
+
+error_predicates!(
+    HistogramError,
+    limit: |error| matches!(error, HistogramError::Alloc(error) if error.is_limit()),
+    memory: |error| matches!(error, HistogramError::Alloc(error) if error.is_memory()),
+    invalid: |error| match error {
+        HistogramError::Bounds { .. } => true,
+        HistogramError::Alloc(error) => error.is_invalid(),
+    }
+);
 
 impl<const B: usize, V: HistogramValue> PerCpuHistogram<B, V> {
     /// A histogram that `memcg` pays for, with a bucket up to and including each of `bounds`, and one

@@ -5,18 +5,22 @@
 //! access gives `&T`, shared between threads only if `T: Sync`, and `&mut T` comes only from
 //! `&mut` access to the whole object.
 
+// In the order in which the page of `PerCpu` has its methods.
 mod allocator;
+mod builder;
+
+mod object;
+
+mod field;
+mod local;
+
 mod bounds;
 mod bucket_search;
-mod builder;
 mod counter;
 mod dual_mode;
-mod field;
 mod groups;
 mod histogram;
 mod idle_lists;
-mod local;
-mod object;
 mod pool;
 mod raw;
 mod remains;

@@ -175,21 +175,21 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_run_behind_the_contig_run_keeps_the_old_one_as_scan_hint() {
+    fn longer_run_behind_contig_run_keeps_old_one_as_scan_hint() {
         let mut h = hints((10, 5), (2, 3));
         h.absorb(20, 30);
         assert_eq!(runs(&h), ((20, 10), (10, 5)));
     }
 
     #[test]
-    fn a_longer_run_in_front_forgets_the_scan_hint_but_not_its_start() {
+    fn longer_run_in_front_forgets_the_scan_hint_but_not_its_start() {
         let mut h = hints((100, 5), (40, 5));
         h.absorb(20, 30);
         assert_eq!(runs(&h), ((20, 10), (40, 0)));
     }
 
     #[test]
-    fn a_longer_run_between_contig_and_an_equally_long_scan_run_drops_the_scan_hint() {
+    fn a_run_between_contig_and_an_equal_scan_run_drops_the_hint() {
         let mut h = hints((10, 5), (50, 5));
         h.absorb(20, 30);
         assert_eq!(runs(&h), ((20, 10), (50, 0)));
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn searches_skip_a_scan_run_that_is_too_small_only_when_it_lies_in_front() {
+    fn searches_skip_scan_run_too_small_only_when_it_lies_in_front() {
         let mut h = hints((100, 50), (10, 5));
         assert_eq!(h.next_hint(6), 15);
         assert_eq!(h.next_hint(5), 0);

@@ -208,7 +208,7 @@ impl AllocInfo {
     /// # Errors
     ///
     /// [`LayoutError::NoCpus`], or what [`Regions::check`] says.
-    pub fn with_unit_size(
+    pub(crate) fn with_unit_size(
         regions: Regions,
         unit_size: usize,
         cpus: &[CpuId],
@@ -237,15 +237,8 @@ impl AllocInfo {
     }
 
     /// Units of all groups, filler included.
-    pub fn nr_units(&self) -> usize {
+    pub(crate) fn nr_units(&self) -> usize {
         self.groups.iter().map(|group| group.nr_units).sum()
-    }
-
-    /// The unit of `cpu`, counted over all groups.
-    pub fn unit_of(&self, cpu: CpuId) -> Option<usize> {
-        self.groups.iter().find_map(|group| {
-            Some(group.first_unit + group.cpus.iter().position(|&member| member == cpu)?)
-        })
     }
 }
 
@@ -362,9 +355,7 @@ mod tests {
         let info = AllocInfo::compute(X86, 20 << 10, 2 << 20, &cpus, Some(&distance)).unwrap();
         assert_eq!(info.groups[0].cpus, [0, 4].map(CpuId::new));
         assert_eq!(info.groups[1].cpus, [1, 5, 9].map(CpuId::new));
-        let second = info.groups[1].first_unit;
-        assert_eq!(info.unit_of(CpuId::new(5)), Some(second + 1));
-        assert_eq!(info.unit_of(CpuId::new(2)), None);
+        assert_eq!(info.groups[1].first_unit, info.groups[0].nr_units);
     }
 
     #[test]

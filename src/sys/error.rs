@@ -10,6 +10,54 @@ use super::cpu::MAX_NODES;
 use super::text::{Quoted, Short};
 use super::{CpuId, MAX_CPUS, MapOp, NodeId};
 
+/// What can be asked of every error: which of three reasons it has, and the conversion to
+/// `io::Error`, whose kind is that of the error number.
+macro_rules! error_predicates {
+    ($error:ty, limit: $limit:expr, memory: $memory:expr, invalid: $invalid:expr) => {
+        impl $error {
+            /// True when a cgroup's limit refused a charge. It may succeed after memory was freed.
+            pub fn is_limit(&self) -> bool {
+                let is_limit: fn(&Self) -> bool = $limit;
+                is_limit(self)
+            }
+
+            /// True when the system refused memory or address space.
+            pub fn is_memory(&self) -> bool {
+                let is_memory: fn(&Self) -> bool = $memory;
+                is_memory(self)
+            }
+
+            /// True when an argument is illegal: the same call can never succeed.
+            pub fn is_invalid(&self) -> bool {
+                let is_invalid: fn(&Self) -> bool = $invalid;
+                is_invalid(self)
+            }
+        }
+
+        /// Holds the error. The kind is that of its number.
+        impl From<$error> for std::io::Error {
+            fn from(error: $error) -> Self {
+                let kind = std::io::Error::from_raw_os_error(error.errno()).kind();
+                std::io::Error::new(kind, error)
+            }
+        }
+    };
+}
+pub(crate) use error_predicates;
+
+error_predicates!(
+    MapError,
+    limit: |_| false,
+    memory: |error| error.errno == libc::ENOMEM,
+    invalid: |_| false
+);
+error_predicates!(
+    MachineError,
+    limit: |_| false,
+    memory: |_| false,
+    invalid: |error| !matches!(error, MachineError::Malformed { .. })
+);
+
 /// A mapping operation that the kernel, or an injected fault, refused.
 ///
 /// # Examples
@@ -18,7 +66,7 @@ use super::{CpuId, MAX_CPUS, MapOp, NodeId};
 /// use percpu_memcg::error::MapError;
 ///
 /// fn explain(error: &MapError) -> String {
-///     if error.is_out_of_memory() {
+///     if error.is_memory() {
 ///         format!("{} bytes were too many", error.bytes)
 ///     } else {
 ///         error.to_string()
@@ -47,11 +95,6 @@ impl MapError {
     /// The error number the kernel gave.
     pub const fn errno(&self) -> i32 {
         self.errno
-    }
-
-    /// Whether the operation failed for lack of memory, address space or mappings (`ENOMEM`).
-    pub const fn is_out_of_memory(&self) -> bool {
-        self.errno == libc::ENOMEM
     }
 }
 
@@ -124,10 +167,13 @@ impl MachineError {
         matches!(self, Self::CpuOutOfRange { .. } | Self::NodeOutOfRange { .. })
     }
 
-    /// Whether sysfs could not be understood; such an error comes only from
-    /// [`Machine::detect`](super::Machine::detect).
-    pub const fn is_sysfs(&self) -> bool {
-        matches!(self, Self::Malformed { .. })
+    /// The kernel's error number that says the same. What sysfs has and cannot be read is `EIO`.
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::Malformed { .. } => libc::EIO,
+            Self::DuplicateCpu { .. } => libc::EEXIST,
+            _ => libc::EINVAL,
+        }
     }
 }
 
@@ -139,11 +185,11 @@ mod tests {
     fn message_says_what_how_much_and_why() {
         let error = MapError::new(MapOp::Reserve, 4 << 20, libc::ENOMEM);
         assert_eq!(error.to_string(), "cannot reserve 4194304 bytes: out of memory (errno 12)");
-        assert!(error.is_out_of_memory());
+        assert!(error.is_memory());
         assert_eq!(error.errno(), 12);
 
         let error = MapError::new(MapOp::Discard, 4096, libc::EINVAL);
         assert_eq!(error.to_string(), "cannot discard 4096 bytes: invalid argument (errno 22)");
-        assert!(!error.is_out_of_memory());
+        assert!(!error.is_memory());
     }
 }

@@ -252,6 +252,6 @@ mod tests {
         faults.fail_all(None);
         let error = faults.admit(MapOp::Prefault, 8192).unwrap_err();
         assert_eq!((error.op, error.bytes), (MapOp::Prefault, 8192));
-        assert!(error.is_out_of_memory());
+        assert!(error.is_memory());
     }
 }

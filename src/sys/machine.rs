@@ -147,7 +147,7 @@ impl Machine {
 
     /// The NUMA node of a CPU; `None` when the CPU is not possible.
     #[inline]
-    pub fn node_of(&self, cpu: CpuId) -> Option<NodeId> {
+    pub(crate) fn node_of(&self, cpu: CpuId) -> Option<NodeId> {
         self.inner.slot_of(cpu).map(|slot| self.inner.nodes[slot])
     }
 
@@ -166,7 +166,7 @@ impl Machine {
 
     /// How many NUMA nodes this machine has, including nodes without CPUs.
     #[inline]
-    pub fn nr_nodes(&self) -> usize {
+    pub(crate) fn nr_nodes(&self) -> usize {
         self.inner.nodes.len()
     }
 

@@ -53,6 +53,7 @@ mod this_cpu;
 pub(crate) use atomic_ref::AtomicRef;
 pub(crate) use atomic_word::AtomicWord;
 pub use cpu::{CpuId, MAX_CPUS, NodeId};
+pub(crate) use error::error_predicates;
 pub use error::{MachineError, MapError};
 pub use faults::{FaultInjection, MapOp};
 pub use machine::{Machine, MachineBuilder};

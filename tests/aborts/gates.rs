@@ -105,7 +105,7 @@ fn an_area_is_handed_out_once_wherever_it_is_aborted() {
 }
 
 #[test]
-fn a_pool_neither_loses_nor_doubles_an_object_wherever_it_is_aborted() {
+fn pool_neither_loses_nor_doubles_object_wherever_it_is_aborted() {
     if super::is_impossible() {
         return;
     }

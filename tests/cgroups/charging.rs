@@ -112,7 +112,7 @@ fn in_split_profiles_accounted_areas_are_charged_from_the_first() {
 // A cgroup's own statistics.
 
 #[test]
-fn a_thousand_children_charge_exactly_their_statistics_to_the_parent() {
+fn thousand_children_charge_exactly_their_statistics_to_parent() {
     // The selftest percpu_basic, which allows for 64 pages a CPU of difference; here none.
     for profile in [Profile::DEFAULT, Profile::LINUX_6_13, Profile::LINUX_5_10] {
         let pcpu = with_profile(profile);

@@ -8,7 +8,7 @@ use percpu_memcg::cgroup::EnterGuard;
 use super::*;
 
 #[test]
-fn attached_thread_charges_its_cgroup_until_it_attaches_elsewhere() {
+fn an_attached_thread_charges_its_cgroup_until_it_moves() {
     let pcpu = allocator();
     let [a, b] = ["a", "b"].map(|name| pcpu.root().create(name).unwrap());
     a.attach_thread().unwrap();

@@ -21,7 +21,7 @@ fn a_scoped_cgroup_goes_with_everything_below_it() {
 }
 
 #[test]
-fn a_scoped_cgroup_with_a_thread_stays_and_so_does_what_is_above_it() {
+fn scoped_cgroup_with_thread_stays_and_so_does_what_is_above_it() {
     let pcpu = allocator();
     let root = pcpu.root();
     let query = root.create_scoped("query").unwrap();
@@ -49,7 +49,7 @@ fn a_scoped_cgroup_ends_when_its_thread_unwinds() {
 }
 
 #[test]
-fn a_report_names_what_a_removed_cgroup_and_its_removed_descendants_held() {
+fn a_report_includes_what_removed_descendants_held() {
     let pcpu = allocator();
     let parent = pcpu.root().create("parent").unwrap();
     let child = parent.create("child").unwrap();

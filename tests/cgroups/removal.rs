@@ -190,7 +190,7 @@ fn root_is_neither_limited_nor_removed() {
 }
 
 #[test]
-fn dead_cgroups_go_with_their_handles_although_their_objects_live() {
+fn dead_cgroups_go_with_their_handles_not_their_objects() {
     // The selftest kmem_dead_cgroups, with objects that really live.
     let pcpu = allocator();
     let parent = pcpu.root().create("parent").unwrap();

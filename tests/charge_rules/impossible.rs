@@ -207,7 +207,7 @@ fn what_exceeds_a_limit_by_itself_takes_no_memory_of_others() {
 }
 
 #[test]
-fn areas_for_which_the_reserved_region_is_too_full_ask_nobody_for_memory() {
+fn no_room_in_the_reserved_region_asks_nobody_for_memory() {
     use percpu_memcg::placement::Regions;
     let regions = Regions { static_size: 0, reserved_size: 8192, dyn_size: 28 << 10 };
     let pcpu = PerCpuAllocator::builder().regions(regions).build().unwrap();

@@ -108,7 +108,7 @@ fn the_labels_of_a_removed_cgroup_are_its_parents() {
 }
 
 #[test]
-fn a_charge_whose_tree_is_gone_keeps_its_label_and_gets_no_other() {
+fn charge_whose_tree_is_gone_keeps_its_label_and_gets_no_other() {
     let (pcpu, tenant) = tenant();
     let [plain, mut rows] = [(); 2].map(|()| tenant.charge(100).unwrap());
     rows = rows.labelled("rows");

@@ -70,7 +70,7 @@ fn a_part_that_was_split_off_before_the_removal_merges_after_it() {
 }
 
 #[test]
-fn a_move_to_the_cgroup_that_pays_changes_nothing_but_what_it_belongs_to() {
+fn a_move_to_the_cgroup_that_pays_changes_only_the_owner() {
     let (pcpu, parent) = tenant();
     let mut charge = inherited(&parent, 1000);
     parent.set_high(percpu_memcg::Limit::bytes(10)).unwrap();

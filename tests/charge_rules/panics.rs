@@ -51,7 +51,7 @@ fn is_right<C: Footprint>(memcg: &Memcg, collection: &Accounted<C>) {
 }
 
 #[test]
-fn what_an_edit_allocated_is_charged_although_the_callback_panics() {
+fn what_edit_allocated_is_charged_although_callback_panics() {
     let armed = Armed::new();
     let mut rows = armed.memcg.account(Vec::<u64>::new());
     assert!(panics(|| rows.edit().extend(0..1000)));
@@ -69,7 +69,7 @@ fn what_an_edit_allocated_is_charged_although_the_callback_panics() {
 }
 
 #[test]
-fn every_level_that_is_above_high_is_charged_although_the_callback_panics() {
+fn every_level_above_high_is_charged_although_callback_panics() {
     let armed = Armed::new();
     armed.disarmed(true);
     let leaf = armed.memcg.create("middle").unwrap().create("leaf").unwrap();
@@ -135,8 +135,8 @@ fn an_edit_that_ends_while_a_panic_unwinds_does_not_abort() {
 }
 
 #[test]
-fn charges_and_areas_that_are_dropped_while_a_panic_unwinds_call_nobody() {
-    if !is_alone("panics::charges_and_areas_that_are_dropped_while_a_panic_unwinds_call_nobody") {
+fn charges_and_areas_dropped_while_a_panic_unwinds_call_nobody() {
+    if !is_alone("panics::charges_and_areas_dropped_while_a_panic_unwinds_call_nobody") {
         return;
     }
     let armed = Armed::new();
@@ -174,7 +174,7 @@ fn a_footprint_that_panics_leaves_the_charge_as_it_was() {
 }
 
 #[test]
-fn a_collection_that_panics_while_it_reserves_is_charged_what_it_holds() {
+fn a_panic_while_reserving_leaves_what_is_held_charged() {
     let (_pcpu, tenant) = tenant();
     let puppet = Puppet {
         footprint: 100,
@@ -194,7 +194,7 @@ fn a_collection_that_panics_while_it_reserves_is_charged_what_it_holds() {
 }
 
 #[test]
-fn a_collection_that_panics_while_it_shrinks_is_charged_what_it_holds() {
+fn a_panic_while_shrinking_leaves_what_is_held_charged() {
     let (_pcpu, tenant) = tenant();
     let puppet =
         Puppet { footprint: 1000, shrunk: 400, panics: "shrink_to_fit", ..Puppet::default() };
@@ -205,7 +205,7 @@ fn a_collection_that_panics_while_it_shrinks_is_charged_what_it_holds() {
 }
 
 #[test]
-fn room_beyond_the_estimate_is_charged_although_the_callback_panics() {
+fn room_beyond_estimate_is_charged_although_callback_panics() {
     let armed = Armed::new();
     let puppet = Puppet { footprint_with: 5, reserved: 5000, ..Puppet::default() };
     let mut puppet = armed.memcg.account(puppet);

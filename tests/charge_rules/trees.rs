@@ -106,7 +106,7 @@ fn collections_move_between_trees() {
 }
 
 #[test]
-fn a_move_to_another_tree_tells_the_callbacks_there_and_stays_if_they_panic() {
+fn a_move_to_another_tree_stays_if_callbacks_there_panic() {
     let ((_first, from), (_second, to)) = (tenant(), tenant());
     let calls = Arc::<AtomicU64>::default();
     let called = Arc::clone(&calls);

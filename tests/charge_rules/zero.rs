@@ -101,7 +101,7 @@ fn charging_nothing_is_never_refused_and_raises_nothing() {
 }
 
 #[test]
-fn collections_that_need_nothing_are_never_refused_and_raise_nothing() {
+fn collections_that_need_nothing_are_never_refused() {
     let full = Full::new();
     full.is_left_alone(|| {
         let mut rows = full.child.account(Vec::<u64>::new());
@@ -124,7 +124,7 @@ fn collections_that_need_nothing_are_never_refused_and_raise_nothing() {
 }
 
 #[test]
-fn nothing_is_charged_to_removed_cgroups_and_dropped_trees_alike() {
+fn removed_cgroups_and_dropped_trees_are_charged_nothing() {
     let full = Full::new();
     full.parent.set_max(Limit::MAX).unwrap();
     let removed = full.parent.create("removed").unwrap();

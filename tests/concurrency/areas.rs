@@ -121,7 +121,7 @@ fn of_two_frees_of_one_area_one_is_refused() {
 }
 
 #[test]
-fn requests_that_may_not_block_are_served_beside_background_work() {
+fn nonblocking_requests_are_served_beside_background_work() {
     for profile in PROFILES {
         let pcpu = allocator(profile, BalanceMode::Background);
         let deadline = Instant::now() + Duration::from_secs(20);

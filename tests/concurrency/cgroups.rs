@@ -69,7 +69,7 @@ fn cgroups_come_and_go_while_others_allocate_in_them() {
 }
 
 #[test]
-fn objects_made_on_one_thread_and_dropped_on_another_uncharge_their_owner() {
+fn objects_dropped_by_other_threads_uncharge_their_owner() {
     let pcpu = allocator(Profile::default(), BalanceMode::Inline);
     let [producer, consumer] =
         ["producer", "consumer"].map(|name| pcpu.root().create(name).unwrap());

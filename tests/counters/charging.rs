@@ -52,7 +52,7 @@ const OBJECTS: &[(&str, u64, Make)] = &[
 ];
 
 #[test]
-fn an_accounted_object_is_charged_all_copies_and_uncharged_on_drop() {
+fn accounted_object_is_charged_all_copies_and_uncharged_on_drop() {
     let (pcpu, tenant) = with_tenant();
     for (name, size, make) in OBJECTS {
         let object = {
@@ -100,7 +100,7 @@ fn a_full_cgroup_refuses() {
 }
 
 #[test]
-fn objects_that_no_area_can_hold_are_refused_and_charged_to_nobody() {
+fn objects_that_no_area_can_hold_are_charged_to_nobody() {
     let large = |size| AllocError::Invalid(InvalidRequest::TooLarge { size });
     let refusals: [(Make, AllocError); 5] = [
         (

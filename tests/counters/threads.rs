@@ -173,7 +173,7 @@ fn set_keeps_or_overwrites_each_amount_as_a_whole() {
 }
 
 #[test]
-fn of_many_takers_one_gets_the_value_and_of_many_setters_one_has_the_last_word() {
+fn one_taker_gets_the_value_and_one_setter_the_last_word() {
     let threads = THREADS as i64;
     let (all, wrong) = (Barrier::new(THREADS as usize), Mutex::new(Vec::new()));
     for pcpu in ALLOCATORS.iter() {

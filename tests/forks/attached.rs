@@ -42,7 +42,7 @@ fn a_child_detaches_its_thread_and_removes_the_cgroup() {
 }
 
 #[test]
-fn threads_that_a_fork_leaves_behind_are_not_attached_in_the_child() {
+fn threads_that_fork_leaves_behind_are_not_attached_in_child() {
     let _alone = alone();
     let (pcpu, tenant) = tree();
     let [a, b] = ["a", "b"].map(|name| tenant.create(name).unwrap());

@@ -114,7 +114,7 @@ fn balance_work_of_a_child_is_the_callers() {
 
 /// The thread that ends the delays of futures is not in the child, if the parent had it.
 #[test]
-fn delays_of_futures_do_not_end_in_a_child_that_sleeping_threads_do() {
+fn in_a_child_delays_of_threads_end_and_of_futures_do_not() {
     let _alone = alone();
     let pcpu = PerCpuAllocator::new().unwrap();
     let tenant = pcpu.root().create("tenant").unwrap();

@@ -78,7 +78,7 @@ fn hooks_that_give_nothing_are_asked_once_for_a_page_at_most() {
 }
 
 #[test]
-fn hooks_that_give_just_what_is_above_are_asked_once_for_a_batch() {
+fn hooks_that_give_just_what_is_above_are_asked_once_for_batch() {
     for high in HIGHS {
         let (_pcpu, memcg) = memcg(high);
         let cache = Cache::new(&memcg, |_, above| above);
@@ -129,7 +129,7 @@ fn a_new_high_is_asked_for_at_once() {
 
 /// Also where a batch is more than `high`.
 #[test]
-fn hooks_that_give_what_they_are_asked_for_are_asked_once_for_a_batch() {
+fn hooks_that_give_enough_are_asked_once_for_a_batch() {
     for high in [0, 1, 100, 300, 1000, 3200, 5000, 10_000, 100_000] {
         let (_pcpu, memcg) = memcg(high);
         let cache = Cache::new(&memcg, |wanted, _| wanted);

@@ -32,7 +32,7 @@ fn first_poll(memcg: &Memcg) {
 }
 
 #[test]
-fn a_future_that_is_dropped_after_its_first_poll_leaves_the_delay() {
+fn future_that_is_dropped_after_its_first_poll_leaves_the_delay() {
     let (_pcpu, memcg, _charges) = a_tenth_above();
     for _ in 0..3 {
         first_poll(&memcg);

@@ -143,7 +143,7 @@ fn values_of_hooks_that_are_unregistered_while_they_are_skipped() {
 
 /// The reclaiming thread has the last reference to a cgroup that was removed.
 #[test]
-fn values_of_a_cgroup_whose_last_handle_goes_while_others_reclaim() {
+fn values_of_cgroup_whose_last_handle_goes_while_others_reclaim() {
     within(LONG, || {
         let (_pcpu, [parent]) = tenants(["parent"]);
         let _used = parent.charge(MIB - 100 * KIB).unwrap();
@@ -177,7 +177,7 @@ fn values_of_a_cgroup_whose_last_handle_goes_while_others_reclaim() {
 
 /// A hook removes a cgroup that has hooks of its own, and drops the last handle.
 #[test]
-fn values_of_a_cgroup_that_a_hook_removes_are_dropped_when_the_hook_is_over() {
+fn values_of_a_cgroup_removed_by_a_hook_drop_after_the_hook() {
     within(LONG, || {
         let (_pcpu, [parent]) = tenants(["parent"]);
         let child = parent.create("child").unwrap();

@@ -180,7 +180,7 @@ fn real_progress_is_not_given_up() {
 
 /// The root's callback is asked for all tenants. None waits for the answer that another one got.
 #[test]
-fn a_callback_above_that_asks_for_time_keeps_only_the_charge_that_asked() {
+fn a_callback_above_that_asks_for_time_delays_only_that_charge() {
     let (pcpu, [slow, other]) = tenants(["slow", "other"]);
     let _callback = pcpu.root().on_oom(|event| match event.memcg.name() {
         "slow" => OomAnswer::Later(Duration::MAX),

@@ -163,7 +163,7 @@ fn a_worker_that_goes_on_after_the_hook_obeys_limits_again() {
 
 /// A hook of one tree that charges in another one is an ordinary caller there.
 #[test]
-fn inside_of_a_hook_of_one_tree_another_tree_has_limits_and_hooks() {
+fn inside_of_hook_of_one_tree_another_tree_has_limits_and_hooks() {
     let (_one, [tenant]) = tenants(["tenant"]);
     let (_two, [pool]) = tenants(["pool"]);
     let _all = tenant.charge(MIB).unwrap();

@@ -248,7 +248,7 @@ impl ArmedFaults {
 
     /// Memory ran out, and so many operations are over: was that arranged?
     pub(crate) fn explain(&mut self, error: &MapError, operations: u64) -> TestCaseResult {
-        prop_assert!(error.is_out_of_memory(), "{error}");
+        prop_assert!(error.is_memory(), "{error}");
         // Those of any kind first: the time of their strike is known, and they go by themselves.
         if self.0.iter().any(|&(op, due)| op.is_none() && due <= operations) {
             return Ok(());

@@ -5,7 +5,7 @@ use super::*;
 // What the copies hold.
 
 #[test]
-fn initialiser_runs_once_for_each_possible_cpu_in_ascending_order() {
+fn the_initialiser_runs_once_for_each_cpu_in_ascending_order() {
     for (pcpu, cpus) in [(with_holes(), HOLES.to_vec()), (uniform(9), (0..9).collect())] {
         let mut called = Vec::new();
         let object = PerCpu::new_in(&pcpu, Gfp::KERNEL, |cpu| {
@@ -145,7 +145,7 @@ fn this_cpu_is_the_copy_of_the_core_a_thread_is_pinned_to() {
 }
 
 #[test]
-fn this_cpu_on_a_machine_without_the_real_cpus_is_one_of_its_own() {
+fn this_cpu_on_machine_without_real_cpus_is_one_of_its_own() {
     let lone = Machine::builder().cpu(CpuId::new(700), NodeId::new(0)).build().unwrap();
     let pcpu = allocator(lone);
     let object = PerCpu::new_in(&pcpu, Gfp::KERNEL, |cpu| cpu.get()).unwrap();

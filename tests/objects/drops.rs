@@ -16,7 +16,7 @@ fn dropping_an_object_drops_the_value_of_every_cpu_once() {
 }
 
 #[test]
-fn panicking_initialiser_drops_what_was_made_and_frees_and_uncharges() {
+fn a_panicking_initialiser_drops_the_others_and_uncharges() {
     for panics_at in HOLES {
         let pcpu = with_holes();
         let tenant = pcpu.root().create("tenant").unwrap();
@@ -43,7 +43,7 @@ fn panicking_initialiser_drops_what_was_made_and_frees_and_uncharges() {
 }
 
 #[test]
-fn panicking_drop_of_one_value_drops_the_others_and_frees_and_uncharges() {
+fn a_panicking_drop_drops_the_others_and_uncharges() {
     struct Bomb(Logged, bool);
     impl Drop for Bomb {
         fn drop(&mut self) {

@@ -21,7 +21,7 @@ fn object_outlives_every_handle_of_its_allocator_and_tree() {
 }
 
 #[test]
-fn object_dropped_on_another_thread_drops_there_and_uncharges_its_owner() {
+fn an_object_dropped_on_another_thread_uncharges_its_owner() {
     struct Remembers(Arc<Mutex<Vec<thread::ThreadId>>>);
     impl Drop for Remembers {
         fn drop(&mut self) {

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn types_that_no_area_can_hold_are_refused_before_the_initialiser_runs() {
+fn too_large_types_are_refused_before_the_initialiser_runs() {
     #[repr(align(8192))]
     struct OverAligned;
     #[repr(align(8192))]

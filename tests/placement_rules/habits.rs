@@ -56,7 +56,7 @@ fn an_atomic_request_makes_balance_keep_a_reserve_in_its_set() {
 }
 
 #[test]
-fn pages_are_given_back_as_soon_as_a_set_without_reserve_has_others() {
+fn a_set_without_reserve_gives_pages_back_at_once() {
     let script = "4096@4 -> 1:0
          4096@4 -> 1:4096
          4096@4 -> 1:8192
@@ -85,7 +85,7 @@ const SIDELINED: &str = "4096@4 -> 1:0
      all empty=0";
 
 #[test]
-fn a_sidelined_chunk_whose_pages_are_populated_is_searched_in_its_turn() {
+fn a_sidelined_chunk_with_populated_pages_has_its_turn() {
     default_run().play(SIDELINED).play(
         "atomic 64@4 -> FAIL + sched
          b + populate 1 [1,5)

@@ -13,7 +13,7 @@ const UNIT: usize = 32 << 10;
 const SEVEN_PAGES: Regions = Regions { static_size: 0, reserved_size: 0, dyn_size: 28_672 };
 
 #[test]
-fn a_reserved_area_too_asks_for_balance_when_few_empty_pages_are_left() {
+fn reserved_areas_too_ask_for_balance_when_few_pages_are_left() {
     let regions = Regions { static_size: 24_576, reserved_size: 4096, dyn_size: 4096 };
     for profile in LINUX {
         Run::new(UNIT, regions, profile).play(
@@ -36,7 +36,7 @@ fn a_reserved_request_without_room_is_not_served_elsewhere() {
 }
 
 #[test]
-fn a_reserved_request_is_an_ordinary_one_where_nothing_is_reserved() {
+fn reserved_request_is_ordinary_one_where_nothing_is_reserved() {
     for profile in ALL {
         Run::new(UNIT, SEVEN_PAGES, profile).play("reserved 8@8 -> 0:0");
     }
@@ -54,7 +54,7 @@ fn a_reserved_request_is_an_ordinary_one_where_nothing_is_reserved() {
 }
 
 #[test]
-fn the_free_of_a_failed_population_counts_as_an_allocation_and_a_free() {
+fn free_of_failed_population_counts_as_allocation_and_free() {
     for profile in ALL {
         Run::new(UNIT, ONE_PAGE, profile).play(
             "8@4 -> 0:0
@@ -83,7 +83,7 @@ fn the_free_of_a_failed_population_keeps_pages_that_were_there() {
 }
 
 #[test]
-fn the_free_of_a_failed_population_does_not_look_for_pages_to_reclaim() {
+fn free_of_failed_population_does_not_look_for_pages_to_reclaim() {
     play(
         "12288@4 -> 1:0
          4@4 -> 1:12288
@@ -104,7 +104,7 @@ fn the_free_of_a_failed_population_does_not_look_for_pages_to_reclaim() {
 }
 
 #[test]
-fn linux_5_10_does_not_count_empty_pages_after_a_failed_population() {
+fn linux_5_10_counts_no_empty_pages_after_failed_population() {
     Run::new(UNIT, ONE_PAGE, Profile::LINUX_5_10).play(
         "fail populate 1
          8192@4 -> FAIL + create 1
@@ -195,7 +195,7 @@ fn free_chunks_are_destroyed_from_the_back_of_their_list() {
 }
 
 #[test]
-fn a_free_chunk_with_pages_outlives_the_one_that_balance_created() {
+fn free_chunk_with_pages_outlives_the_one_that_balance_created() {
     play(
         "b
          32768@4 -> 1:0
@@ -214,7 +214,7 @@ fn a_free_chunk_with_pages_outlives_the_one_that_balance_created() {
 }
 
 #[test]
-fn chunks_give_pages_back_in_turn_and_queue_up_behind_each_other() {
+fn chunks_give_pages_back_in_turn() {
     Run::new(64 << 10, ONE_PAGE, Profile::LINUX_6_13).play(
         "32768@4 -> 1:0
          32768@4 -> 1:32768

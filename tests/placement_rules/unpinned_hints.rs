@@ -31,7 +31,7 @@ fn a_block_refreshed_from_its_scan_run_keeps_that_runs_start() {
 }
 
 #[test]
-fn a_longer_run_in_front_of_the_contig_run_clears_only_the_scan_hints_size() {
+fn a_run_before_the_contig_run_clears_the_scan_hints_size() {
     play(
         "256@4 -> 1:0
          64@4 -> 1:256
@@ -50,7 +50,7 @@ fn a_longer_run_in_front_of_the_contig_run_clears_only_the_scan_hints_size() {
 }
 
 #[test]
-fn a_longer_run_between_contig_run_and_scan_run_clears_only_the_scan_hints_size() {
+fn a_run_between_contig_and_scan_run_clears_the_hints_size() {
     play(
         "64@4 -> 1:0
          64@4 -> 1:64
@@ -68,7 +68,7 @@ fn a_longer_run_between_contig_run_and_scan_run_clears_only_the_scan_hints_size(
 }
 
 #[test]
-fn a_block_in_the_middle_of_an_area_keeps_first_free_and_the_starts() {
+fn block_in_middle_of_area_keeps_first_free_and_starts() {
     play(
         "4096@4 -> 1:0
          64@4 -> 1:4096
@@ -87,7 +87,7 @@ fn a_block_in_the_middle_of_an_area_keeps_first_free_and_the_starts() {
 }
 
 #[test]
-fn the_last_block_of_an_area_that_ends_with_it_knows_that_nothing_is_free() {
+fn the_last_block_of_an_area_knows_that_nothing_is_free() {
     play(
         "12288@4 -> 1:0
          c1.0 contig=0 first_free=1024
@@ -117,7 +117,7 @@ fn the_chunks_scan_hint_survives_a_full_refresh() {
 }
 
 #[test]
-fn a_full_refresh_of_the_chunk_compares_with_the_old_contig_start() {
+fn full_refresh_of_the_chunk_compares_with_the_old_contig_start() {
     Run::new(32 << 10, ODD, Profile::LINUX_6_13).play(
         "8192@256 -> 0:2816
          c0 contig=320@2752

@@ -25,7 +25,7 @@ fn small_areas_fill_the_holes_that_alignment_leaves() {
 }
 
 #[test]
-fn the_scan_hint_lets_a_search_start_behind_holes_that_are_too_small() {
+fn scan_hint_lets_a_search_start_behind_holes_too_small() {
     play(
         "64@64 -> 1:0
          64@64 -> 1:64
@@ -44,7 +44,7 @@ fn the_scan_hint_lets_a_search_start_behind_holes_that_are_too_small() {
 }
 
 #[test]
-fn a_scan_hint_that_is_consumed_forgets_the_larger_hole_behind_it() {
+fn scan_hint_that_is_consumed_forgets_the_larger_hole_behind_it() {
     play(
         "80@4 -> 1:0
          48@4 -> 1:80
@@ -117,7 +117,7 @@ fn linux_misses_room_that_a_free_inside_a_later_block_made() {
 }
 
 #[test]
-fn the_default_profile_sees_the_room_that_a_free_inside_a_later_block_made() {
+fn default_profile_sees_room_that_free_inside_later_block_made() {
     Run::behind_first_chunk(Profile::default()).play(&sixteen_halves()).play(
         "f 4
          c1 contig=512@1536
@@ -148,7 +148,7 @@ fn of_equal_runs_the_better_aligned_one_is_kept() {
 }
 
 #[test]
-fn atomic_requests_use_populated_pages_and_balance_prepares_more() {
+fn atomic_requests_use_populated_pages_balance_prepares_more() {
     play(
         "64@64 -> 1:0 + create 1, populate 1 [0,1)
          atomic 4096@4 -> FAIL

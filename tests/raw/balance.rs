@@ -51,7 +51,7 @@ fn background_balance_is_done_soon() {
 }
 
 #[test]
-fn requests_that_may_not_block_leave_the_work_to_the_next_that_may() {
+fn nonblocking_requests_leave_the_work_to_the_next_that_may() {
     let pcpu = balanced_by(BalanceMode::Inline);
     let atomic = |size| Area::new(&pcpu, size, 4, Gfp::NOWAIT);
     let most = atomic(6 << 12).unwrap();
@@ -66,7 +66,7 @@ fn requests_that_may_not_block_leave_the_work_to_the_next_that_may() {
 }
 
 #[test]
-fn background_worker_fills_the_reserve_that_an_atomic_request_missed() {
+fn background_worker_fills_reserve_that_atomic_request_missed() {
     let pcpu = balanced_by(BalanceMode::Background);
     let deadline = Instant::now() + Duration::from_secs(20);
     let areas: Vec<_> = std::iter::repeat_with(|| {

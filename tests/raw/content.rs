@@ -72,7 +72,7 @@ fn new_areas_read_as_zero_after_dirty_frees_when_whole() {
 }
 
 #[test]
-fn granules_that_change_between_small_and_large_alignment_read_as_zero() {
+fn granules_that_change_their_alignment_read_as_zero() {
     for populate in POPULATES {
         let pcpu = builder().populate(populate).build().unwrap();
         let mut place = None;

@@ -85,7 +85,7 @@ fn this_cpu_ptr_on_an_injected_machine_is_one_of_the_copies() {
 }
 
 #[test]
-fn areas_work_on_a_machine_of_several_nodes_with_interleaved_cpus() {
+fn areas_work_on_machine_of_several_nodes_with_interleaved_cpus() {
     let node = |id: u32| (NodeId::new(id), (0..8).filter(move |cpu| cpu % 3 == id));
     let machine = [0, 1, 2]
         .into_iter()

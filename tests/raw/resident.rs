@@ -70,7 +70,7 @@ fn lazy_population_backs_nothing() {
 }
 
 #[test]
-fn whole_population_backs_the_whole_chunk_and_gives_no_part_back() {
+fn whole_population_backs_whole_chunk_and_gives_no_part_back() {
     if !residency_can_be_seen() {
         return;
     }

@@ -43,7 +43,7 @@ fn an_area_is_known_by_its_address_in_its_own_window_only() {
 
 /// Memory that is there before an area is handed out is there in the window that the area is in.
 #[test]
-fn with_eager_population_an_aligned_area_has_its_memory_or_is_refused() {
+fn an_eager_aligned_area_has_its_memory_or_is_refused() {
     let pcpu = PerCpuAllocator::builder().populate(Populate::Eager).build().unwrap();
     let alloc = |align| pcpu.alloc(Layout::from_size_align(8, align).unwrap(), Gfp::KERNEL);
     let small = alloc(8).unwrap();

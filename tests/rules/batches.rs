@@ -174,7 +174,7 @@ fn what_is_uncharged_above_a_bound_is_kept_nowhere() {
 
 /// A forced charge may exceed limits above the one that it met first.
 #[test]
-fn a_forced_charge_empties_the_stocks_below_every_limit_that_it_exceeds() {
+fn forced_charges_empty_the_stocks_below_limits_they_exceed() {
     let (_pcpu, top, [idle, busy]) = siblings();
     top.set_max(Limit::bytes(top.current() + idle.cached() + 1000)).unwrap();
     busy.set_max(Limit::bytes(0)).unwrap();

@@ -84,7 +84,7 @@ fn each_flag_does_what_it_says_when_nothing_can_be_freed() {
 }
 
 #[test]
-fn a_charge_that_is_too_large_for_an_oom_is_refused_or_forced_without() {
+fn charge_too_large_for_an_oom_is_refused_or_forced_without() {
     let full = Full::new(0, true);
     for gfp in [Gfp::KERNEL, Gfp::KERNEL | Gfp::NOFAIL] {
         let granted = gfp.may_exceed();
@@ -104,7 +104,7 @@ fn a_charge_calls_oom_callbacks_once_whatever_they_say() {
 }
 
 #[test]
-fn only_without_noretry_is_a_hook_that_frees_something_asked_again() {
+fn hooks_that_free_are_asked_again_only_without_noretry() {
     let full = Full::new(1, false);
     assert_eq!(full.charge(1, Gfp::KERNEL | Gfp::NORETRY).1, 1);
     assert_eq!(full.charge(1, Gfp::KERNEL | Gfp::RETRY_MAYFAIL).1, 16);
@@ -153,7 +153,7 @@ impl GivesBack {
 
 /// A service may watch events, and make room when the limit is met. Then nobody has to be asked.
 #[test]
-fn room_that_was_made_since_the_limit_was_met_spares_hooks_and_callbacks() {
+fn room_made_since_the_limit_was_met_spares_hooks_and_callbacks() {
     let (_pcpu, memcg) = tenant();
     memcg.set_max(Limit::bytes(MIB)).unwrap();
     let (calls, ooms): (Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
@@ -277,7 +277,7 @@ fn reclaim_by_hand_says_how_much_was_missing() {
 }
 
 #[test]
-fn set_max_below_usage_raises_one_oom_for_each_time_that_it_asks() {
+fn set_max_below_usage_raises_one_oom_for_each_time_it_asks() {
     let (_pcpu, memcg) = tenant();
     let held = memcg.charge(1000).unwrap();
     memcg.set_max(Limit::bytes(999)).unwrap();
@@ -341,7 +341,7 @@ fn a_hook_may_charge_in_a_cgroup_that_is_full() {
 }
 
 #[test]
-fn a_transfer_that_is_refused_raises_max_there_and_changes_nothing() {
+fn transfer_refused_raises_max_there_and_changes_nothing() {
     let (_pcpu, top) = tenant();
     let [from, to] = ["from", "to"].map(|name| top.create(name).unwrap());
     to.set_max(Limit::bytes(99)).unwrap();

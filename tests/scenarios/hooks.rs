@@ -174,7 +174,7 @@ fn charges_that_may_not_block_do_not_wait_for_a_hook() {
 }
 
 #[test]
-fn a_hook_charges_without_asking_anybody_and_is_not_entered_again() {
+fn hook_charges_without_asking_anybody_and_is_not_entered_again() {
     let (_pcpu, memcg) = cgroup("memcg");
     memcg.set_max(Limit::bytes(MIB)).unwrap();
     let cache = Cache::with_order(&memcg, 1);

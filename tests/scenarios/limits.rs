@@ -10,7 +10,7 @@ use crate::memory::{Cache, Job, PIECE};
 use crate::{MIB, cgroup};
 
 #[test]
-fn lowering_the_limit_drains_reclaims_raises_events_and_succeeds() {
+fn lowering_limit_drains_reclaims_raises_events_and_succeeds() {
     let (_pcpu, memcg) = cgroup("memcg");
     let cache = Cache::new(&memcg);
     let job = Job::new(&memcg);

@@ -98,7 +98,7 @@ fn charges_forgotten_on_two_cpus_do_not_wrap_the_count() {
 
 /// All are given back, but one CPU counted all of them up, and the other one down.
 #[test]
-fn charges_made_on_one_cpu_and_dropped_on_another_are_counted_right() {
+fn charges_dropped_on_another_cpu_are_counted_right() {
     const AT_A_TIME: u64 = 1 << 14;
     let Some([first, second]) = two_cpus() else { return };
     is_nobody_elses(|child, _| {
@@ -128,7 +128,7 @@ fn charges_made_on_one_cpu_and_dropped_on_another_are_counted_right() {
 
 /// The owners of areas are references, too.
 #[test]
-fn forgotten_areas_stay_charged_to_the_parent_and_to_nobody_else() {
+fn forgotten_areas_stay_charged_to_parent_and_to_nobody_else() {
     in_each_tier(|| {
         let (pcpu, tenant) = tenant();
         let mut left = 0;

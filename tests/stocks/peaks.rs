@@ -41,7 +41,7 @@ fn a_peak_counts_what_was_used_out_of_stocks_of_two_cpus() {
 }
 
 #[test]
-fn forced_charges_and_growth_out_of_a_stock_raise_the_peak_of_every_level() {
+fn forced_charges_and_growth_raise_the_peak_of_every_level() {
     in_each_tier(|| {
         let Some([first, second]) = two_cpus() else { return };
         let (pcpu, tenant) = tenant();
@@ -190,7 +190,7 @@ fn areas_on_one_cpu_give_an_exact_peak() {
 
 /// Each leaf is charged on one CPU, at the same time as the other.
 #[test]
-fn peaks_of_leaves_on_different_cpus_are_exact_while_both_are_charged() {
+fn peaks_of_leaves_charged_on_different_cpus_are_exact() {
     in_each_tier(|| {
         let Some(cpus) = two_cpus() else { return };
         let (_pcpu, tenant) = tenant();

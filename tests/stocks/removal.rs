@@ -169,7 +169,7 @@ fn a_charge_grows_in_every_way_while_a_chain_is_removed() {
 }
 
 #[test]
-fn cgroups_are_charged_through_handles_while_they_and_their_parents_are_removed() {
+fn cgroups_are_charged_while_they_and_their_parents_go() {
     in_each_tier(|| {
         races_with_removal(4, 2, |_, round, _| {
             for memcg in &round.chain {
@@ -267,7 +267,7 @@ fn children_are_created_while_their_parents_are_removed() {
 
 /// Names, and what stands behind them, are used again at once.
 #[test]
-fn a_cgroup_is_created_again_while_charges_of_its_predecessor_grow() {
+fn a_cgroup_is_created_again_while_old_charges_grow() {
     in_each_tier(|| {
         races_with_removal(1, 2, |_, round, held| {
             held.grow(LARGE).expect("no limit");

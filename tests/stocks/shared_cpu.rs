@@ -14,7 +14,7 @@ use crate::{budget, move_to, tenant, two_cpus};
 /// A thread that is preempted in the middle of a miss holds its CPU's lock. A charge of another
 /// thread uses its own stock all the same, so that usage grows by no more than is used.
 #[test]
-fn the_peak_of_a_leaf_is_exact_while_another_thread_charges_on_its_cpu() {
+fn a_leafs_peak_is_exact_beside_another_thread_on_its_cpu() {
     in_each_tier(|| {
         let Some([cpu, _]) = two_cpus() else { return };
         let pcpu = PerCpuAllocator::new().expect("the machine is readable");

@@ -166,7 +166,7 @@ fn a_forked_child_with_threads_takes_counters() {
 /// Whatever of its stacks the parent's threads were changing at the moment of the fork. Without
 /// sequences a stack stays locked in a child when the fork met a thread that had it locked.
 #[test]
-fn a_child_forked_while_others_push_and_pop_finds_the_stacks_usable() {
+fn child_forked_while_others_push_and_pop_finds_stacks_usable() {
     if ThisCpu::tier() == Tier::GetCpu {
         println!("skipped: stacks have locks without sequences");
         return;

@@ -194,7 +194,7 @@ alloc,9,8,8,,,
 }
 
 #[test]
-fn content_and_counters_are_right_where_areas_are_kept_for_reuse() {
+fn content_and_counters_are_right_where_areas_are_reused() {
     let file = shipped("workloads/cgroup-churn.csv.gz");
     let with_cache = |cache: &str| {
         let run = replay([&*file, "--backed", "--cpus", "3", "--cache", cache]);
@@ -255,7 +255,7 @@ fn help_is_no_error() {
 }
 
 #[test]
-fn memory_is_that_of_the_cpus_that_wrote_on_however_many_there_are() {
+fn memory_is_that_of_cpus_that_wrote_on_however_many_there_are() {
     let resident = |cpus: &str| -> u64 {
         let file = shipped("workloads/bpf-maps.csv.gz");
         let run = replay([&*file, "--backed", "--touch", "2", "--cpus", cpus]);

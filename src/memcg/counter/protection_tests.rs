@@ -45,7 +45,7 @@ fn claims_above_the_parents_protection_are_cut_in_proportion() {
 }
 
 #[test]
-fn reclaim_in_small_steps_converges_as_the_kernels_selftest_expects() {
+fn reclaim_in_small_steps_converges_as_kernels_selftest_expects() {
     for is_recursive in [false, true] {
         let mut children = EXAMPLE;
         let usage = |children: &[(u64, u64)]| children.iter().map(|(usage, _)| usage).sum::<u64>();
@@ -69,7 +69,7 @@ fn reclaim_in_small_steps_converges_as_the_kernels_selftest_expects() {
 }
 
 #[test]
-fn claims_above_the_parents_protection_are_cut_alike_with_recursive_protection() {
+fn recursive_protection_cuts_claims_above_the_parents_alike() {
     let usage = EXAMPLE.iter().map(|(usage, _)| usage).sum();
     let effective = distribute_recursively(50 * MIB, usage, &EXAMPLE);
     assert_eq!(effective, distribute(50 * MIB, &EXAMPLE));
@@ -81,7 +81,7 @@ fn claims_above_the_parents_protection_are_cut_alike_with_recursive_protection()
 }
 
 #[test]
-fn recursive_protection_shares_what_is_not_claimed_by_unprotected_usage() {
+fn recursive_protection_shares_the_rest_by_unprotected_usage() {
     // The drawing of the module: a fifth of the parent's usage is no child's.
     let children = [(40 * MIB, 20 * MIB), (40 * MIB, 0)];
     let effective = distribute_recursively(50 * MIB, 100 * MIB, &children);
@@ -97,7 +97,7 @@ fn recursive_protection_shares_what_is_not_claimed_by_unprotected_usage() {
 }
 
 #[test]
-fn a_parent_that_is_protected_as_a_whole_protects_all_below_it_recursively() {
+fn parent_protected_as_whole_protects_all_below_it_recursively() {
     for effective in [100, 101, 1000, u64::MAX] {
         assert_eq!(distribute_recursively(effective, 100, &[(30, 0), (50, 20)]), [30, 50]);
     }
@@ -110,7 +110,7 @@ fn a_parent_that_is_protected_as_a_whole_protects_all_below_it_recursively() {
 
 /// The usage of a child is read after that of its parent, and may be larger by then.
 #[test]
-fn a_child_that_grew_since_its_parent_was_looked_at_gets_no_more_than_there_is() {
+fn a_child_that_just_grew_gets_no_more_than_there_is() {
     assert_eq!(distribute_recursively(50, 10, &[(1000, 0)]), [50]);
     assert_eq!(distribute_recursively(50, 0, &[(1000, 0)]), [0]);
     assert_eq!(distribute_recursively(50, 10, &[(1000, 20)]), [20]);
@@ -153,7 +153,7 @@ fn figure() -> impl Strategy<Value = u64> {
 
 proptest! {
     #[test]
-    fn nobody_gets_more_than_the_claim_or_together_more_than_there_is(
+    fn nobody_gets_more_than_claim_or_together_more_than_there_is(
         effective in figure(),
         children in prop::collection::vec((figure(), figure()), 0..8),
     ) {
@@ -193,7 +193,7 @@ proptest! {
     }
 
     #[test]
-    fn recursive_protection_gives_no_more_than_there_is_or_than_is_used(
+    fn recursive_protection_is_bounded_by_claim_and_usage(
         effective in figure(),
         own in figure(),
         children in prop::collection::vec((figure(), figure()), 0..8),

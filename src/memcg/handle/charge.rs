@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use crate::arena::Owner;
 use crate::memcg::charge::try_charge::{self, Untold, grow_slowly};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
-use crate::memcg::error::{ChargeError, error_predicates};
+use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::{Token, TokenRef, labels, reparent};
 use crate::sys::AtomicWord;
+use crate::sys::error_predicates;
 use crate::sys::text::Quoted;
 
 /// Bytes that are charged to a cgroup until this value is dropped.

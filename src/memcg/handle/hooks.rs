@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use crate::memcg::charge::reclaim;
 use crate::memcg::counter::amount::Limit;
-use crate::memcg::error::error_predicates;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{
@@ -23,6 +22,7 @@ use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside::{HookScope, Lease};
 use crate::memcg::notify::registration::Registration;
 use crate::memcg::notify::running::Running;
+use crate::sys::error_predicates;
 
 /// Tells a [reclaim hook](Memcg::on_reclaim) where memory is needed, how much, and why.
 ///

@@ -12,22 +12,31 @@
 //! | `unwind` | why all of them are unwind safe |
 //! | `accounted` | collections that are charged by their capacity |
 
-pub(crate) mod accounted;
-pub(crate) mod bounds;
+// In the order in which the pages of `Memcg` and `Charge` have their methods.
+pub(crate) mod memcg;
+
+pub(crate) mod limits;
+
 pub(crate) mod charge;
 mod charging;
-pub(crate) mod events;
-pub(crate) mod hooks;
+
 pub(crate) mod in_memcg;
-pub(crate) mod lifecycle;
-pub(crate) mod limits;
-pub(crate) mod memcg;
-pub(crate) mod moving;
-pub(crate) mod peak_reader;
-pub(crate) mod removal_report;
 pub(crate) mod scope;
-pub(crate) mod scoped;
-pub(crate) mod snapshot;
 mod spawn;
+
+pub(crate) mod peak_reader;
+pub(crate) mod snapshot;
+
+pub(crate) mod hooks;
 pub(crate) mod throttle;
+
+pub(crate) mod events;
+
+pub(crate) mod lifecycle;
+pub(crate) mod removal_report;
+pub(crate) mod scoped;
+
+pub(crate) mod accounted;
+pub(crate) mod bounds;
+pub(crate) mod moving;
 mod unwind;

@@ -5,12 +5,13 @@ use std::ptr;
 use std::sync::Arc;
 
 use crate::memcg::charge::try_charge::{self, Untold};
-use crate::memcg::error::{ChargeError, error_predicates};
+use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::charge::Charge;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::{Node, Token, labels};
 use crate::memcg::stock::objcg::Payer;
+use crate::sys::error_predicates;
 
 /// [`Charge::merge`] was called with a charge that another cgroup pays for, or that has another label.
 ///

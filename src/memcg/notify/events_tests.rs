@@ -234,7 +234,7 @@ fn no_wake_up_is_lost() {
 
 /// The checking allocator ends the process where something is allocated or freed under a leaf lock.
 #[test]
-fn a_batch_of_a_tree_is_collected_without_allocating_under_its_lock() {
+fn batch_of_tree_is_collected_without_allocating_under_its_lock() {
     let watches = TreeWatches::default();
     let mut batches = [(); 2].map(|()| watches.watch(Duration::ZERO));
     thread::scope(|scope| {

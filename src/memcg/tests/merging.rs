@@ -6,7 +6,7 @@ use crate::memcg::tests::own_cpu;
 /// child, while the parent pays. What was charged at the parent must not refer to that token: the
 /// child's counter lacks it (M6).
 #[test]
-fn what_merges_during_a_removal_refers_to_the_token_that_points_higher() {
+fn what_merges_during_a_removal_refers_to_the_higher_token() {
     for child_first in [true, false] {
         let parent = own_cpu::root().create("parent").unwrap();
         let child = parent.create("child").unwrap();

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_run_of_pages_ends_at_the_next_populated_one_or_at_the_range() {
+    fn missing_run_of_pages_ends_at_next_populated_one_or_at_range() {
         let chunk = chunk(&[0, 3, 4]);
         let granules = |pages: Range<usize>| pages.start * 1024..pages.end * 1024;
         let missing = |pages| {

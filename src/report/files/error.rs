@@ -1,6 +1,7 @@
 //! What can go wrong with a file.
 
-use crate::memcg::{NumberError, ReclaimError, TreeError, error_predicates};
+use crate::memcg::{NumberError, ReclaimError, TreeError};
+use crate::sys::error_predicates;
 use crate::sys::text::{Quoted, Short, kept};
 
 /// Why a file could not be read or written, or a directory listed, created or removed.

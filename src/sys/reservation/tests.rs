@@ -99,7 +99,7 @@ fn more_than_the_address_space_is_out_of_memory() {
     {
         let error = Reservation::new(&machine(), bytes, align).unwrap_err();
         assert_eq!((error.op, error.bytes), (MapOp::Reserve, bytes));
-        assert!(error.is_out_of_memory());
+        assert!(error.is_memory());
     }
 }
 
@@ -255,7 +255,7 @@ fn prefault_on_one_thread_loses_no_update_of_another() {
 }
 
 #[test]
-fn a_reservation_outlives_its_machine_value_and_moves_between_threads() {
+fn a_reservation_outlives_its_machine_and_moves_to_threads() {
     let reservation = {
         let machine = machine();
         Reservation::new(&machine, page_size(), page_size()).unwrap()

@@ -53,7 +53,7 @@ for_every_int! {
     [
         fallbacks_agree_with_plain_arithmetic
         sequences_agree_with_fallbacks_and_change_nothing_else
-        stack_fallbacks_agree_with_a_vector_and_leave_locked_stacks_alone
+        stack_fallbacks_agree_with_a_vector_and_respect_locks
         stack_sequences_agree_with_fallbacks
     ]
 }
@@ -222,7 +222,7 @@ fn stack_story<N: Plain>() -> impl Strategy<Value = Vec<Option<N>>> {
     prop::collection::vec(prop::option::weighted(0.6, number()), 1..40)
 }
 
-fn stack_fallbacks_agree_with_a_vector_and_leave_locked_stacks_alone<N: Plain>() {
+fn stack_fallbacks_agree_with_a_vector_and_respect_locks<N: Plain>() {
     proptest!(cases(), |(ops in stack_story::<N>())| {
         let (mut plain, stack) = (Vec::new(), Stack::<N>::new_zeroed());
         for op in ops {
