@@ -125,7 +125,15 @@ impl Pool {
 
     pub(crate) fn charge(&self, bytes: u64) -> bool {
         let grow = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.size);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_ok()
+        let mut used = self.used.load(Ordering::Relaxed);
+        while let Some(more) = grow(used) {
+            match self.used.compare_exchange_weak(used, more, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return true,
+                Err(found) => used = found,
+            }
+        }
+        false
     }
 
     pub(crate) fn uncharge(&self, bytes: u64) {

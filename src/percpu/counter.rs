@@ -38,7 +38,7 @@ use super::{Local, PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp, Memcg};
 use crate::sys::forks;
 use crate::sys::locks::Mutex;
-use crate::sys::{LOCKABLE, LOCKED};
+use crate::sys::{LOCKABLE, LOCKED, try_update};
 
 /// The accuracy of a counter that was not told another.
 const USUAL_ACCURACY: u64 = 64;
@@ -427,7 +427,7 @@ impl Moving {
         let none = u64::from(forks::generation()) << 32;
         let one_more = |moving| Some(if moving >> 32 == none >> 32 { moving } else { none } + 1);
         // SeqCst: before the load of `is_settling`, in one order with its store and the load below.
-        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::Relaxed, one_more);
+        let _ = try_update!(self.0, Ordering::SeqCst, Ordering::Relaxed, one_more);
     }
 
     fn end(&self) {

@@ -49,6 +49,7 @@ mod reservation;
 mod sysfs;
 pub(crate) mod text;
 mod this_cpu;
+mod try_update;
 
 pub(crate) use atomic_ref::AtomicRef;
 pub(crate) use atomic_word::AtomicWord;
@@ -65,3 +66,4 @@ pub(crate) use this_cpu::{
     lock_fallback, pop_fallback, push_fallback, try_add_fallback,
 };
 pub use this_cpu::{ByConcurrency, ByCpu, CopyIndex, LocalInt, RegisteredBy, ThisCpu, Tier};
+pub(crate) use try_update::try_update;

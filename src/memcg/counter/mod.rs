@@ -23,6 +23,7 @@ pub(crate) mod protection;
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::counter::peak::Peaks;
 use crate::memcg::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::try_update;
 
 /// The usage and the limit of a counter that has no room for a charge.
 pub(crate) type Full = (u64, Limit);
@@ -168,7 +169,7 @@ impl Counter {
         };
         // SeqCst, with the load of the limit below. A thread that lowers the limit reads usage
         // afterwards. Either it sees this charge, or this thread sees the new limit.
-        match self.usage.fetch_update(Ordering::SeqCst, Ordering::Relaxed, add) {
+        match try_update!(self.usage, Ordering::SeqCst, Ordering::Relaxed, add) {
             Ok(usage) if usage + bytes <= self.max.load(Ordering::SeqCst) => Ok(()),
             Ok(usage) => {
                 self.sub(bytes);
@@ -187,7 +188,7 @@ impl Counter {
     pub(crate) fn add(&self, bytes: u64) -> bool {
         let add = |usage: u64| usage.checked_add(bytes);
         // SeqCst: as in `try_add`.
-        self.usage.fetch_update(Ordering::SeqCst, Ordering::Relaxed, add).is_ok()
+        try_update!(self.usage, Ordering::SeqCst, Ordering::Relaxed, add).is_ok()
     }
 
     /// Subtracts `bytes` that were added before.
@@ -215,7 +216,7 @@ impl Counter {
     pub(crate) fn add_over_high(&self, bytes: u64) {
         let add = |sum: u64| Some(sum.saturating_add(bytes));
         // Relaxed: one number, which publishes no other memory.
-        let _ = self.over_high.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        let _ = try_update!(self.over_high, Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
     /// Takes the bytes that were noted, and sets them to 0.

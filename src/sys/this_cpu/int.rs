@@ -10,6 +10,7 @@ use std::sync::atomic::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{At, CopyIndex};
+use crate::sys::try_update;
 
 /// An integer that operations on this CPU's copy work on: `u8` to `u64`, `usize`, and the signed
 /// ones. Arithmetic wraps.
@@ -156,14 +157,14 @@ pub(crate) fn try_add_fallback(word: &AtomicI64, value: i64, most: u64) -> bool 
     let is_within = |sum: &i64| sum.unsigned_abs() <= most;
     let add = |found: i64| Some(found.wrapping_add(value)).filter(is_within);
     // Acquire: what a thread did while it had the word locked.
-    word.fetch_update(Acquire, Relaxed, add).is_ok()
+    try_update!(word, Acquire, Relaxed, add).is_ok()
 }
 
 /// As [`Collect::lock`].
 pub(crate) fn lock_fallback(word: &AtomicI64) -> i64 {
     let lock = |found: i64| (found != LOCKED).then_some(LOCKED);
     // Acquire: as in `try_add_fallback`.
-    word.fetch_update(Acquire, Relaxed, lock).unwrap_or_else(|found| found)
+    try_update!(word, Acquire, Relaxed, lock).unwrap_or_else(|found| found)
 }
 
 macro_rules! atomic_ops {
@@ -233,7 +234,7 @@ macro_rules! atomic_ops {
             #[inline]
             fn sub_if_at_least_fallback(word: &$atomic, value: Self) -> Self {
                 let rest = |found: Self| (found >= value).then(|| found.wrapping_sub(value));
-                word.fetch_update(Relaxed, Relaxed, rest).unwrap_or_else(|found| found)
+                try_update!(word, Relaxed, Relaxed, rest).unwrap_or_else(|found| found)
             }
 
             #[inline]
