@@ -10,7 +10,9 @@ use crate::sys::text::{Bytes, Short};
 /// first.
 ///
 /// `{}` writes bytes, `{:#}` the units KiB, MiB, …. The columns of figures are aligned. Names that are
-/// not printable are escaped. `…` stands for what a depth or a number of children leaves out.
+/// not printable are escaped. `…` stands for what a depth or a number of children leaves out. A line in
+/// brackets is what the charges with one [label](crate::Charge::labelled) hold, in the cgroup above it and
+/// below that.
 ///
 /// Names are indented by two blanks for each level, up to level 64. A name further down is indented as
 /// far, and begins with its level in brackets. A name that ends beyond column 40 moves the figures of
@@ -58,7 +60,7 @@ impl MemcgTree<'_> {
         MemcgTree { depth, ..self }
     }
 
-    /// Shows of each cgroup's children only so many, those that use most.
+    /// Shows of each cgroup's children and labels only so many, those that use most.
     #[must_use]
     pub fn top(self, top: usize) -> Self {
         MemcgTree { top, ..self }
@@ -129,6 +131,12 @@ impl Row {
         }
     }
 
+    /// What the charges with one label hold.
+    fn labelled(label: &str, bytes: u64, depth: usize, in_units: bool) -> Self {
+        let name = format!("{}[{}]", Indent(depth), Short(label));
+        Row { name, figures: vec![text_of(&Bytes(bytes), in_units)], below: 0 }
+    }
+
     /// What is left out of the children of a cgroup.
     fn rest(count: usize, current: u64, depth: usize, in_units: bool) -> Self {
         let name = format!("{}… {count} more", Indent(depth));
@@ -165,6 +173,11 @@ impl MemcgTree<'_> {
                 continue;
             }
             rows.push(Row::of(cgroup, 0, in_units));
+            let mut labels: Vec<_> = cgroup.labels.iter().collect();
+            labels.sort_by_key(|(_, bytes)| Reverse(**bytes));
+            for (label, bytes) in labels.into_iter().take(self.top) {
+                rows.push(Row::labelled(label, *bytes, cgroup.depth + 1, in_units));
+            }
             let (shown, rest) = children[index].split_at(self.top.min(children[index].len()));
             if !rest.is_empty() {
                 // Figures of different moments may be together more than there is.
@@ -245,6 +258,28 @@ mod tests {
             assert_eq!(cut.lines().count(), levels.min(40_001) + 1);
             assert_eq!(cut.ends_with("  … 1 below\n"), levels > 40_001);
         }
+    }
+
+    #[test]
+    fn labels_are_below_their_cgroup_the_largest_first() {
+        let tenant = PerCpuAllocator::new().unwrap().root().create("tenant").unwrap();
+        let query = tenant.create("query").unwrap();
+        let charge = |memcg: &Memcg, bytes, label| memcg.charge(bytes).unwrap().labelled(label);
+        let _held = [
+            charge(&tenant, 300, "a\u{1b}b"),
+            charge(&query, 200, "rows"),
+            charge(&query, 500, "rows"),
+        ];
+        let lines = |tree: MemcgTree<'_>| {
+            let text = tree.to_string();
+            let line = |line: &str| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+            text.lines().skip(1).map(line).collect::<Vec<_>>()
+        };
+        let snapshot = tenant.snapshot();
+        let shown = ["tenant 1064", "[rows] 700", "[a\\u{1b}b] 300", "query 700", "[rows] 700"];
+        assert_eq!(lines(snapshot.tree()), shown);
+        assert_eq!(lines(snapshot.tree().top(1)), [shown[0], shown[1], shown[3], shown[4]]);
+        assert_eq!(lines(snapshot.tree().depth(0)), [shown[0]]);
     }
 
     #[test]
