@@ -8,9 +8,8 @@
 
 use std::array::from_fn;
 use std::hint::black_box;
-use std::sync::Barrier;
+use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::time::Duration;
 
 use core_affinity::CoreId;
@@ -20,6 +19,10 @@ use criterion::{
 use percpu_memcg::counter::{DualModeCounter, HistogramValue, exponential_bounds, linear_bounds};
 use percpu_memcg::this_cpu::ThisCpu;
 use percpu_memcg::{Gfp, Local, Machine, PerCpu, PerCpuAllocator, PerCpuCounter, PerCpuHistogram};
+
+mod common;
+
+use common::beside_others;
 
 /// Objects in turn.
 const OBJECTS: usize = 16;
@@ -31,22 +34,10 @@ fn bench<T: Sync>(
     name: &str,
     cpus: &[CoreId],
     objects: &[T; OBJECTS],
-    operation: impl Fn(&T) + Copy + Send,
+    operation: impl Fn(&T) + Copy + Send + Sync,
 ) {
-    let is_done = &AtomicBool::new(false);
-    let others = &Barrier::new(cpus.len());
-    std::thread::scope(|scope| {
-        for &cpu in &cpus[1..] {
-            scope.spawn(move || {
-                assert!(core_affinity::set_for_current(cpu));
-                others.wait();
-                while !is_done.load(Relaxed) {
-                    (0..256).for_each(|nth| operation(&objects[nth % OBJECTS]));
-                }
-            });
-        }
-        assert!(core_affinity::set_for_current(cpus[0]));
-        others.wait();
+    let on = |nth: usize| operation(&objects[nth % OBJECTS]);
+    beside_others(cpus, on, || {
         let mut nth = 0;
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -54,7 +45,6 @@ fn bench<T: Sync>(
                 operation(&objects[nth]);
             });
         });
-        is_done.store(true, Relaxed);
     });
 }
 

@@ -9,9 +9,8 @@
 
 use std::cell::Cell;
 use std::hint::black_box;
-use std::sync::Barrier;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use core_affinity::CoreId;
 use criterion::{
@@ -21,6 +20,10 @@ use crossbeam_utils::CachePadded;
 use percpu_memcg::machine::{CpuId, MAX_CPUS};
 use percpu_memcg::this_cpu::ThisCpu;
 use percpu_memcg::{Gfp, Local, Machine, PerCpu, PerCpuAllocator};
+
+mod common;
+
+use common::beside_others;
 
 const WORDS: usize = 256;
 
@@ -42,20 +45,7 @@ fn bench(
     cpus: &[CoreId],
     operation: impl Fn(usize) + Copy + Send,
 ) {
-    let is_done = &AtomicBool::new(false);
-    let others = &Barrier::new(cpus.len());
-    std::thread::scope(|scope| {
-        for &cpu in &cpus[1..] {
-            scope.spawn(move || {
-                assert!(core_affinity::set_for_current(cpu));
-                others.wait();
-                while !is_done.load(Relaxed) {
-                    (0..WORDS).for_each(operation);
-                }
-            });
-        }
-        assert!(core_affinity::set_for_current(cpus[0]));
-        others.wait();
+    beside_others(cpus, operation, || {
         group.bench_function(name, |bencher| {
             let mut word = 0u8;
             bencher.iter(move || {
@@ -63,7 +53,6 @@ fn bench(
                 word = word.wrapping_add(1);
             });
         });
-        is_done.store(true, Relaxed);
     });
 }
 

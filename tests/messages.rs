@@ -3,8 +3,10 @@
 use std::error::Error;
 use std::io;
 
-use percpu_memcg::error::{ReserveError, TreeError};
-use percpu_memcg::{AllocError, Gfp, Limit, Memcg, PerCpu, PerCpuAllocator, PerCpuHistogram};
+use percpu_memcg::error::{BuildError, ReserveError, TreeError};
+use percpu_memcg::{
+    AllocError, Gfp, Limit, Machine, Memcg, PerCpu, PerCpuAllocator, PerCpuHistogram,
+};
 
 /// No message of an error with one path or text is longer: 256 bytes of it, and what stands around.
 const LONGEST: usize = 500;
@@ -158,6 +160,20 @@ fn every_error_answers_the_same_questions() {
     let mut charge = pcpu.root().charge(1).unwrap();
     assert_eq!(asked!(charge.shrink(2).unwrap_err()), INVALID);
     assert_eq!(asked!(charge.merge(mine.charge(0).unwrap()).unwrap_err()), INVALID);
+
+    let histogram = |memcg: &Memcg, bounds| PerCpuHistogram::<2>::new_for(memcg, bounds);
+    assert_eq!(asked!(histogram(&mine, [1, 2]).unwrap_err()), LIMIT);
+    assert_eq!(asked!(histogram(&mine, [2, 1]).unwrap_err()), INVALID);
+    assert_eq!(asked!(Machine::uniform(0).unwrap_err()), INVALID);
+    let builder = PerCpuAllocator::builder().unit_size(1 << 30);
+    assert_eq!(asked!(builder.build().unwrap_err()), INVALID);
+    let machine = Machine::uniform(2).unwrap();
+    machine.faults().fail_all(None);
+    let builder = PerCpuAllocator::builder().machine(machine);
+    let refused = builder.build().map(drop).unwrap_err();
+    let BuildError::Memory(mapping) = refused else { panic!("{refused}") };
+    assert_eq!(asked!(mapping), MEMORY);
+    assert_eq!(asked!(refused), MEMORY);
 }
 
 #[test]
