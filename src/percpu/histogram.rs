@@ -108,7 +108,7 @@ pub fn exponential_bounds<const B: usize, V: HistogramValue>(first: V, factor: f
 /// Values are `u64` or [`Duration`]. [`linear_bounds`] and [`exponential_bounds`] compute bounds.
 ///
 /// Cost: recording searches the bucket and adds to two words, which takes about twice the time of
-/// [`Local::add`](crate::Local::add) with 3 or 16 buckets. A histogram takes 8 × (`B` + 2) bytes on every
+/// [`PerCpu::add`] with 3 or 16 buckets. A histogram takes 8 × (`B` + 2) bytes on every
 /// CPU. A [`snapshot`](Self::snapshot) reads all of them.
 ///
 /// # Examples
