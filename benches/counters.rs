@@ -58,7 +58,7 @@ fn update(criterion: &mut Criterion) {
         counter.add(1_000_000_000);
         counter
     });
-    let fixed = from_fn(|_| PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap());
+    let fixed = from_fn(|_| PerCpuCounter::with_batch_in(&pcpu, Gfp::KERNEL, 32).unwrap());
     let atomics = from_fn(|_| AtomicI64::new(0));
     let duals = from_fn(|_| DualModeCounter::new());
     let few = histograms(&pcpu, [100, 1_000, 10_000]);

@@ -25,8 +25,7 @@
 //! A task carries its tenant over every `.await`:
 //!
 //! ```
-//! use percpu_memcg::cgroup::InMemcg;
-//! use percpu_memcg::{ChargeError, Memcg, PerCpuAllocator};
+//! use percpu_memcg::{ChargeError, InMemcg, Memcg, PerCpuAllocator};
 //!
 //! async fn handle(root: &Memcg, body: &[u8]) -> Result<u64, ChargeError> {
 //!     let copy = root.charge_current(body.len() as u64)?; // whatever tenant this task works for
@@ -63,7 +62,7 @@
 //! | a cgroup for one request or query | [`Memcg::create_scoped`], [`InMemcg`] futures, [`Memcg::remove_with_report`] for leaks |
 //! | to free memory before a limit refuses | [`Memcg::on_reclaim`], [`Memcg::on_oom`] |
 //! | to slow a tenant down before it reaches its limit | [`Memcg::set_high`], [`Memcg::throttle`] |
-//! | to wait for events | [`Memcg::watch_events`], or [`Memcg::watch_tree`] for those of all cgroups |
+//! | to wait for events | [`Memcg::watch_events`], or [`Memcg::watch_tree`] for those of a whole subtree |
 //! | figures, as numbers and as text | [`Memcg::snapshot`] and its [`tree`](cgroup::MemcgSnapshot::tree), [`PerCpuAllocator::stats`], [`report::Snapshot`] |
 //! | limits and statistics as files, by path | [`PerCpuAllocator::files`] |
 //! | the peak of a period | [`Memcg::peak_reader`] |
@@ -98,7 +97,6 @@
 //!
 //! [`Accounted`]: cgroup::Accounted
 //! [`FaultInjection`]: machine::FaultInjection
-//! [`InMemcg`]: cgroup::InMemcg
 //! [`PcpuPtr`]: allocator::PcpuPtr
 //! [`Populate::Lazy`]: allocator::Populate::Lazy
 
@@ -203,7 +201,9 @@ pub mod error {
     //! After an error nothing is charged, allocated or lost, and the same call may be made again.
     //! Methods say why: `is_limit` (a cgroup refused; it may succeed after memory was freed), `is_memory`
     //! (the system refused), `is_invalid` (an argument is illegal; it can never succeed). `errno` is the
-    //! kernel's number, and every error converts to [`std::io::Error`].
+    //! kernel's number, and errors convert to [`std::io::Error`]. That holds for all but [`StackFull`],
+    //! which gives the item back. Errors of a layout that you describe yourself are in
+    //! [`placement`](crate::placement).
     //!
     //! | a call that | fails with |
     //! |---|---|
@@ -230,7 +230,7 @@ pub mod error {
 
 // What most programs use, at the root as well.
 pub use allocator::PerCpuAllocator;
-pub use cgroup::{Charge, Gfp, Limit, Memcg};
+pub use cgroup::{Charge, Gfp, InMemcg, Limit, Memcg};
 pub use counter::{PerCpuCounter, PerCpuHistogram};
 pub use error::{AllocError, ChargeError};
 pub use machine::Machine;

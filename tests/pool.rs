@@ -37,7 +37,7 @@ fn cgroups<const N: usize>(names: [&str; N]) -> (PerCpuAllocator, [Memcg; N]) {
 }
 
 fn plain(memcg: &Memcg) -> PerCpuPool<AtomicU64> {
-    PerCpuPool::new(memcg, |_| AtomicU64::new(0), |_| ()).unwrap()
+    PerCpuPool::new_for(memcg, |_| AtomicU64::new(0), |_| ()).unwrap()
 }
 
 /// Tells objects apart.
@@ -159,7 +159,7 @@ fn values_stay_and_are_reset_once_for_each_use() {
             *value.1.get_mut() += 1;
         }
     };
-    let pool = PerCpuPool::new(&spare, init, reset).unwrap();
+    let pool = PerCpuPool::new_for(&spare, init, reset).unwrap();
     for uses in 0..5 {
         let object = pool.take(&tenant).unwrap();
         for (cpu, value) in object.iter() {
@@ -180,7 +180,7 @@ fn a_refusal_constructs_nothing_and_loses_nothing() {
     let (pcpu, [spare, tenant, other]) = cgroups(["spare", "tenant", "other"]);
     let (alive, cost) = (Alive::default(), cost_of::<Value>());
     let value = alive.clone();
-    let pool = PerCpuPool::new(&spare, move |_| value.value(), |_| ()).unwrap();
+    let pool = PerCpuPool::new_for(&spare, move |_| value.value(), |_| ()).unwrap();
     let (own, before) = (spare.current(), pcpu.root().current());
     tenant.set_max(Limit::bytes(2 * cost - 1)).unwrap();
 
@@ -210,15 +210,15 @@ fn impossible_types_and_cgroups_of_another_tree_are_errors() {
     let (_pcpu, [spare]) = cgroups(["spare"]);
     let (_other, [stranger]) = cgroups(["stranger"]);
     let before = spare.current();
-    assert!(PerCpuPool::new(&spare, |_| (), |_| ()).unwrap_err().is_invalid());
-    assert!(PerCpuPool::new(&spare, |_| [0_u8; 40_000], |_| ()).unwrap_err().is_invalid());
+    assert!(PerCpuPool::new_for(&spare, |_| (), |_| ()).unwrap_err().is_invalid());
+    assert!(PerCpuPool::new_for(&spare, |_| [0_u8; 40_000], |_| ()).unwrap_err().is_invalid());
     assert_eq!(spare.current(), before);
     let pool = plain(&spare);
     assert!(pool.take(&stranger).unwrap_err().is_other_tree());
     assert_eq!(stranger.current(), 0);
     // A pool that its own cgroup has no room for.
     spare.set_max(Limit::bytes(spare.current())).unwrap();
-    assert!(PerCpuPool::new(&spare, |_| 0_u64, |_| ()).unwrap_err().is_limit());
+    assert!(PerCpuPool::new_for(&spare, |_| 0_u64, |_| ()).unwrap_err().is_limit());
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_panic_of_init_leaves_nothing() {
         assert_ne!(countdown.fetch_sub(1, Ordering::Relaxed), 0, "the third value");
         value.value()
     };
-    let pool = PerCpuPool::new(&spare, init, |_| ()).unwrap();
+    let pool = PerCpuPool::new_for(&spare, init, |_| ()).unwrap();
     let areas = pcpu.stats().nr_cur_alloc;
     let before = pcpu.root().current();
     assert!(panics(|| drop(pool.take(&tenant))));
@@ -246,7 +246,7 @@ fn a_panic_of_reset_frees_the_object_and_no_other() {
     let (alive, fails) = (Alive::default(), Arc::new(AtomicBool::new(false)));
     let (value, is_failing) = (alive.clone(), Arc::clone(&fails));
     let reset = move |_: &mut PerCpu<Value>| assert!(!is_failing.load(Ordering::Relaxed));
-    let pool = PerCpuPool::new(&spare, move |_| value.value(), reset).unwrap();
+    let pool = PerCpuPool::new_for(&spare, move |_| value.value(), reset).unwrap();
     fill(&pool, &tenant, 4);
     let before = spare.stat().charged;
     let object = pool.take(&tenant).unwrap();
@@ -270,7 +270,7 @@ fn a_panic_of_a_drop_spares_no_other_object() {
         let panics = made.fetch_add(1, Ordering::Relaxed) == CPUS + 1;
         value.value_that(panics)
     };
-    let pool = PerCpuPool::new(&spare, init, |_| ()).unwrap();
+    let pool = PerCpuPool::new_for(&spare, init, |_| ()).unwrap();
     fill(&pool, &tenant, 6);
     assert!(panics(|| assert_eq!(pool.shrink(usize::MAX), 6)));
     assert_eq!((alive.count(), pool.idle(), spare.stat().charged), (0, 0, 0));
@@ -302,7 +302,7 @@ fn idle_objects_are_bounded() {
         let (pcpu, [spare, tenant]) = cgroups(["spare", "tenant"]);
         let alive = Alive::default();
         let value = alive.clone();
-        let pool = PerCpuPool::new(&spare, move |_| value.value(), |_| ()).unwrap();
+        let pool = PerCpuPool::new_for(&spare, move |_| value.value(), |_| ()).unwrap();
         let pool = pool.with_max_idle(most);
         on_cpu(0, || {
             let objects: Vec<_> = (0..200).map(|_| pool.take(&tenant).unwrap()).collect();
@@ -320,7 +320,7 @@ fn shrink_reaches_the_objects_of_all_cpus() {
     let (_pcpu, [spare, tenant]) = cgroups(["spare", "tenant"]);
     let alive = Alive::default();
     let value = alive.clone();
-    let pool = PerCpuPool::new(&spare, move |_| value.value(), |_| ()).unwrap();
+    let pool = PerCpuPool::new_for(&spare, move |_| value.value(), |_| ()).unwrap();
     fill(&pool, &tenant, 60);
     on_cpu(0, || {
         assert_eq!(pool.shrink(0), 0);
@@ -428,7 +428,7 @@ fn pools_and_objects_go_in_any_order() {
     let (pcpu, [spare, tenant]) = cgroups(["spare", "tenant"]);
     let alive = Alive::default();
     let value = alive.clone();
-    let pool = PerCpuPool::new(&spare, move |_| value.value(), |_| ()).unwrap();
+    let pool = PerCpuPool::new_for(&spare, move |_| value.value(), |_| ()).unwrap();
     let pool = Arc::new(pool);
     fill(&pool, &tenant, 4);
     let owned: Pooled<Value, Arc<PerCpuPool<Value>>> = pool.take_owned(&tenant).unwrap();
@@ -461,7 +461,7 @@ fn a_hook_that_is_late_finds_no_pool() {
 fn operations_work_on_what_is_pooled() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let tenant = pcpu.root().create("tenant").unwrap();
-    let pool = PerCpuPool::<Local<u64>>::new(
+    let pool = PerCpuPool::<Local<u64>>::new_for(
         &pcpu.root(),
         |_| Local::new(0),
         |hits| {
@@ -482,7 +482,7 @@ fn a_shrink_and_a_take_do_not_get_the_same_object() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let alive = Alive::default();
     let value = alive.clone();
-    let pool = PerCpuPool::new(&pcpu.root(), move |_| value.value(), |_| ()).unwrap();
+    let pool = PerCpuPool::new_for(&pcpu.root(), move |_| value.value(), |_| ()).unwrap();
     let (users, is_over) = (AtomicI64::new(0), AtomicBool::new(false));
     let mut shrunk = 0;
     thread::scope(|scope| {
@@ -528,7 +528,7 @@ fn eight_threads_leave_nothing() {
         let in_use = object.iter().any(|(_, value)| value.is_dropped.load(Ordering::Relaxed));
         assert!(!in_use, "an object that was freed is in use");
     };
-    let pool = PerCpuPool::new(&spare, move |_| value.value(), reset).unwrap().with_max_idle(8);
+    let pool = PerCpuPool::new_for(&spare, move |_| value.value(), reset).unwrap().with_max_idle(8);
     let cost = pool.take(&spare).map(|_held| spare.stat().charged).unwrap();
     let in_hands = parking_lot::Mutex::new(Vec::new());
     let owners: parking_lot::Mutex<BTreeSet<usize>> = parking_lot::Mutex::default();

@@ -36,6 +36,28 @@ fn entries(batch: &TreeEvents) -> Vec<(&str, EventKind, u64)> {
 }
 
 #[test]
+fn a_watch_tells_of_its_subtree_and_of_no_other_tenant() {
+    let (_pcpu, root) = tree();
+    let [a, ab, b] = ["a", "ab", "b"].map(|name| full(&root, name));
+    let within = a.create("query");
+    assert!(within.is_err(), "a is full");
+    let mut watches = [&a, &ab, &b].map(|memcg| memcg.watch_tree(Duration::ZERO));
+    assert!(a.charge(1).is_err());
+    assert!(b.charge(1).is_err());
+    a.set_max(Limit::unlimited()).unwrap();
+    assert!(full(&a, "query").charge(1).is_err());
+
+    let told = watches[0].wait_timeout(LONG).unwrap();
+    assert_eq!(
+        entries(&told),
+        [("/a", EventKind::Max, 1), ("/a/query", EventKind::Max, 1)],
+        "not of /ab, which begins alike"
+    );
+    assert_eq!(watches[1].wait_timeout(SHORT), None);
+    assert_eq!(entries(&watches[2].wait_timeout(LONG).unwrap()), [("/b", EventKind::Max, 1)]);
+}
+
+#[test]
 fn a_batch_names_every_cgroup_and_kind_once() {
     let (_pcpu, root) = tree();
     let tenant = root.create("tenant").unwrap();

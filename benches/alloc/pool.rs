@@ -24,7 +24,7 @@ impl Pool {
         let ours = Ours::new(cpus, 8, PLAIN);
         let [spare, tenant] =
             ["spare", "taker"].map(|name| ours.pcpu.root().create(name).expect("a new name"));
-        let pool = PerCpuPool::new(&spare, |_| AtomicU64::new(1), |_| ()).expect("room");
+        let pool = PerCpuPool::new_for(&spare, |_| AtomicU64::new(1), |_| ()).expect("room");
         Pool { pool: Box::leak(Box::new(pool)), tenant }
     }
 }

@@ -14,7 +14,7 @@ use crate::sys::{CpuId, Machine};
 
 /// Allocates per-CPU memory and charges it to cgroups.
 ///
-/// A handle: clones share one allocator, which lives until the last handle of any kind is gone
+/// A handle: clones share one allocator, which lives until the last handle of any kind is dropped
 /// (clones, [`Memcg`]s, [`PerCpu`](super::PerCpu) objects). All methods may be called from any
 /// thread.
 ///

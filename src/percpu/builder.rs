@@ -217,8 +217,8 @@ impl PerCpuAllocatorBuilder {
     /// bytes, and areas of the reserved region are not kept.
     ///
     /// What is kept goes back by itself when an allocation finds no room, and before balance work;
-    /// and when [`PerCpuAllocator::trim`] is called. An operation that runs balance work for itself gives back
-    /// some areas at a time: so much again, at most, may be on its way back.
+    /// and when [`PerCpuAllocator::trim`] is called. Balance work gives back
+    /// some areas at a time. Those that wait for it are at most as many bytes again.
     ///
     /// # Examples
     ///

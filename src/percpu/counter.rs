@@ -137,7 +137,7 @@ impl PerCpuCounter {
     /// # Errors
     ///
     /// As [`new_in`](Self::new_in).
-    pub fn with_batch(
+    pub fn with_batch_in(
         allocator: &PerCpuAllocator,
         gfp: Gfp,
         batch: u64,
@@ -170,8 +170,8 @@ impl PerCpuCounter {
         })
     }
 
-    /// Lets the batch grow so that estimates are off by at most 1/`one_in` of the largest value so far,
-    /// or by [`error`](Self::error) as it is now if that is more. With 0, the batch stays.
+    /// Lets the batch grow. Estimates are then off by at most 1/`one_in` of the largest value so far, but
+    /// never by less than the present [`max_error`](Self::max_error). With 0, the batch stays.
     ///
     /// # Examples
     ///
@@ -182,7 +182,7 @@ impl PerCpuCounter {
     /// let tenant = pcpu.root().create("tenant")?;
     /// let bytes = PerCpuCounter::new_for(&tenant)?.accuracy(1000);
     /// bytes.add(5_000_000_000);
-    /// assert!(bytes.error() <= 5_000_000);
+    /// assert!(bytes.max_error() <= 5_000_000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
@@ -244,7 +244,7 @@ impl PerCpuCounter {
     fn grow(&self, total: i64, most: u64) {
         let share = self.accuracy.saturating_mul(self.copies);
         // The value is as far from 0 at least.
-        let value = total.unsigned_abs().saturating_sub(self.error());
+        let value = total.unsigned_abs().saturating_sub(self.max_error());
         let allowed = value.checked_div(share).unwrap_or(0);
         if allowed / 2 > most {
             // Relaxed: as in `add`. Never less than before (V1).
@@ -267,7 +267,7 @@ impl PerCpuCounter {
     /// A range that contains the value, without asking the CPUs: two loads.
     ///
     /// The value contains all that was added before the call. It may contain some of what others add
-    /// during the call. The range reaches [`error`](Self::error) to both sides of [`read`](Self::read). Where
+    /// during the call. The range reaches [`max_error`](Self::max_error) to both sides of [`read`](Self::read). Where
     /// that is beyond the ends of `i64`, values may have wrapped, and the range is all of `i64`.
     ///
     /// # Examples
@@ -289,14 +289,14 @@ impl PerCpuCounter {
     pub fn estimate(&self) -> RangeInclusive<i64> {
         // Acquire: the batch is loaded afterwards (V1).
         let total = self.shared.total.load(Ordering::Acquire);
-        let error = self.error();
+        let error = self.max_error();
         match (total.checked_sub_unsigned(error), total.checked_add_unsigned(error)) {
             (Some(least), Some(most)) => least..=most,
             _ => i64::MIN..=i64::MAX,
         }
     }
 
-    /// The value, approximately: one load. Off by no more than [`error`](Self::error).
+    /// The value, approximately: one load. Off by no more than [`max_error`](Self::max_error).
     #[inline]
     pub fn read(&self) -> i64 {
         self.shared.total.load(Ordering::Relaxed)
@@ -305,7 +305,7 @@ impl PerCpuCounter {
     /// How far [`read`](Self::read) is off at most: less than a batch for every possible CPU, and for
     /// threads without one. Grows with the value, up to its share by [`accuracy`](Self::accuracy).
     #[inline]
-    pub fn error(&self) -> u64 {
+    pub fn max_error(&self) -> u64 {
         self.most.load(Ordering::Relaxed).saturating_mul(self.copies)
     }
 
@@ -373,11 +373,11 @@ impl PerCpuCounter {
     /// let pcpu = PerCpuAllocator::new()?;
     /// let tenant = pcpu.root().create("tenant")?;
     /// let mut bytes = PerCpuCounter::new_for(&tenant)?;
-    /// let at_first = bytes.error();
+    /// let at_first = bytes.max_error();
     /// bytes.add(1 << 30);
     /// bytes.add(5 - (1 << 30));
-    /// assert!(bytes.error() > at_first);
-    /// assert_eq!((bytes.settle(), bytes.read(), bytes.error()), (5, 5, at_first));
+    /// assert!(bytes.max_error() > at_first);
+    /// assert_eq!((bytes.settle(), bytes.read(), bytes.max_error()), (5, 5, at_first));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn settle(&mut self) -> i64 {
@@ -446,7 +446,7 @@ impl fmt::Debug for PerCpuCounter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PerCpuCounter")
             .field("sum", &self.sum())
-            .field("error", &self.error())
+            .field("error", &self.max_error())
             .finish_non_exhaustive()
     }
 }

@@ -26,6 +26,7 @@ mod raw;
 mod remains;
 mod stack;
 mod statics;
+mod unwind;
 
 #[cfg(test)]
 mod tests;

@@ -278,9 +278,9 @@ impl<T> PerCpu<T> {
 
     /// Allocates an object whose copies are all zero, without touching them.
     ///
-    /// A copy takes memory when it is first written. There is one exception: where an object was freed
-    /// whose type may have padding, the next one is overwritten with zeros on every CPU. Such types are
-    /// those that do not implement [`zerocopy::IntoBytes`].
+    /// A copy takes memory when it is first written. There is one exception: memory of a freed object
+    /// whose type may have padding is overwritten with zeros on every CPU before it is used again. Types
+    /// without padding implement [`zerocopy::IntoBytes`].
     /// [`zeroed_for`](Self::zeroed_for) names the cgroup that pays.
     ///
     /// # Errors

@@ -78,7 +78,7 @@ const ORDER: i32 = i32::MIN;
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let (spare, tenant) = (pcpu.root().create("spare")?, pcpu.root().create("tenant")?);
-/// let pool = PerCpuPool::<Local<u64>>::new(&spare, |_cpu| Local::new(0), |hits| {
+/// let pool = PerCpuPool::<Local<u64>>::new_for(&spare, |_cpu| Local::new(0), |hits| {
 ///     hits.take(); // what a request has counted is of no use to the next one
 /// })?;
 ///
@@ -115,7 +115,7 @@ pub struct PerCpuPool<T> {
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
-/// let pool = PerCpuPool::<Local<u64>>::new(&pcpu.root(), |_cpu| Local::new(0), |bytes| {
+/// let pool = PerCpuPool::<Local<u64>>::new_for(&pcpu.root(), |_cpu| Local::new(0), |bytes| {
 ///     bytes.take();
 /// })?;
 /// let pool = Arc::new(pool);
@@ -286,7 +286,7 @@ impl<T> PerCpuPool<T> {
     ///
     /// A panic of `init` is passed on to the caller of `take`, one of `reset` to the thread that drops a
     /// [`Pooled`]. The object is freed then, and nothing stays charged for it.
-    pub fn new(
+    pub fn new_for(
         memcg: &Memcg,
         init: impl Fn(CpuId) -> T + Send + Sync + 'static,
         reset: impl Fn(&mut PerCpu<T>) + Send + Sync + 'static,
@@ -326,7 +326,7 @@ impl<T> PerCpuPool<T> {
     /// use percpu_memcg::{PerCpuAllocator, PerCpuPool};
     ///
     /// let pcpu = PerCpuAllocator::new()?;
-    /// let pool = PerCpuPool::new(&pcpu.root(), |_cpu| 1_u64, |_object| ())?.with_max_idle(0);
+    /// let pool = PerCpuPool::new_for(&pcpu.root(), |_cpu| 1_u64, |_object| ())?.with_max_idle(0);
     /// drop(pool.take(&pcpu.root())?);
     /// assert_eq!(pool.idle(), 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -379,7 +379,7 @@ impl<T> PerCpuPool<T> {
     ///
     /// let pcpu = PerCpuAllocator::new()?;
     /// let tenant = pcpu.root().create("tenant")?;
-    /// let pool = Arc::new(PerCpuPool::new(&pcpu.root(), |_cpu| AtomicU64::new(0), |_object| ())?);
+    /// let pool = Arc::new(PerCpuPool::new_for(&pcpu.root(), |_cpu| AtomicU64::new(0), |_object| ())?);
     /// let object = pool.take_owned(&tenant)?;
     /// let worker = std::thread::spawn(move || object.this_cpu().fetch_add(1, Ordering::Relaxed));
     /// worker.join().unwrap();
@@ -407,7 +407,7 @@ impl<T> PerCpuPool<T> {
     /// use percpu_memcg::{PerCpuAllocator, PerCpuPool};
     ///
     /// let pcpu = PerCpuAllocator::new()?;
-    /// let pool = PerCpuPool::new(&pcpu.root(), |_cpu| 1_u64, |_object| ())?;
+    /// let pool = PerCpuPool::new_for(&pcpu.root(), |_cpu| 1_u64, |_object| ())?;
     /// drop(pool.take(&pcpu.root())?);
     /// assert_eq!((pool.shrink(usize::MAX), pool.idle()), (1, 0));
     /// # Ok::<(), Box<dyn std::error::Error>>(())

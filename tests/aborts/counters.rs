@@ -29,7 +29,7 @@ fn an_addition_counts_once_wherever_it_is_aborted() {
         return;
     }
     let pcpu = super::real();
-    let counter = |batch| PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, batch).expect("room");
+    let counter = |batch| PerCpuCounter::with_batch_in(&pcpu, Gfp::KERNEL, batch).expect("room");
     // The last one has a full batch with every second addition, and locks its word. As three are added,
     // each of them does so in one operation or in the next.
     let counters = [1 << 40, 1 << 40, 2].map(counter);

@@ -111,7 +111,7 @@ fn pool_neither_loses_nor_doubles_object_wherever_it_is_aborted() {
     }
     let pcpu: PerCpuAllocator = super::real();
     let [spare, tenant] = ["spare", "tenant"].map(|name| pcpu.root().create(name).expect("room"));
-    let pool = PerCpuPool::new(&spare, |_| 0_u64, |_| ()).expect("room");
+    let pool = PerCpuPool::new_for(&spare, |_| 0_u64, |_| ()).expect("room");
     drop([(); 2].map(|()| pool.take(&tenant).expect("room")));
     let one = spare.stat().charged / 2;
     let found = Found(Cell::new(0));

@@ -39,7 +39,7 @@ where
 /// Everything that can be charged, with the bytes of a copy.
 const OBJECTS: &[(&str, u64, Make)] = &[
     ("counter", 8, |pcpu, gfp| boxed(PerCpuCounter::new_in(pcpu, gfp))),
-    ("batch", 8, |pcpu, gfp| boxed(PerCpuCounter::with_batch(pcpu, gfp, 1))),
+    ("batch", 8, |pcpu, gfp| boxed(PerCpuCounter::with_batch_in(pcpu, gfp, 1))),
     ("1 counter", 8, |pcpu, gfp| boxed(PerCpuCounters::<1, usize>::new_in(pcpu, gfp))),
     ("7 counters", 56, |pcpu, gfp| boxed(PerCpuCounters::<7, usize>::new_in(pcpu, gfp))),
     ("4096 counters", 32_768, |pcpu, gfp| boxed(PerCpuCounters::<4096, usize>::new_in(pcpu, gfp))),

@@ -36,7 +36,7 @@ fn check(counter: &PerCpuCounter, value: i64) {
     assert_eq!(counter.sum(), value);
     let read = counter.read();
     // The value wraps, and so does its distance from what was read.
-    assert!(value.wrapping_sub(read).unsigned_abs() <= counter.error(), "{read} of {value}");
+    assert!(value.wrapping_sub(read).unsigned_abs() <= counter.max_error(), "{read} of {value}");
     let estimate = counter.estimate();
     assert!(estimate.contains(&value), "{value} is not in {estimate:?}");
     assert!(estimate.contains(&read), "{read} is not in {estimate:?}");
@@ -62,7 +62,7 @@ fn carry_out(step: &Step, counter: &mut PerCpuCounter, value: &mut i64) {
         }
         Step::Take => assert_eq!(counter.take(), std::mem::take(value)),
         Step::Compare(errors, more) => {
-            let other = (counter.error() as i64).wrapping_mul(*errors).wrapping_add(*more);
+            let other = (counter.max_error() as i64).wrapping_mul(*errors).wrapping_add(*more);
             let other = value.wrapping_add(other);
             assert_eq!(counter.compare(other), (*value).cmp(&other), "{value} and {other}");
         }
@@ -79,16 +79,16 @@ fn a_counter_is_an_i64_that_wraps() {
     let batches = select(&BATCHES);
     proptest!(cases(), |(nth in allocators, batch in batches, one_in in accuracies, steps in steps)| {
         let pcpu = &ALLOCATORS[nth];
-        let counter = PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, batch).unwrap();
+        let counter = PerCpuCounter::with_batch_in(pcpu, Gfp::KERNEL, batch).unwrap();
         let mut counter = counter.accuracy(one_in);
         pinned(|| {
-            let (at_first, mut value, mut largest) = (counter.error(), 0i64, 0);
+            let (at_first, mut value, mut largest) = (counter.max_error(), 0i64, 0);
             for step in &steps {
                 carry_out(step, &mut counter, &mut value);
                 check(&counter, value);
                 largest = largest.max(value.unsigned_abs());
                 let most = largest.checked_div(one_in).unwrap_or(0).max(at_first);
-                assert!(counter.error() <= most, "{} of {largest}", counter.error());
+                assert!(counter.max_error() <= most, "{} of {largest}", counter.max_error());
             }
         });
     });
@@ -96,7 +96,7 @@ fn a_counter_is_an_i64_that_wraps() {
 
 #[test]
 fn a_cpu_keeps_less_than_a_batch() {
-    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, 32).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&uniform(2), Gfp::KERNEL, 32).unwrap();
     pinned(|| {
         let reads = |amount: i64| {
             counter.add(amount);
@@ -117,7 +117,7 @@ fn a_cpu_keeps_less_than_a_batch() {
 #[test]
 fn every_cpu_keeps_its_own() {
     let pcpu = PerCpuAllocator::new().unwrap();
-    let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&pcpu, Gfp::KERNEL, 32).unwrap();
     pinned(|| {
         for (nth, core) in cores().iter().enumerate() {
             pin(*core);
@@ -132,19 +132,19 @@ fn every_cpu_keeps_its_own() {
 #[test]
 fn without_a_batch_the_total_is_the_value() {
     for batch in [0, 1] {
-        let counter = PerCpuCounter::with_batch(&uniform(64), Gfp::KERNEL, batch).unwrap();
+        let counter = PerCpuCounter::with_batch_in(&uniform(64), Gfp::KERNEL, batch).unwrap();
         for (amount, value) in
             [(1, 1), (0, 1), (-3, -2), (i64::MIN, i64::MAX - 1), (5, i64::MIN + 3)]
         {
             counter.add(amount);
-            assert_eq!((counter.read(), counter.sum(), counter.error()), (value, value, 0));
+            assert_eq!((counter.read(), counter.sum(), counter.max_error()), (value, value, 0));
         }
     }
 }
 
 #[test]
 fn with_the_largest_batch_nothing_leaves_its_cpu() {
-    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, u64::MAX).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&uniform(2), Gfp::KERNEL, u64::MAX).unwrap();
     pinned(|| {
         const MOST: i64 = (1 << 62) - 1;
         for (amount, value) in [(MOST, MOST), (-1, MOST - 1), (-MOST, -1), (-MOST, -MOST - 1)] {
@@ -156,7 +156,7 @@ fn with_the_largest_batch_nothing_leaves_its_cpu() {
         counter.add(i64::MAX);
         assert_eq!(counter.read(), i64::MAX - MOST - 1, "too large to be kept");
     });
-    assert_eq!(counter.error(), 3 * ((1 << 62) - 1));
+    assert_eq!(counter.max_error(), 3 * ((1 << 62) - 1));
     assert_eq!(counter.estimate(), i64::MIN..=i64::MAX);
 }
 
@@ -166,12 +166,12 @@ fn the_error_is_less_than_a_batch_for_each_cpu_and_one_more() {
         let pcpu = uniform(cpus as usize);
         let counter = PerCpuCounter::new_in(&pcpu, Gfp::KERNEL).unwrap();
         let batch = (2 * cpus).max(32);
-        assert_eq!(counter.error(), (batch - 1) * (cpus + 1), "the kernel's batch");
+        assert_eq!(counter.max_error(), (batch - 1) * (cpus + 1), "the kernel's batch");
         for batch in BATCHES {
-            let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, batch).unwrap();
+            let counter = PerCpuCounter::with_batch_in(&pcpu, Gfp::KERNEL, batch).unwrap();
             let most = (batch.max(1) - 1).min((1 << 62) - 1);
             let exact = u128::from(most) * u128::from(cpus + 1);
-            assert_eq!(u128::from(counter.error()), exact.min(u64::MAX.into()));
+            assert_eq!(u128::from(counter.max_error()), exact.min(u64::MAX.into()));
         }
     }
 }
@@ -179,8 +179,8 @@ fn the_error_is_less_than_a_batch_for_each_cpu_and_one_more() {
 #[test]
 fn comparisons_near_and_far() {
     for cpus in [2, 64, 256] {
-        let counter = PerCpuCounter::with_batch(&uniform(cpus), Gfp::KERNEL, 32).unwrap();
-        let error = counter.error() as i64;
+        let counter = PerCpuCounter::with_batch_in(&uniform(cpus), Gfp::KERNEL, 32).unwrap();
+        let error = counter.max_error() as i64;
         pinned(|| {
             for (amount, value) in
                 [(7, 7), (-14, -7), (1_000_007, 1_000_000), (-2_000_000, -1_000_000)]
@@ -203,14 +203,14 @@ fn value_as_far_from_total_as_can_be_compares_like_any_other() {
     // Threads on other CPUs than the first have no copy of their own, if there are sequences.
     let machine = Machine::builder().cpu(CpuId::new(cores()[0].id as u32), NodeId::new(0));
     let pcpu = allocator(machine.build().unwrap());
-    let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&pcpu, Gfp::KERNEL, 32).unwrap();
     pinned(|| {
         for core in [cores()[0], cores()[cores().len() - 1]] {
             pin(core);
             counter.add(31);
         }
     });
-    assert_eq!((counter.sum(), counter.error()), (62, 62));
+    assert_eq!((counter.sum(), counter.max_error()), (62, 62));
     let compared = [61, 62, 63].map(|other| counter.compare(other));
     assert_eq!(compared, [Greater, Equal, Less]);
 }
@@ -218,7 +218,7 @@ fn value_as_far_from_total_as_can_be_compares_like_any_other() {
 #[test]
 fn what_was_read_may_be_negative_where_the_value_is_not() {
     let pcpu = PerCpuAllocator::new().unwrap();
-    let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, 32).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&pcpu, Gfp::KERNEL, 32).unwrap();
     pinned(|| {
         [33, -40, 31].into_iter().for_each(|amount| counter.add(amount));
         assert_eq!((counter.sum(), counter.read()), (24, -7));
@@ -229,7 +229,7 @@ fn what_was_read_may_be_negative_where_the_value_is_not() {
 
 #[test]
 fn debug_shows_the_sum() {
-    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, 32).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&uniform(2), Gfp::KERNEL, 32).unwrap();
     counter.add(3);
     assert_eq!(format!("{counter:?}"), "PerCpuCounter { sum: 3, error: 93, .. }");
 }
@@ -238,7 +238,7 @@ fn debug_shows_the_sum() {
 fn compare_knows_that_values_wrap() {
     for pcpu in ALLOCATORS.iter() {
         for (to, by) in [(i64::MAX, 5), (i64::MIN, -5), (i64::MAX, -5), (i64::MIN, 5)] {
-            let counter = PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, 32).unwrap();
+            let counter = PerCpuCounter::with_batch_in(pcpu, Gfp::KERNEL, 32).unwrap();
             counter.add(to);
             counter.add(by);
             let sum = to.wrapping_add(by);
@@ -255,7 +255,7 @@ fn the_batch_grows_with_the_value_and_settling_shrinks_it() {
         for one_in in [1, 64, 1000] {
             let counter = PerCpuCounter::new_in(&uniform(cpus), Gfp::KERNEL).unwrap();
             let mut counter = counter.accuracy(one_in);
-            let at_first = counter.error();
+            let at_first = counter.max_error();
             for value in [1_000, 1_000_000, 1_000_000_000_000i64, i64::MAX / 2] {
                 for value in [value, -value] {
                     counter.set(value);
@@ -263,7 +263,7 @@ fn the_batch_grows_with_the_value_and_settling_shrinks_it() {
                     counter.set(value);
                     counter.settle();
                     let allowed = value.unsigned_abs() / one_in;
-                    let error = counter.error();
+                    let error = counter.max_error();
                     assert!(error <= allowed.max(at_first), "{error} of {value}, 1/{one_in}");
                     // The batch doubles at least, so that it does not grow all the time.
                     let share = allowed / (cpus as u64 + 1);
@@ -279,9 +279,9 @@ fn the_batch_grows_with_the_value_and_settling_shrinks_it() {
 
 #[test]
 fn a_batch_that_was_given_stays() {
-    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, 32).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&uniform(2), Gfp::KERNEL, 32).unwrap();
     (0..10).for_each(|_| counter.add(1 << 50));
-    assert_eq!(counter.error(), 3 * 31);
+    assert_eq!(counter.max_error(), 3 * 31);
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn large_amounts_stay_on_their_cpu_when_the_value_is_large() {
 
 #[test]
 fn an_estimate_that_may_have_wrapped_says_so() {
-    let counter = PerCpuCounter::with_batch(&uniform(2), Gfp::KERNEL, 32).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&uniform(2), Gfp::KERNEL, 32).unwrap();
     counter.add(i64::MAX - 93);
     assert_eq!(counter.estimate(), i64::MAX - 186..=i64::MAX);
     counter.inc();

@@ -43,14 +43,14 @@ fn while_one_adds<R: Send>(add: impl Fn() + Sync, work: impl FnOnce() -> R + Sen
 
 #[test]
 fn take_returns_each_amount_once() {
-    let counter = PerCpuCounter::with_batch(&wide(), Gfp::KERNEL, 32).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&wide(), Gfp::KERNEL, 32).unwrap();
     let least = while_one_adds(|| counter.inc(), || (0..ROUNDS).map(|_| counter.take()).min());
     assert!(least >= Some(0), "{least:?} of a counter that nobody subtracted from");
 }
 
 #[test]
 fn set_overwrites_what_was_added_before() {
-    let counter = PerCpuCounter::with_batch(&wide(), Gfp::KERNEL, 1000).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&wide(), Gfp::KERNEL, 1000).unwrap();
     let (begun, done) = (AtomicI64::new(0), AtomicI64::new(0));
     let add = || {
         begun.fetch_add(1, Ordering::SeqCst);
@@ -76,7 +76,7 @@ fn the_error_holds_for_threads_that_are_moved() {
     let machine = Machine::builder().cpu(CpuId::new(first.id as u32), NodeId::new(0));
     let pcpu = allocator(machine.build().unwrap());
     for _ in 0..300 {
-        let counter = PerCpuCounter::with_batch(&pcpu, Gfp::KERNEL, BATCH as u64).unwrap();
+        let counter = PerCpuCounter::with_batch_in(&pcpu, Gfp::KERNEL, BATCH as u64).unwrap();
         pinned(|| {
             let thread = rustix::thread::gettid();
             thread::scope(|scope| {
@@ -96,7 +96,11 @@ fn the_error_holds_for_threads_that_are_moved() {
         });
         for _ in 0..2 {
             let off = counter.sum().wrapping_sub(counter.read()).unsigned_abs();
-            assert!(off <= counter.error(), "off by {off}, not by {} at most", counter.error());
+            assert!(
+                off <= counter.max_error(),
+                "off by {off}, not by {} at most",
+                counter.max_error()
+            );
             pinned(|| {
                 pin(last);
                 counter.add(BATCH - 1);

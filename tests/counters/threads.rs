@@ -84,7 +84,7 @@ impl Progress {
 
 /// Counters of several machines with several batches.
 fn counters() -> impl Iterator<Item = PerCpuCounter> {
-    let new = |pcpu, batch| PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, batch).unwrap();
+    let new = |pcpu, batch| PerCpuCounter::with_batch_in(pcpu, Gfp::KERNEL, batch).unwrap();
     let fixed = ALLOCATORS.iter().flat_map(move |pcpu| BATCHES.map(|batch| new(pcpu, batch)));
     fixed.chain(ALLOCATORS.iter().map(|pcpu| PerCpuCounter::new_in(pcpu, Gfp::KERNEL).unwrap()))
 }
@@ -177,7 +177,7 @@ fn one_taker_gets_the_value_and_one_setter_the_last_word() {
     let threads = THREADS as i64;
     let (all, wrong) = (Barrier::new(THREADS as usize), Mutex::new(Vec::new()));
     for pcpu in ALLOCATORS.iter() {
-        let counter = PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, 32).unwrap();
+        let counter = PerCpuCounter::with_batch_in(pcpu, Gfp::KERNEL, 32).unwrap();
         let taken = Mutex::new(Vec::new());
         in_threads(|thread| {
             for round in 1..=200 {
@@ -210,7 +210,7 @@ fn one_taker_gets_the_value_and_one_setter_the_last_word() {
 
 #[test]
 fn values_wrap_in_many_threads() {
-    let counter = PerCpuCounter::with_batch(&uniform(64), Gfp::KERNEL, 1 << 62).unwrap();
+    let counter = PerCpuCounter::with_batch_in(&uniform(64), Gfp::KERNEL, 1 << 62).unwrap();
     let taken = AtomicI64::new(0);
     in_threads(|thread| {
         for _ in 0..1_000 {
@@ -233,7 +233,7 @@ fn the_estimate_contains_the_value_while_threads_add() {
         for (sign, batch) in [(1, 0), (1, 40), (-1, 40), (1, 100_000), (-1, 100_000)] {
             let counter = match batch {
                 0 => PerCpuCounter::new_in(pcpu, Gfp::KERNEL),
-                _ => PerCpuCounter::with_batch(pcpu, Gfp::KERNEL, batch),
+                _ => PerCpuCounter::with_batch_in(pcpu, Gfp::KERNEL, batch),
             };
             let counter = counter.unwrap();
             let [begun, done] = [AtomicI64::new(0), AtomicI64::new(0)];

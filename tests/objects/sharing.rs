@@ -2,10 +2,10 @@
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use percpu_memcg::Charge;
 use percpu_memcg::cgroup::{
     Accounted, EventWatch, InMemcgFuture, PeakReader, Registration, ScopedMemcg,
 };
+use percpu_memcg::{Charge, Local, PerCpuCounter, PerCpuHistogram, PerCpuPool};
 
 use super::*;
 
@@ -18,6 +18,15 @@ assert_impl_all!(PerCpu<Guarded>: Sync);
 assert_not_impl_any!(PerCpu<Guarded>: Send);
 assert_not_impl_any!(PerCpu<Rc<u64>>: Send, Sync);
 assert_not_impl_any!(PerCpu<*const u64>: Send, Sync);
+
+assert_impl_all!(PerCpu<AtomicU64>: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(PerCpu<Local<u64>>: UnwindSafe, RefUnwindSafe);
+assert_not_impl_any!(PerCpu<Cell<u64>>: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(PerCpuAllocator: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(PerCpuCounter: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(PerCpuHistogram<3>: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(PerCpuPool<AtomicU64>: UnwindSafe, RefUnwindSafe);
+assert_impl_all!(Machine: UnwindSafe, RefUnwindSafe);
 
 assert_impl_all!(Iter<'static, AtomicU64>: Send, Sync, Clone);
 assert_impl_all!(Iter<'static, Guarded>: Send, Sync);

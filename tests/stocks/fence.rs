@@ -59,7 +59,7 @@ fn a_drain_empties_the_stocks_of_all_cpus() {
 /// Fills a pool on these CPUs and empties it, more than once.
 fn empty_a_pool(cpus: [usize; 2], is_filled: impl FnOnce()) {
     let (_pcpu, tenant) = tenant();
-    let pool = PerCpuPool::new(&tenant, |_| 0_u64, |_| ()).unwrap();
+    let pool = PerCpuPool::new_for(&tenant, |_| 0_u64, |_| ()).unwrap();
     let fill = || {
         let objects: Vec<_> = (0..20).map(|_| pool.take(&tenant).unwrap()).collect();
         let mut objects = objects.into_iter();

@@ -22,7 +22,7 @@ struct Counter {
 
 impl Counter {
     fn new(pcpu: &PerCpuAllocator, batch: u64) -> Self {
-        let counter = PerCpuCounter::with_batch(pcpu, KERNEL, batch).expect("room");
+        let counter = PerCpuCounter::with_batch_in(pcpu, KERNEL, batch).expect("room");
         Counter { counter, added: AtomicI64::new(0), taken: AtomicI64::new(0) }
     }
 }
@@ -57,7 +57,7 @@ impl Trial for Counter {
         let (sum, taken) = (self.counter.sum(), self.taken.load(Relaxed));
         assert!(self.is_exact(detached), "{sum} + {taken}, but {:?}", self.added);
         let rest = self.counter.read().abs_diff(sum);
-        assert!(rest <= self.counter.error(), "{rest} are not in the total");
+        assert!(rest <= self.counter.max_error(), "{rest} are not in the total");
     }
 }
 

@@ -89,7 +89,7 @@ fn an_estimate_holds_at_every_instruction_of_an_addition() {
     }
     let pcpu = injected(Machine::uniform(1).expect("a machine of one CPU"));
     for sign in [1, -1] {
-        let counter = PerCpuCounter::with_batch(&pcpu, KERNEL, 2).expect("room");
+        let counter = PerCpuCounter::with_batch_in(&pcpu, KERNEL, 2).expect("room");
         let [added, under_way] = [0, 0].map(Cell::new);
         let [checks, failures] = [0, 0].map(Cell::new);
         let subject = Subject { counter, sign, added, under_way, checks, failures };

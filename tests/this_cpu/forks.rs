@@ -98,7 +98,7 @@ fn a_child_forked_while_others_work_counts_exactly() {
 #[test]
 fn a_child_forked_while_others_fill_batches_takes_a_counter() {
     const SECONDS: libc::c_uint = 20;
-    let counter = &PerCpuCounter::with_batch(&real(), KERNEL, 2).unwrap();
+    let counter = &PerCpuCounter::with_batch_in(&real(), KERNEL, 2).unwrap();
     let is_over = &AtomicBool::new(false);
     thread::scope(|scope| {
         let add = || {
@@ -134,7 +134,7 @@ fn a_forked_child_with_threads_takes_counters() {
     let pcpu = real();
     // Many, because a counter is taken for the first time after a fork only once.
     let counters: Vec<PerCpuCounter> =
-        (0..300).map(|_| PerCpuCounter::with_batch(&pcpu, KERNEL, 2).unwrap()).collect();
+        (0..300).map(|_| PerCpuCounter::with_batch_in(&pcpu, KERNEL, 2).unwrap()).collect();
     let takes_all = |counter: &PerCpuCounter| {
         let adding = AtomicU32::new(2);
         let add = || {

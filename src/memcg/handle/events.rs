@@ -28,12 +28,13 @@ impl Memcg {
         self.node().events.watch()
     }
 
-    /// Creates a watch of the events of all cgroups of the tree, with the paths of the cgroups and the
-    /// kinds of the events, in batches that are at least `interval` apart.
+    /// Creates a watch of the events of this cgroup and of all below it, with the paths of the cgroups and
+    /// the kinds of the events, in batches that are at least `interval` apart.
     ///
-    /// For one monitor of a whole service, which does not know the cgroups that come and go. `self` only
-    /// names the tree. See [`TreeWatch`] for an example.
+    /// For one monitor of a whole service, which does not know the cgroups that come and go: the root's
+    /// watch tells of all. What belongs to the subtree is decided by path. So a cgroup that is created
+    /// again with the same path is watched as well. See [`TreeWatch`] for an example.
     pub fn watch_tree(&self, interval: Duration) -> TreeWatch {
-        self.node().shared.tree_watches.get_or_init().watch(interval)
+        self.node().shared.tree_watches.get_or_init().watch(&self.path(), interval)
     }
 }

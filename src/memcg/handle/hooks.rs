@@ -383,8 +383,7 @@ impl Memcg {
     }
 
     /// Registers a callback that runs when a charge at or below this cgroup does not fit and
-    /// nothing can be reclaimed. It returns what it has done, as an [`OomAnswer`], or whether the
-    /// charge is worth another try, as a `bool`.
+    /// nothing can be reclaimed. It returns an [`OomAnswer`], or `true` to have the charge tried again.
     ///
     /// The callback runs on the thread that charges, at most once for each charge. Callbacks of the
     /// cgroup whose limit was reached come first, then those of its ancestors, until one does not

@@ -11,6 +11,7 @@ use crate::memcg::error::Refusal;
 use crate::memcg::handle::charge::Charge;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::handle::peak_reader::PeakReader;
+use crate::memcg::handle::throttle::Throttle;
 use crate::memcg::notify::registration::Registration;
 use crate::memcg::notify::tree_watch::TreeWatch;
 use crate::memcg::notify::watch::EventWatch;
@@ -28,6 +29,8 @@ impl UnwindSafe for EventWatch {}
 impl RefUnwindSafe for EventWatch {}
 impl UnwindSafe for TreeWatch {}
 impl RefUnwindSafe for TreeWatch {}
+impl UnwindSafe for Throttle {}
+impl RefUnwindSafe for Throttle {}
 impl UnwindSafe for EnterGuard {}
 impl RefUnwindSafe for EnterGuard {}
 impl UnwindSafe for Held {}

@@ -236,7 +236,7 @@ fn no_wake_up_is_lost() {
 #[test]
 fn batch_of_tree_is_collected_without_allocating_under_its_lock() {
     let watches = TreeWatches::default();
-    let mut batches = [(); 2].map(|()| watches.watch(Duration::ZERO));
+    let mut batches = [(); 2].map(|()| watches.watch("/", Duration::ZERO));
     thread::scope(|scope| {
         for thread in 0..4 {
             let watches = &watches;

@@ -1,4 +1,4 @@
-//! The events of all cgroups of a tree, with their paths, in batches.
+//! The events of all cgroups of a subtree, with their paths, in batches.
 
 use std::fmt;
 use std::future::Future;
@@ -20,7 +20,7 @@ use crate::sys::text::Short;
 /// A batch tells of so many cgroups and kinds of events. Beyond that, events are only counted.
 const MOST: usize = 4096;
 
-/// Watches the events of all cgroups of a tree; see [`Memcg::watch_tree`](crate::Memcg::watch_tree).
+/// Watches the events of a cgroup and of all below it; see [`Memcg::watch_tree`](crate::Memcg::watch_tree).
 ///
 /// Events are collected, and returned as a [`TreeEvents`] no sooner than an interval after the batch
 /// before it. The first batch, and the last one after the tree was dropped, are returned at once. A
@@ -107,8 +107,12 @@ impl fmt::Display for TreeEvents {
 
 /// What was collected for one watch. Charges wait for the lock, so nothing is allocated or freed under it
 /// (L3).
-#[derive(Debug, Default)]
-struct Watched(LeafMutex<Collected>);
+#[derive(Debug)]
+struct Watched {
+    /// The path of the cgroup whose subtree is watched, without a slash at the end.
+    below: String,
+    collected: LeafMutex<Collected>,
+}
 
 #[derive(Debug, Default)]
 struct Collected {
@@ -124,8 +128,10 @@ struct Collected {
 pub(crate) struct TreeWatches(ArcSwap<Vec<Weak<Watched>>>);
 
 impl TreeWatches {
-    pub(crate) fn watch(&self, interval: Duration) -> TreeWatch {
-        let watched = Arc::new(Watched::default());
+    /// A watch of the cgroup with this path, and of those below it.
+    pub(crate) fn watch(&self, path: &str, interval: Duration) -> TreeWatch {
+        let below = path.trim_end_matches('/').to_owned();
+        let watched = Arc::new(Watched { below, collected: LeafMutex::default() });
         self.0.rcu(|watches| {
             let others = watches.iter().filter(|watch| watch.strong_count() > 0).cloned();
             others.chain([Arc::downgrade(&watched)]).collect::<Vec<_>>()
@@ -141,7 +147,9 @@ impl TreeWatches {
             return;
         }
         let event = TreeEvent { cgroup: path(), kind, count: 1 };
-        watches.for_each(|watch| watch.collect(event.clone()));
+        watches
+            .filter(|watch| watch.covers(&event.cgroup))
+            .for_each(|watch| watch.collect(event.clone()));
     }
 
     /// The tree is dropped. Under no lock.
@@ -151,17 +159,22 @@ impl TreeWatches {
 }
 
 impl Watched {
+    fn covers(&self, path: &str) -> bool {
+        let rest = path.strip_prefix(&*self.below);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     /// Locks it, with room for one more event.
     fn lock_with_room(&self) -> LeafMutexGuard<'_, Collected> {
         loop {
-            let collected = self.0.lock();
+            let collected = self.collected.lock();
             let len = collected.events.len();
             if len == MOST || len < collected.events.capacity() {
                 return collected;
             }
             drop(collected);
             let looked = make_room(|look| {
-                look(&mut self.0.lock().events);
+                look(&mut self.collected.lock().events);
                 Some(())
             });
             debug_assert!(looked.is_some());
@@ -179,7 +192,7 @@ impl Watched {
     }
 
     fn end(&self) {
-        let mut collected = self.0.lock();
+        let mut collected = self.collected.lock();
         collected.has_ended = true;
         let waker = collected.waker.take();
         drop(collected);
@@ -270,7 +283,7 @@ impl TreeWatch {
     /// the batch is due now.
     fn due_in(&self, waker: &Waker) -> Option<Duration> {
         let mut waker = Some(waker.clone());
-        let mut collected = self.watched.0.lock();
+        let mut collected = self.watched.collected.lock();
         let due = match collected.is_empty() {
             _ if collected.has_ended => Some(Duration::ZERO),
             true => None,
@@ -288,11 +301,11 @@ impl TreeWatch {
         self.stop_waiting();
         self.delay = None;
         self.next = Instant::now().checked_add(self.interval);
-        self.watched.0.lock().take()
+        self.watched.collected.lock().take()
     }
 
     fn stop_waiting(&self) {
-        let waker = self.watched.0.lock().waker.take();
+        let waker = self.watched.collected.lock().waker.take();
         // Under no lock.
         drop(waker);
     }
