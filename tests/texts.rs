@@ -6,9 +6,14 @@ use std::io;
 use std::time::Duration;
 
 use insta::assert_snapshot;
+use percpu_memcg::allocator::PerCpuAllocatorBuilder;
 use percpu_memcg::cgroup::InMemcg;
-use percpu_memcg::error::TreeError;
-use percpu_memcg::{AllocError, Gfp, Limit, Machine, Memcg, PerCpu, PerCpuAllocator};
+use percpu_memcg::error::{BuildError, TreeError};
+use percpu_memcg::machine::{CpuId, MAX_CPUS, MachineBuilder, NodeId};
+use percpu_memcg::placement::Regions;
+use percpu_memcg::{
+    AllocError, Gfp, Limit, Machine, Memcg, PerCpu, PerCpuAllocator, PerCpuHistogram,
+};
 
 /// Control codes, a change of direction, blanks that are none, and what quotes and escapes are made of.
 const HOSTILE: &str = "a\tb\u{1b}[31m\u{202e}c\u{a0}\\\"'é";
@@ -188,6 +193,52 @@ fn the_tree_of_cgroups() {
     cgroup /a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é/query was removed (uncategorized error)
     the thread is about to end (uncategorized error)
     "#);
+}
+
+#[test]
+fn what_cannot_be_built() {
+    let (cpu, node) = (CpuId::new, NodeId::new);
+    let machine = |builder: MachineBuilder| builder.build().unwrap_err();
+    assert_snapshot!(lines([
+        machine(Machine::builder()),
+        machine(Machine::builder().cpu(cpu(MAX_CPUS as u32), node(0))),
+        machine(Machine::builder().cpu(cpu(0), node(u32::MAX))),
+        machine(Machine::builder().cpu(cpu(3), node(0)).cpu(cpu(3), node(1))),
+        machine(Machine::builder().cpu(cpu(0), node(0)).distance(node(0), node(0), 0)),
+    ]), @r#"
+    a machine needs at least one CPU (invalid input parameter)
+    CPU 1024 is out of range: ids must be below 1024 (invalid input parameter)
+    NUMA node 4294967295 is out of range: ids must be below 1024 (invalid input parameter)
+    CPU 3 was added twice (entity already exists)
+    the distance from NUMA node 0 to 0 must not be zero (invalid input parameter)
+    "#);
+
+    let with = |change: fn(PerCpuAllocatorBuilder) -> PerCpuAllocatorBuilder| {
+        let builder = PerCpuAllocator::builder().machine(Machine::uniform(2).unwrap());
+        change(builder).build().map(drop).unwrap_err()
+    };
+    let full = Machine::uniform(2).unwrap();
+    full.faults().fail_all(None);
+    let no_memory = PerCpuAllocator::builder().machine(full).build().map(drop).unwrap_err();
+    let BuildError::Memory(mapping) = no_memory else { panic!("{no_memory}") };
+    assert_snapshot!(lines([
+        with(|builder| builder.unit_size(12_345)),
+        with(|builder| builder.unit_size(4 << 20)),
+        with(|builder| builder.regions(Regions { static_size: 1 << 20, ..Regions::DEFAULT })),
+        with(|builder| builder.regions(Regions { reserved_size: 3, ..Regions::DEFAULT })),
+        with(|builder| builder.regions(Regions { dyn_size: 0, ..Regions::DEFAULT })),
+    ]), @r#"
+    a unit must be a multiple of 4096 bytes, 32768 at least, not 12345 (invalid input parameter)
+    a unit of 4194304 bytes is above 2 MiB (invalid input parameter)
+    regions of 1077248 bytes do not fit into a unit of 262144 (invalid input parameter)
+    a reserved region of 3 bytes is no multiple of 4 (invalid input parameter)
+    the first chunk has no dynamic region (invalid input parameter)
+    "#);
+    // The text of the C library follows.
+    assert!(mapping.to_string().starts_with("cannot reserve "), "{mapping}");
+
+    let histogram = PerCpuHistogram::new_for(&tree().1, [1, 5, 5]).unwrap_err();
+    assert_snapshot!(lines([histogram]), @"bound 2 is 5, not above the one before it (invalid input parameter)");
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub struct Regions {
 #[non_exhaustive]
 pub enum LayoutError {
     /// The unit size is no multiple of the page size, or below [`MIN_UNIT_SIZE`].
-    #[error("a unit of {unit_size} bytes is no multiple of 4096 or below {MIN_UNIT_SIZE}")]
+    #[error("a unit must be a multiple of 4096 bytes, {MIN_UNIT_SIZE} at least, not {unit_size}")]
     BadUnitSize {
         /// Bytes asked for.
         unit_size: usize,
@@ -66,7 +66,7 @@ pub enum LayoutError {
     #[error("the layout's CPUs are not those of the machine")]
     OtherCpus,
     /// The atom size is zero, above 1 GiB, or no multiple of the page size.
-    #[error("an atom of {atom_size} bytes is no multiple of 4096 between 4096 and 2^30")]
+    #[error("an atom must be a multiple of 4096 bytes, 2^30 at most, not {atom_size}")]
     BadAtomSize {
         /// Bytes asked for.
         atom_size: usize,

@@ -162,6 +162,10 @@ fn errors_name_the_file_and_its_content() {
     let tree = Tree::new(&[("cpu/possible", "0\n"), ("node/node0/distance", "10 far\n")]);
     let error = tree.detect().unwrap_err();
     assert!(error.to_string().ends_with("node0/distance: \"10 far\""), "{error}");
+
+    let error = Tree::new(&[("cpu/possible", "0\u{1b}[31m\u{202e}x\n")]).detect().unwrap_err();
+    let text = error.to_string();
+    assert!(text.ends_with("cpu/possible: \"0\\u{1b}[31m\\u{202e}x\""), "{text}");
 }
 
 /// Folders stand for files that must not be read: tests may run as root, which reads every file.
