@@ -17,6 +17,21 @@ use crate::sys::locks::MutexGuard;
 use crate::sys::{MapError, page_size};
 
 /// Which thread runs balance work: destroying spare chunks, giving pages back, populating reserves.
+///
+/// # Examples
+///
+/// A thread of its own, so that no request pays for it:
+///
+/// ```
+/// use percpu_memcg::allocator::BalanceMode;
+/// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::builder().balance(BalanceMode::Background).build()?;
+/// let hits = PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+/// hits.inc();
+/// assert_eq!(hits.sum(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BalanceMode {

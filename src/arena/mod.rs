@@ -66,6 +66,26 @@ use geometry::Geometry;
 use state::State;
 
 /// When pages get their memory.
+///
+/// # Examples
+///
+/// Where memory runs out, an allocation fails, or a later write ends the process:
+///
+/// ```
+/// use percpu_memcg::allocator::Populate;
+/// use percpu_memcg::machine::MapOp;
+/// use percpu_memcg::{Gfp, Machine, PerCpu, PerCpuAllocator};
+///
+/// for populate in [Populate::Lazy, Populate::Eager] {
+///     let machine = Machine::uniform(4)?;
+///     let builder = PerCpuAllocator::builder().machine(machine.clone());
+///     let pcpu = builder.populate(populate).build()?;
+///     machine.faults().fail_all(Some(MapOp::Prefault)); // as if memory had run out
+///     let area = PerCpu::<[u8; 32 << 10]>::zeroed_in(&pcpu, Gfp::KERNEL);
+///     assert_eq!(area.is_err(), populate == Populate::Eager);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Populate {
