@@ -178,6 +178,23 @@ impl Memcg {
     ///
     /// If the [footprint](Footprint::footprint) is above 2⁵⁶ bytes, or as for
     /// [`charge_forced`](Memcg::charge_forced). Nothing is charged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let large = tenant.account(vec![0_u8; 4000]); // no limit refuses what exists already
+    /// assert_eq!(tenant.current(), 4000);
+    /// drop(large);
+    ///
+    /// let mut small = tenant.account(Vec::<u8>::new()); // so begin with an empty one
+    /// assert!(small.reserve(4000).unwrap_err().is_limit());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn account<C: Footprint>(&self, value: C) -> Accounted<C> {
         let charge = self.charge_forced(believed(value.footprint()));
         Accounted { value, charge }
@@ -202,6 +219,24 @@ impl<C: Footprint> Accounted<C> {
     ///
     /// If the collection panics, or an [`on_high`](Memcg::on_high) callback. The charge is what the
     /// collection holds by then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(64 << 10))?;
+    /// let mut rows = tenant.account(Vec::<u64>::new());
+    /// for batch in [vec![1; 100], vec![2; 100]] {
+    ///     rows.reserve(batch.len())?; // first, where a limit can refuse
+    ///     rows.edit().extend(batch);
+    /// }
+    /// assert_eq!(rows.len(), 200);
+    /// assert!(rows.reserve(1 << 20).unwrap_err().is_limit());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reserve(&mut self, additional: usize) -> Result<(), ReserveError> {
         let charged = self.charge.bytes();
         let more = self.value.footprint_with_since(additional, charged).saturating_sub(charged);
@@ -223,6 +258,22 @@ impl<C: Footprint> Accounted<C> {
     /// [`on_high`](Memcg::on_high) callbacks, and panics if the footprint is above 2⁵⁶ bytes or a
     /// counter has no room for it. In a thread that unwinds from another panic it does not panic. A
     /// collection whose footprint cannot be told or counted stays charged as before.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let mut rows = tenant.account(Vec::<u64>::new());
+    /// let mut edit = rows.edit();
+    /// edit.extend(0..100);
+    /// assert_eq!(tenant.current(), 0); // not yet
+    /// drop(edit);
+    /// assert!(tenant.current() >= 800);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn edit(&mut self) -> AccountedMut<'_, C> {
         AccountedMut { accounted: self, is_shrunk: false }
     }
@@ -232,6 +283,21 @@ impl<C: Footprint> Accounted<C> {
     /// A hash table is uncharged here, and when it is replaced by one without capacity. While it is
     /// changed in other ways, its charge only grows, because its capacity does not tell whether memory
     /// was returned.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let mut rows = tenant.account(vec![0_u64; 100]);
+    /// rows.edit().clear(); // keeps its capacity, and its charge
+    /// assert_eq!(tenant.current(), 800);
+    /// rows.shrink_to_fit();
+    /// assert_eq!(tenant.current(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn shrink_to_fit(&mut self) {
         let mut edit = self.edit();
         edit.is_shrunk = true;
@@ -247,6 +313,22 @@ impl<C: Footprint> Accounted<C> {
     /// # Panics
     ///
     /// As for [`Charge::transfer_to`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let (query, cache) = (pcpu.root().create("query")?, pcpu.root().create("cache")?);
+    /// let mut rows = query.account(vec![0_u64; 100]);
+    /// cache.set_max(Limit::bytes(100))?;
+    /// assert!(rows.transfer_to(&cache).unwrap_err().is_limit()); // it stays where it is
+    /// cache.set_max(Limit::MAX)?;
+    /// rows.transfer_to(&cache)?;
+    /// assert_eq!((query.current(), cache.current()), (0, 800));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn transfer_to(&mut self, memcg: &Memcg) -> Result<(), ChargeError> {
         self.charge.transfer_to(memcg)
     }

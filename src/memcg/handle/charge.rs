@@ -217,6 +217,20 @@ impl Charge {
     /// # Errors
     ///
     /// [`ChargeError`] when a limit refuses. The charge is unchanged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let buffer = tenant.try_charge(600)?;
+    /// let bytes = if buffer.try_grow(600).is_ok() { 1200 } else { 600 }; // calls no hook
+    /// assert_eq!(buffer.bytes(), bytes);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn try_grow(&self, bytes: u64) -> Result<(), ChargeError> {
         self.grow_with(bytes, Gfp::NOWAIT)
@@ -229,6 +243,21 @@ impl Charge {
     /// If the usage of a cgroup would exceed 2⁶⁴ − 1 bytes. Nothing is charged then. A panic of an
     /// [`on_high`](crate::Memcg::on_high) callback is passed on. The bytes have been charged by then,
     /// because the memory exists.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let buffer = tenant.charge(1000)?;
+    /// buffer.grow_forced(24); // the heap has rounded up
+    /// assert_eq!(tenant.current(), 1024);
+    /// assert!(buffer.grow(1).is_err()); // what is not allocated yet can be refused
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn grow_forced(&self, bytes: u64) {
         if self.token.take(bytes, 0) {
             self.add(bytes, None);
@@ -253,6 +282,21 @@ impl Charge {
     /// # Errors
     ///
     /// [`ChargeError`] when a limit refuses. The charge is unchanged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let buffer = tenant.charge(1000)?;
+    /// assert!(buffer.grow_with(100, Gfp::KERNEL | Gfp::NORETRY).is_err()); // without an OOM
+    /// buffer.grow_with(100, Gfp::NOFAIL | Gfp::KERNEL)?;
+    /// assert_eq!(buffer.bytes(), 1100);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn grow_with(&self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
         if self.token.take(bytes, 0) {

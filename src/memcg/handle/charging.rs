@@ -21,6 +21,23 @@ impl Memcg {
     /// # Errors
     ///
     /// [`ChargeError`] when a limit refuses. Nothing is charged anywhere.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let charge = tenant.charge(800)?; // first, and then the memory
+    /// let body = vec![0_u8; 800];
+    /// assert!(tenant.charge(800).is_err());
+    /// drop(body);
+    /// drop(charge); // a charge lasts as long as its memory
+    /// assert!(tenant.charge(800).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn charge(&self, bytes: u64) -> Result<Charge, ChargeError> {
         self.charge_with(bytes, Gfp::KERNEL)
@@ -34,6 +51,23 @@ impl Memcg {
     /// # Errors
     ///
     /// As for [`charge`](Memcg::charge).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let cached = std::sync::Mutex::new(Some(tenant.charge(800)?));
+    /// let _hook = tenant.on_reclaim(0, move |_request| {
+    ///     cached.lock().unwrap().take().map_or(0, |charge| charge.bytes())
+    /// });
+    /// assert!(tenant.try_charge(500).is_err()); // where the thread must not block: no hook is called
+    /// assert!(tenant.charge(500).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn try_charge(&self, bytes: u64) -> Result<Charge, ChargeError> {
         self.charge_with(bytes, Gfp::NOWAIT)
@@ -77,6 +111,23 @@ impl Memcg {
     ///
     /// As for [`charge`](Memcg::charge). With [`Gfp::HIGH`] or [`Gfp::NOFAIL`] no limit refuses;
     /// then the call fails only if the usage of a cgroup would exceed 2⁶⁴ − 1 bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let _held = tenant.charge(1000)?;
+    /// assert!(tenant.charge_with(100, Gfp::KERNEL).is_err());
+    /// assert!(tenant.charge_with(100, Gfp::NOWAIT).is_err()); // calls no hook
+    /// assert!(tenant.charge_with(100, Gfp::NOFAIL | Gfp::KERNEL).is_ok()); // beyond the limit
+    /// // The cgroup is named here: nobody else pays, without `ACCOUNT` as with it.
+    /// assert_eq!(tenant.current(), 1000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn charge_with(&self, bytes: u64, gfp: Gfp) -> Result<Charge, ChargeError> {
         let token = self.token();
