@@ -177,6 +177,26 @@ impl HighEvent {
     /// Makes the charges of the calling thread count as the callback's own, until the scope is dropped or
     /// the callback returns: they call no `high` callback. For callbacks that wait for a worker thread
     /// which charges; see [`ReclaimRequest::enter`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_high(Limit::bytes(1000))?;
+    /// let _callback = tenant.on_high(|event| {
+    ///     std::thread::scope(|scope| {
+    ///         scope.spawn(|| {
+    ///             let _scope = event.enter(); // without it, this charge calls the callback again
+    ///             let _buffer = event.memcg.charge(100);
+    ///         });
+    ///     });
+    /// });
+    /// let _held = tenant.charge(1500)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn enter(&self) -> HookScope {
         HookScope::enter(&self.lease)
     }
@@ -222,6 +242,27 @@ pub struct OomEvent {
 impl OomEvent {
     /// Makes the charges of the calling thread count as the callback's own, as
     /// [`ReclaimRequest::enter`] does for a hook.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let _callback = tenant.on_oom(|event| {
+    ///     std::thread::scope(|scope| {
+    ///         scope.spawn(|| {
+    ///             let _scope = event.enter(); // without it, this charge waits for the callback
+    ///             assert!(event.memcg.charge(4000).is_ok());
+    ///         });
+    ///     });
+    ///     false
+    /// });
+    /// assert!(tenant.charge(1500).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn enter(&self) -> HookScope {
         HookScope::enter(&self.lease)
     }
@@ -232,6 +273,36 @@ impl OomEvent {
     /// ([`oom_group`](Memcg::oom_group)), the group is returned and `oom_group_kill` is raised
     /// there. The caller then ends the other members, and records each with
     /// [`record_member_kill`](OomEvent::record_member_kill).
+    ///
+    /// # Examples
+    ///
+    /// A group that is ended as a whole:
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    /// use std::sync::Mutex;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_oom_group(true)?;
+    /// let work = vec![tenant.create("map")?.charge(300)?, tenant.create("reduce")?.charge(300)?];
+    /// let work = Mutex::new(work);
+    /// tenant.set_max(Limit::bytes(tenant.current() + 400))?;
+    ///
+    /// let _callback = tenant.on_oom(move |event| {
+    ///     let mut members = event.memcg.children().into_iter();
+    ///     let Some(victim) = members.next() else { return false };
+    ///     if event.record_kill(&victim).is_some() {
+    ///         // Once for the group. A second `record_kill` would count another one.
+    ///         members.for_each(|member| event.record_member_kill(&member));
+    ///     }
+    ///     let ended = std::mem::take(&mut *work.lock().unwrap());
+    ///     !ended.is_empty()
+    /// });
+    /// let _needed = tenant.charge(900)?;
+    /// assert_eq!((tenant.events().oom_kill, tenant.events().oom_group_kill), (2, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn record_kill(&self, victim: &Memcg) -> Option<Memcg> {
         self.record_member_kill(victim);
         let domain = self.memcg.node();
@@ -369,6 +440,28 @@ impl Memcg {
     ///
     /// A panic of the callback is passed on to the caller that charged. Nothing is charged then; a
     /// transferred charge stays transferred.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_high(Limit::bytes(1000))?;
+    /// let calls = Arc::new(AtomicU64::new(0));
+    /// let seen = Arc::clone(&calls);
+    /// let callback = tenant.on_high(move |_event| {
+    ///     seen.fetch_add(1, Ordering::Relaxed);
+    /// });
+    /// let _held = tenant.charge(1500)?;
+    /// drop(callback); // is called until here
+    /// let _more = tenant.charge(1500)?;
+    /// assert_eq!(calls.load(Ordering::Relaxed), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn on_high(&self, callback: impl Fn(&HighEvent) + Send + Sync + 'static) -> Registration {
         let tree = Arc::downgrade(self.tree());
         let running = Running::default();
@@ -400,6 +493,25 @@ impl Memcg {
     /// # Panics
     ///
     /// A panic of the callback is passed on to the caller that charged. Nothing is charged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    /// use std::sync::Mutex;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let query = Mutex::new(Some(tenant.charge(800)?));
+    /// let _callback = tenant.on_oom(move |_event| {
+    ///     let ended = query.lock().unwrap().take();
+    ///     ended.is_some() // true without anything freed would only ask again
+    /// });
+    /// assert!(tenant.charge(500).is_ok());
+    /// assert!(tenant.charge(2000).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn on_oom<A: Into<OomAnswer>>(
         &self,
         callback: impl Fn(&OomEvent) -> A + Send + Sync + 'static,

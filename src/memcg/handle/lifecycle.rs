@@ -59,6 +59,20 @@ impl Memcg {
     /// # Panics
     ///
     /// A panic of a callback is passed on after the other callbacks were called.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// assert_eq!(tenant.kill()?, 0); // nothing is registered, so nothing ends
+    /// let _callback = tenant.on_kill(|tenant| println!("{} has to end", tenant.path()));
+    /// assert_eq!(tenant.kill()?, 1);
+    /// assert!(pcpu.root().kill().is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn kill(&self) -> Result<usize, TreeError> {
         self.check_can_be_set()?;
         let nodes = self.tree().with_subtree(self.node(), <[_]>::to_vec);
@@ -115,6 +129,20 @@ impl Memcg {
     /// # Panics
     ///
     /// A panic of a callback is passed on after the other callbacks were called. The setting stays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let query = tenant.create("query")?;
+    /// tenant.freeze()?;
+    /// assert!(query.is_frozen() && !query.is_frozen_itself());
+    /// assert!(query.charge(1000).is_ok()); // what pauses its work is an `on_freeze` callback
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn freeze(&self) -> Result<(), TreeError> {
         self.set_freeze(true)
     }
@@ -131,6 +159,22 @@ impl Memcg {
     /// # Panics
     ///
     /// As for [`freeze`](Memcg::freeze).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let query = tenant.create("query")?;
+    /// tenant.freeze()?;
+    /// query.thaw()?; // has no effect below a frozen cgroup
+    /// assert!(query.is_frozen());
+    /// tenant.thaw()?;
+    /// assert!(!query.is_frozen());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn thaw(&self) -> Result<(), TreeError> {
         self.set_freeze(false)
     }
