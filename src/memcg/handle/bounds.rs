@@ -18,6 +18,19 @@ impl Memcg {
     /// # Errors
     ///
     /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_oom_group(true)?; // half of its queries are of no use
+    /// assert!(tenant.oom_group());
+    /// assert!(pcpu.root().set_oom_group(true).unwrap_err().is_invalid());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_oom_group(&self, group: bool) -> Result<(), TreeError> {
         self.check_can_be_set()?;
         // Relaxed: a setting.
@@ -70,6 +83,21 @@ impl Memcg {
     /// # Errors
     ///
     /// [`TreeError::Removed`] for a removed cgroup.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max_descendants(Some(1))?;
+    /// let query = tenant.create("first")?;
+    /// assert!(tenant.create("second").unwrap_err().is_bounded());
+    /// query.remove()?;
+    /// assert!(tenant.create("second").is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_max_descendants(&self, descendants: Option<u32>) -> Result<(), TreeError> {
         self.check_lives()?;
         // Relaxed: read under the topology lock, as a setting.

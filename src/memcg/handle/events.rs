@@ -24,6 +24,23 @@ impl Memcg {
     ///
     /// Wait in a thread with [`EventWatch::wait_timeout`], or in a task with
     /// [`EventWatch::changed`]; see there for examples.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    /// use std::time::Duration;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// assert!(tenant.try_charge(2000).is_err());
+    /// let mut watch = tenant.watch_events(); // before what it is to see: the first refusal is over
+    /// assert!(watch.wait_timeout(Duration::ZERO).is_none());
+    /// assert!(tenant.try_charge(2000).is_err());
+    /// assert_eq!(watch.wait_timeout(Duration::ZERO).map(|events| events.max), Some(2)); // since creation
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn watch_events(&self) -> EventWatch {
         self.node().events.watch()
     }

@@ -20,6 +20,22 @@ use crate::memcg::tree::current::Held;
 use crate::sys::text::Quoted;
 
 /// Lets a future allocate for a cgroup, on any thread that polls it. Implemented for all futures.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::{InMemcg, PerCpuAllocator};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pcpu = PerCpuAllocator::new()?;
+/// let (root, tenant) = (pcpu.root(), pcpu.root().create("tenant")?);
+/// let work = async { tokio::task::yield_now().await; root.of_this_thread() };
+/// assert_eq!(work.in_memcg(&tenant).await, tenant);
+/// assert!(root.of_this_thread().is_root()); // other work is not affected
+/// # Ok(())
+/// # }
+/// ```
 pub trait InMemcg: Future + Sized {
     /// Wraps the future, so that every poll and its drop run within
     /// [`memcg.enter()`](Memcg::enter).

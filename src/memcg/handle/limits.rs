@@ -61,6 +61,21 @@ impl Memcg {
     /// # Errors
     ///
     /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_high(Limit::bytes(800))?; // below `max`, so that hooks run before anything is refused
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let _held = tenant.charge(900)?;
+    /// assert_eq!(tenant.events().high, 1);
+    /// assert!(tenant.charge(200).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_high(&self, high: Limit) -> Result<(), TreeError> {
         self.set(Bound::High, high)?;
         lowered::bring_below_high(self.node());
@@ -79,6 +94,23 @@ impl Memcg {
     /// # Errors
     ///
     /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let query = tenant.create("query")?;
+    /// tenant.set_low(Limit::bytes(1 << 20))?; // at every level: alone, the one below protects nothing
+    /// query.set_low(Limit::bytes(1 << 20))?;
+    /// let _held = query.charge(1000)?;
+    /// let _hook = query.on_reclaim(0, |request| request.bytes);
+    /// pcpu.root().reclaim(100)?; // there is nothing else
+    /// assert_eq!(query.events().low, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_low(&self, low: Limit) -> Result<(), TreeError> {
         self.set(Bound::Low, low)
     }
@@ -94,6 +126,21 @@ impl Memcg {
     /// # Errors
     ///
     /// [`TreeError::IsRoot`] for the root, [`TreeError::Removed`] for a removed cgroup.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_min(Limit::bytes(1 << 20))?;
+    /// let _held = tenant.charge(1000)?;
+    /// let _hook = tenant.on_reclaim(0, |request| request.bytes);
+    /// assert!(pcpu.root().reclaim(100).is_err());
+    /// assert!(tenant.reclaim(100).is_ok()); // its own protection does not count there
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_min(&self, min: Limit) -> Result<(), TreeError> {
         self.set(Bound::Min, min)
     }

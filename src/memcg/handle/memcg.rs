@@ -124,6 +124,20 @@ impl Memcg {
     /// [`Exists`](TreeError::Exists), [`Removed`](TreeError::Removed), [`TooDeep`](TreeError::TooDeep), [`TooMany`](TreeError::TooMany), or
     /// [`Statistics`](TreeError::Statistics) when this cgroup or an ancestor has no room for the
     /// child's statistics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// assert!(pcpu.root().create("tenant").unwrap_err().is_exists());
+    /// assert!(pcpu.root().create("a/b").unwrap_err().is_invalid()); // one level at a time
+    /// tenant.remove()?;
+    /// assert!(tenant.create("query").unwrap_err().is_removed());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn create(&self, name: &str) -> Result<Memcg, TreeError> {
         Ok(self.with(self.tree.create(&self.node, name)?))
     }
@@ -266,6 +280,19 @@ impl Memcg {
     /// A limit does this by itself before it refuses. The sequences under way in other threads start
     /// over, by one `membarrier` call, or by a visit to each CPU where that is forbidden. When both
     /// are, nothing is given back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// drop(tenant.charge(1000)?);
+    /// tenant.drain();
+    /// assert_eq!(tenant.current(), 0); // and so it was before: what stocks hold is not in use
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn drain(&self) -> u64 {
         self.node.drain()
     }
@@ -380,6 +407,19 @@ impl Memcg {
     /// that is its nearest live ancestor.
     ///
     /// To charge it, [`charge_current`](Memcg::charge_current) is faster.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let root = pcpu.root(); // any cgroup of the tree does
+    /// let tenant = root.create("tenant")?;
+    /// assert_eq!(tenant.of_this_thread(), root);
+    /// assert_eq!(tenant.scope(|| root.of_this_thread()), tenant);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn of_this_thread(&self) -> Memcg {
         let node = current::token(self.tree.id()).and_then(|token| token.payer());
         self.with(node.unwrap_or_else(|| Arc::clone(self.tree.root())))

@@ -52,6 +52,23 @@ impl PeakReader {
     }
 
     /// Sets this reader's peak to the present usage.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let reader = tenant.peak_reader();
+    /// let held = tenant.charge(1000)?;
+    /// reader.reset(); // to what is in use, not to 0
+    /// assert_eq!(reader.read(), 1000);
+    /// drop(held);
+    /// reader.reset();
+    /// assert_eq!(reader.read(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reset(&self) {
         let node = self.memcg.node();
         let peak = self.since_reset.get_or_init(|| node.counter().readers().insert());

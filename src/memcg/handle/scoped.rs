@@ -40,6 +40,19 @@ impl Memcg {
     /// # Errors
     ///
     /// As for [`create`](Memcg::create).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let _ = pcpu.root().create_scoped("first")?; // wrong: it is removed at once
+    /// assert!(pcpu.root().find("first").is_err());
+    /// let _query = pcpu.root().create_scoped("second")?; // right: until the end of the block
+    /// assert!(pcpu.root().find("second").is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn create_scoped(&self, name: &str) -> Result<ScopedMemcg, TreeError> {
         Ok(ScopedMemcg { memcg: self.create(name)?, is_kept: false })
     }
