@@ -55,6 +55,26 @@ impl fmt::Display for MemcgEvents {
 /// The kinds of events. Each is a field of [`MemcgEvents`], which says when it happens.
 ///
 /// `Display` writes the name that the kernel's `memory.events` has for it.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::cgroup::EventKind;
+/// use percpu_memcg::{Limit, PerCpuAllocator};
+/// use std::time::Duration;
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let mut watch = pcpu.root().watch_tree(Duration::ZERO);
+/// tenant.set_max(Limit::bytes(1000))?;
+/// assert!(tenant.try_charge(2000).is_err());
+/// let batch = watch.wait_timeout(Duration::from_secs(10)).expect("there was an event");
+/// match batch.events[0].kind {
+///     EventKind::Max => println!("a limit was reached"),
+///     kind => panic!("{kind}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum EventKind {

@@ -69,6 +69,24 @@ pub struct TreeWatch {
 /// The events of a tree since the batch before: what [`TreeWatch`] returns.
 ///
 /// `Display` writes a line for each entry.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::cgroup::TreeEvents;
+/// use percpu_memcg::{Limit, PerCpuAllocator};
+/// use std::time::Duration;
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let mut watch = pcpu.root().watch_tree(Duration::ZERO);
+/// tenant.set_max(Limit::bytes(1000))?;
+/// assert!(tenant.try_charge(2000).is_err());
+/// let batch: TreeEvents = watch.wait_timeout(Duration::from_secs(10)).expect("there was an event");
+/// assert_eq!(batch.to_string(), "/tenant: max 1\n");
+/// assert!(!batch.ended); // a loop ends where it is true
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TreeEvents {
@@ -82,6 +100,28 @@ pub struct TreeEvents {
 }
 
 /// One entry of [`TreeEvents`]: what happened in a cgroup itself, and how often.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::cgroup::{EventKind, TreeEvent};
+/// use percpu_memcg::{Limit, PerCpuAllocator};
+/// use std::time::Duration;
+///
+/// fn refused(events: &[TreeEvent], cgroup: &str) -> u64 {
+///     let of_it = |event: &&TreeEvent| event.cgroup == cgroup && event.kind == EventKind::Max;
+///     events.iter().filter(of_it).map(|event| event.count).sum()
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let mut watch = pcpu.root().watch_tree(Duration::ZERO);
+/// tenant.set_max(Limit::bytes(1000))?;
+/// assert!(tenant.try_charge(2000).is_err() && tenant.try_charge(3000).is_err());
+/// let batch = watch.wait_timeout(Duration::from_secs(10)).expect("there were events");
+/// assert_eq!(refused(&batch.events, "/tenant"), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TreeEvent {
@@ -258,6 +298,20 @@ impl TreeWatch {
 
     /// As [`changed`](TreeWatch::changed), but blocks the calling thread, for `timeout` at most. Returns `None`
     /// when no batch was due in that time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    /// use std::time::Duration;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let mut watch = pcpu.root().watch_tree(Duration::from_secs(1));
+    /// assert!(watch.wait_timeout(Duration::from_millis(1)).is_none()); // no event
+    /// drop(pcpu);
+    /// while !watch.wait_timeout(Duration::MAX).is_none_or(|batch| batch.ended) {} // a loop ends there
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<TreeEvents> {
         // None when the deadline is too far in the future to be represented: it never comes.
         let deadline = Instant::now().checked_add(timeout);

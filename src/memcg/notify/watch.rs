@@ -97,6 +97,23 @@ impl EventWatch {
     }
 
     /// Returns the present counts without marking them as seen.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator};
+    /// use std::time::Duration;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1000))?;
+    /// let mut watch = tenant.watch_events();
+    /// assert!(tenant.try_charge(2000).is_err());
+    /// assert_eq!(watch.current().max, 1);
+    /// assert!(watch.wait_timeout(Duration::ZERO).is_some()); // it is not seen before
+    /// assert!(watch.wait_timeout(Duration::ZERO).is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn current(&self) -> MemcgEvents {
         self.events.snapshot()
     }
