@@ -130,6 +130,22 @@ impl CgroupFiles {
     ///
     /// [`FileError`]: `ENOENT`, `EISDIR`, `ENOTDIR`; `ENODEV` when the cgroup that this belongs to
     /// was removed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let files = pcpu.files();
+    /// assert_eq!(files.open("tenant/memory.max")?.read()?, "max\n");
+    /// assert_eq!(files.open("tenant").unwrap_err().errno(), libc::EISDIR);
+    /// let open = files.open("tenant/memory.high")?;
+    /// tenant.remove()?;
+    /// assert!(open.read().unwrap_err().is_removed());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open(&self, path: &str) -> Result<CgroupFile, FileError> {
         let (directory, name) = split(path);
         let memcg = self.directory(directory)?;
@@ -147,6 +163,19 @@ impl CgroupFiles {
     /// # Errors
     ///
     /// As [`open`](Self::open); `EACCES` when it can only be written.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// assert_eq!(pcpu.files().read("tenant/memory.high")?, "max\n");
+    /// assert_eq!(tenant.files().read("memory.high")?, "max\n"); // paths begin at the cgroup
+    /// assert_eq!(tenant.files().read("memory.reclaim").unwrap_err().errno(), libc::EACCES);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read(&self, path: &str) -> Result<String, FileError> {
         self.open(path)?.read()
     }
@@ -165,6 +194,20 @@ impl CgroupFiles {
     /// # Panics
     ///
     /// As the typed method does: a panic of a callback is passed on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let files = tenant.files();
+    /// assert_eq!(files.write("memory.max", "1G\n")?, 3); // all that was given
+    /// assert_eq!(files.read("memory.max")?, "1073741824\n");
+    /// assert_eq!(files.write("memory.current", "0").unwrap_err().errno(), libc::EACCES);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write(&self, path: &str, text: &str) -> Result<usize, FileError> {
         self.open(path)?.write(text)
     }
@@ -174,6 +217,20 @@ impl CgroupFiles {
     /// # Errors
     ///
     /// As [`open`](Self::open).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.create("query")?;
+    /// let names = pcpu.files().list("tenant")?;
+    /// assert!(names.iter().any(|name| name == "memory.max"));
+    /// assert_eq!(names.last().map(String::as_str), Some("query"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn list(&self, path: &str) -> Result<Vec<String>, FileError> {
         let memcg = self.directory(path)?;
         let files = FILES.iter().filter(|file| file.is_in(&memcg)).map(|file| file.name.into());
@@ -187,6 +244,19 @@ impl CgroupFiles {
     ///
     /// As [`Memcg::create`], with `EEXIST` for the name of a file; `ENOENT`, `ENOTDIR` when there is no
     /// such parent.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let files = PerCpuAllocator::new()?.files();
+    /// assert!(files.create("tenant/query").unwrap_err().is_not_found()); // the parent comes first
+    /// files.create("tenant")?;
+    /// let query = files.create("tenant/query")?;
+    /// assert_eq!(query.path(), "/tenant/query");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn create(&self, path: &str) -> Result<Memcg, FileError> {
         let (directory, name) = split(path);
         let parent = self.directory(directory)?;
@@ -201,6 +271,20 @@ impl CgroupFiles {
     /// # Errors
     ///
     /// As [`Memcg::remove`], and as [`list`](Self::list).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let files = PerCpuAllocator::new()?.files();
+    /// files.create("tenant")?;
+    /// files.create("tenant/query")?;
+    /// assert_eq!(files.remove("tenant").unwrap_err().errno(), libc::EBUSY); // its children come first
+    /// files.remove("tenant/query")?;
+    /// files.remove("tenant")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remove(&self, path: &str) -> Result<(), FileError> {
         Ok(self.directory(path)?.remove()?)
     }
