@@ -66,6 +66,22 @@ impl PerCpuAllocator {
     /// # Errors
     ///
     /// As [`PerCpuAllocator::new`]; a later call tries again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, per_cpu};
+    ///
+    /// per_cpu! {
+    ///     static HITS: u64 = 0;
+    /// }
+    ///
+    /// let pcpu = PerCpuAllocator::global()?; // early in `main`: an error here, and not a panic in `inc`
+    /// HITS.inc();
+    /// assert_eq!(HITS.sum(), 1);
+    /// assert!(pcpu.root().is_root());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn global() -> Result<&'static Self, BuildError> {
         Ok(&statics::try_global()?.allocator)
     }
@@ -89,6 +105,18 @@ impl PerCpuAllocator {
     /// # Errors
     ///
     /// [`TreeError::NotFound`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let query = pcpu.root().create("tenant")?.create("query")?;
+    /// assert_eq!(pcpu.cgroup("tenant/query")?, query);
+    /// assert!(pcpu.cgroup("query").unwrap_err().is_not_found()); // a path begins at the root
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn cgroup(&self, path: &str) -> Result<Memcg, TreeError> {
         self.root().find(path)
     }
@@ -104,6 +132,24 @@ impl PerCpuAllocator {
     /// # Errors
     ///
     /// [`AllocError`]; nothing is charged and nothing is lost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let layout = Layout::new::<u64>();
+    /// let free = pcpu.alloc(layout, Gfp::KERNEL_ACCOUNT)?; // outside of a scope nobody pays
+    /// assert_eq!(tenant.current(), 0);
+    /// let paid = tenant.scope(|| pcpu.alloc(layout, Gfp::KERNEL_ACCOUNT))?;
+    /// assert!(tenant.current() > 0);
+    /// // SAFETY: the areas were not used.
+    /// unsafe { pcpu.free_many(&[free, paid]) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn alloc(&self, layout: Layout, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
         self.tree.alloc(layout, gfp, Content::Zero).map(PcpuPtr::from_ptr)
@@ -224,6 +270,24 @@ impl PerCpuAllocator {
     /// # Errors
     ///
     /// As [`alloc_for`](Self::alloc_for).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, Limit, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let areas = pcpu.alloc_many_for(&tenant, Layout::new::<u64>(), 64, Gfp::KERNEL)?;
+    /// tenant.set_max(Limit::bytes(tenant.current()))?;
+    /// let refused = pcpu.alloc_many_for(&tenant, Layout::new::<u64>(), 64, Gfp::KERNEL).unwrap_err();
+    /// assert!(refused.is_limit());
+    /// // SAFETY: the areas were not used.
+    /// unsafe { pcpu.free_many(&areas) }?;
+    /// assert_eq!(tenant.current(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn alloc_many_for(
         &self,
         memcg: &Memcg,
@@ -245,6 +309,24 @@ impl PerCpuAllocator {
     /// # Errors
     ///
     /// [`AllocError`]; a full reserved region is [`AllocError::NoRoom`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::placement::{ChunkName, Regions};
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let regions = Regions { reserved_size: 8 << 10, ..Regions::DEFAULT };
+    /// let pcpu = PerCpuAllocator::builder().regions(regions).build()?;
+    /// let area = pcpu.alloc_reserved(Layout::new::<u64>(), Gfp::KERNEL)?;
+    /// assert_eq!(pcpu.place_of(area)?.chunk, ChunkName::Reserved);
+    /// let full = pcpu.alloc_reserved(Layout::new::<[u64; 1024]>(), Gfp::KERNEL).unwrap_err();
+    /// assert!(full.is_no_room());
+    /// // SAFETY: the area was not used.
+    /// unsafe { pcpu.free(area) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn alloc_reserved(&self, layout: Layout, gfp: Gfp) -> Result<PcpuPtr, AllocError> {
         self.tree.alloc_slowly(layout, gfp, true, Content::Zero).map(PcpuPtr::from_ptr)
     }
@@ -272,6 +354,24 @@ impl PerCpuAllocator {
     /// * the area is not the memory of a [`PerCpu`](super::PerCpu);
     /// * every byte of every copy is initialised. It was at first. A value with padding, or one that
     ///   was not written wholly, may leave bytes that are not; see [`free_uninit`](Self::free_uninit).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let area = pcpu.alloc(Layout::new::<u64>(), Gfp::KERNEL)?;
+    /// let copy = pcpu.this_cpu_ptr(area).cast::<u64>();
+    /// // SAFETY: a copy of a live area of that size and alignment, which no other thread uses.
+    /// unsafe { copy.write(1) };
+    /// // SAFETY: no thread uses the area any more, and all bytes of a `u64` are initialised.
+    /// unsafe { pcpu.free(area) }?;
+    /// // SAFETY: it names no live area.
+    /// assert!(unsafe { pcpu.free(area) }.unwrap_err().is_not_live());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub unsafe fn free(&self, ptr: PcpuPtr) -> Result<(), FreeError> {
         self.tree.free(ptr.as_ptr().addr().get(), Remains::Initialised)
@@ -288,6 +388,21 @@ impl PerCpuAllocator {
     /// # Safety
     ///
     /// As [`free`](Self::free), for each of them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let areas = pcpu.alloc_many(Layout::new::<u64>(), 2, Gfp::KERNEL)?;
+    /// // SAFETY: the areas were not used.
+    /// assert!(unsafe { pcpu.free_many(&[areas[0], areas[1], areas[0]]) }.is_err()); // none is freed
+    /// // SAFETY: as above.
+    /// unsafe { pcpu.free_many(&areas) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn free_many(&self, ptrs: &[PcpuPtr]) -> Result<(), FreeError> {
         let addresses: Vec<usize> = ptrs.iter().map(|ptr| ptr.as_ptr().addr().get()).collect();
         self.tree.free_many(&addresses, Remains::Initialised)
@@ -338,6 +453,22 @@ impl PerCpuAllocator {
     /// The area is not looked up: for a pointer that names no live area the address means
     /// nothing. It is aligned as the area was asked to be, and points to the area's size of bytes
     /// that are valid until the area is freed. Copies of one area lie in one mapping.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::machine::CpuId;
+    /// use percpu_memcg::{Gfp, Machine, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::builder().machine(Machine::uniform(4)?).build()?;
+    /// let area = pcpu.alloc(Layout::new::<u64>(), Gfp::KERNEL)?;
+    /// assert!(pcpu.per_cpu_ptr(area, CpuId::new(3)).is_some());
+    /// assert!(pcpu.per_cpu_ptr(area, CpuId::new(4)).is_none());
+    /// // SAFETY: the area was not used.
+    /// unsafe { pcpu.free(area) }?; // from here on, the address of a copy means nothing
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn per_cpu_ptr(&self, ptr: PcpuPtr, cpu: CpuId) -> Option<NonNull<u8>> {
         let arena = self.tree.arena();
         let possible = arena.machine().is_possible(cpu);
@@ -356,6 +487,21 @@ impl PerCpuAllocator {
     /// # Errors
     ///
     /// [`FreeError`] when no live area of this allocator starts there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let area = pcpu.alloc(Layout::new::<[u8; 5]>(), Gfp::KERNEL)?;
+    /// assert_eq!(pcpu.place_of(area)?.size, 8); // a multiple of 4
+    /// // SAFETY: the area was not used.
+    /// unsafe { pcpu.free(area) }?;
+    /// assert!(pcpu.place_of(area).unwrap_err().is_not_live());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn place_of(&self, ptr: PcpuPtr) -> Result<Place, FreeError> {
         self.tree.place_of(ptr.as_ptr().addr().get())
     }
@@ -400,6 +546,23 @@ impl PerCpuAllocator {
     /// Also gives back what operations have left to later ones: see [`BalanceMode::Inline`].
     ///
     /// [`BalanceMode::Inline`]: crate::allocator::BalanceMode::Inline
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::allocator::BalanceMode;
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    ///
+    /// let pcpu = PerCpuAllocator::builder().balance(BalanceMode::Manual).build()?;
+    /// let areas = pcpu.alloc_many(Layout::new::<[u64; 4096]>(), 32, Gfp::KERNEL)?;
+    /// // SAFETY: the areas were not used.
+    /// unsafe { pcpu.free_many(&areas) }?;
+    /// let before = pcpu.stats().nr_chunks;
+    /// assert!(pcpu.balance()); // in this mode nobody else does it
+    /// assert!(pcpu.stats().nr_chunks < before);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn balance(&self) -> bool {
         self.tree.arena().balance_if_pending()
     }
@@ -429,6 +592,19 @@ impl PerCpuAllocator {
     /// # Errors
     ///
     /// The first invariant that does not hold, in words.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let counters = PerCpu::<Local<u64>>::zeroed_many_in(&pcpu, 100, Gfp::KERNEL)?;
+    /// pcpu.verify()?;
+    /// drop(counters);
+    /// pcpu.verify()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn verify(&self) -> Result<(), String> {
         self.tree.verify()
     }
@@ -445,6 +621,28 @@ impl fmt::Debug for PerCpuAllocator {
 
 /// Areas that were allocated in advance; see [`PerCpuAllocator::reserve`]. Those that are left are freed on
 /// drop.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::allocator::{PcpuPtr, Reserve};
+/// use percpu_memcg::{Gfp, PerCpuAllocator};
+/// use std::alloc::Layout;
+///
+/// /// Cannot fail half-way.
+/// fn insert(table: &mut Vec<PcpuPtr>, spare: &mut Reserve<'_>) {
+///     table.extend(std::iter::from_fn(|| spare.take()));
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let mut table = Vec::new();
+/// insert(&mut table, &mut pcpu.reserve(Some(&tenant), Layout::new::<u64>(), 4, Gfp::KERNEL)?);
+/// assert_eq!(table.len(), 4);
+/// // SAFETY: the areas were not used.
+/// unsafe { pcpu.free_many(&table) }?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Reserve<'a> {
     allocator: &'a PerCpuAllocator,

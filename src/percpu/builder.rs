@@ -19,6 +19,20 @@ const DEFAULT_UNIT_SIZE: usize = 256 << 10;
 const STATISTICS_UNIT_SIZE: usize = MIN_UNIT_SIZE;
 
 /// Why an allocator could not be built.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::PerCpuAllocator;
+/// use percpu_memcg::error::BuildError;
+/// use percpu_memcg::placement::LayoutError;
+///
+/// match PerCpuAllocator::builder().unit_size(1000).build().unwrap_err() {
+///     BuildError::Layout(LayoutError::BadUnitSize { unit_size }) => assert_eq!(unit_size, 1000),
+///     other => return Err(other.into()),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
@@ -138,12 +152,34 @@ impl PerCpuAllocatorBuilder {
     }
 
     /// Bytes of a chunk on each CPU: a multiple of 4096, from 32 KiB to 2 MiB; 256 KiB unless given.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    ///
+    /// assert!(PerCpuAllocator::builder().unit_size(64 << 10).build().is_ok());
+    /// assert!(PerCpuAllocator::builder().unit_size(64_000).build().unwrap_err().is_invalid());
+    /// assert!(PerCpuAllocator::builder().unit_size(4 << 20).build().unwrap_err().is_invalid());
+    /// ```
     pub fn unit_size(mut self, bytes: usize) -> Self {
         self.unit_size = bytes;
         self
     }
 
     /// The regions of the first unit; 28 KiB dynamic and nothing else unless given.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    /// use percpu_memcg::placement::Regions;
+    ///
+    /// let regions = Regions { static_size: 0, reserved_size: 8 << 10, dyn_size: 40 << 10 };
+    /// assert!(PerCpuAllocator::builder().unit_size(64 << 10).regions(regions).build().is_ok());
+    /// // The unit has to have room for all of them.
+    /// assert!(PerCpuAllocator::builder().unit_size(32 << 10).regions(regions).build().is_err());
+    /// ```
     pub fn regions(mut self, regions: Regions) -> Self {
         self.regions = regions;
         self
@@ -242,6 +278,18 @@ impl PerCpuAllocatorBuilder {
     /// # Errors
     ///
     /// [`BuildError`]; nothing is left behind.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Machine, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::builder().machine(Machine::uniform(8)?).build()?;
+    /// assert_eq!(pcpu.root().current(), 0);
+    /// let too_large = PerCpuAllocator::builder().unit_size(1 << 30).build().unwrap_err();
+    /// assert!(too_large.is_invalid());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn build(self) -> Result<PerCpuAllocator, BuildError> {
         let machine = self.machine.map_or_else(Machine::detect, Ok)?;
         let layout = match self.layout {

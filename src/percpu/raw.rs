@@ -9,6 +9,30 @@ use std::ptr::NonNull;
 /// [`PerCpuAllocator::per_cpu_ptr`](super::PerCpuAllocator::per_cpu_ptr) gives the address of a
 /// CPU's copy. Like a raw pointer it is `Copy`, owns nothing and says nothing of the area's
 /// lifetime. The kernel's `__percpu` pointer.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::allocator::PcpuPtr;
+/// use percpu_memcg::{Gfp, PerCpuAllocator};
+/// use std::alloc::Layout;
+///
+/// /// An entry of a table that is shared with C.
+/// struct Entry {
+///     hits: PcpuPtr,
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let entry = Entry { hits: pcpu.alloc(Layout::new::<u64>(), Gfp::KERNEL)? };
+/// for &cpu in pcpu.machine().possible() {
+///     let copy = pcpu.per_cpu_ptr(entry.hits, cpu).expect("the CPU is possible");
+///     // SAFETY: a copy of a live area of that size and alignment, which no other thread uses.
+///     assert_eq!(unsafe { copy.cast::<u64>().read() }, 0);
+/// }
+/// // SAFETY: no thread uses the area any more.
+/// unsafe { pcpu.free(entry.hits) }?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PcpuPtr(NonNull<u8>);
 
@@ -16,6 +40,26 @@ impl PcpuPtr {
     /// The pointer for an address that [`PcpuPtr::as_ptr`] gave.
     ///
     /// Any address is accepted: the allocator checks it where it is used.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::allocator::PcpuPtr;
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    /// use std::alloc::Layout;
+    /// use std::ptr::NonNull;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let area = pcpu.alloc(Layout::new::<u64>(), Gfp::KERNEL)?;
+    /// let kept = area.as_ptr();
+    /// // SAFETY: the area was not used.
+    /// unsafe { pcpu.free(PcpuPtr::from_ptr(kept)) }?;
+    ///
+    /// let other = PcpuPtr::from_ptr(NonNull::from(&mut 0_u64).cast()); // accepted
+    /// // SAFETY: it names no live area.
+    /// assert!(unsafe { pcpu.free(other) }.unwrap_err().is_foreign());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn from_ptr(first_copy: NonNull<u8>) -> Self {
         PcpuPtr(first_copy)
     }
