@@ -252,6 +252,23 @@ impl<T> PerCpu<T> {
     /// # Panics
     ///
     /// When `init` does; the values made before are dropped and the area is freed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpu, PerCpuAllocator};
+    /// use std::sync::atomic::AtomicU64;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let _in = tenant.enter();
+    /// let free = PerCpu::new_in(&pcpu, Gfp::KERNEL, |_cpu| AtomicU64::new(0))?;
+    /// assert_eq!(tenant.current(), 0); // without `ACCOUNT` nobody pays, in a scope or not
+    /// let paid = PerCpu::new_in(&pcpu, Gfp::KERNEL_ACCOUNT, |_cpu| AtomicU64::new(0))?;
+    /// assert!(tenant.current() > 0);
+    /// # drop((free, paid));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new_in(
         allocator: &PerCpuAllocator,
         gfp: Gfp,
@@ -286,6 +303,22 @@ impl<T> PerCpu<T> {
     /// # Errors
     ///
     /// As [`new_in`](Self::new_in).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let zeroed = || PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL_ACCOUNT);
+    /// let free = zeroed()?; // outside of a scope nobody pays
+    /// assert_eq!(tenant.current(), 0);
+    /// let paid = tenant.scope(zeroed)?;
+    /// assert!(tenant.current() > 0);
+    /// # drop((free, paid));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn zeroed_in(allocator: &PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError>
     where
         T: FromZeros,
@@ -331,6 +364,21 @@ impl<T> PerCpu<T> {
     /// # Errors
     ///
     /// As [`new_in`](Self::new_in).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, Local, PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(1 << 20))?;
+    /// let counters = PerCpu::<Local<u64>>::zeroed_many_for(&tenant, 8)?;
+    /// let for_eight = tenant.current();
+    /// assert!(PerCpu::<Local<u64>>::zeroed_many_for(&tenant, 1 << 20).is_err()); // and none is allocated
+    /// assert_eq!((counters.len(), tenant.current()), (8, for_eight));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn zeroed_many_for(memcg: &Memcg, count: usize) -> Result<Vec<Self>, AllocError>
     where
         T: FromZeros,
@@ -404,6 +452,22 @@ impl<T> PerCpu<T> {
     ///
     /// A hint: the thread may run elsewhere by the time this returns. The reference stays valid,
     /// and other threads may use the same copy.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpu, PerCpuAllocator};
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let hits = PerCpu::<AtomicU64>::zeroed_for(&tenant)?;
+    /// let copy = hits.this_cpu();
+    /// // Not `load` and then `store`: another thread may be on that CPU by now.
+    /// copy.fetch_add(1, Ordering::Relaxed);
+    /// assert_eq!(hits.iter().map(|(_cpu, hits)| hits.load(Ordering::Relaxed)).sum::<u64>(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn this_cpu(&self) -> &T {
         let cpu = self.tree.arena().machine().this_cpu();
         // SAFETY: `this_cpu` names a possible CPU; otherwise as in `get`.
@@ -447,6 +511,25 @@ impl<T: fmt::Debug> fmt::Debug for PerCpu<T> {
 }
 
 /// Iterates over the copies of a [`PerCpu`].
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::objects::Iter;
+/// use percpu_memcg::{PerCpu, PerCpuAllocator};
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// fn most(copies: Iter<'_, AtomicU64>) -> Option<u64> {
+///     copies.map(|(_cpu, hits)| hits.load(Ordering::Relaxed)).max()
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let hits = PerCpu::<AtomicU64>::zeroed_for(&tenant)?;
+/// hits.this_cpu().fetch_add(3, Ordering::Relaxed);
+/// assert_eq!(most(hits.iter()), Some(3));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Iter<'a, T> {
     cpus: slice::Iter<'a, CpuId>,
     first: NonNull<T>,
@@ -455,6 +538,24 @@ pub struct Iter<'a, T> {
 }
 
 /// Iterates over the copies of a [`PerCpu`], exclusively.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::objects::IterMut;
+/// use percpu_memcg::{PerCpu, PerCpuAllocator};
+///
+/// fn clear(copies: IterMut<'_, Vec<u32>>) {
+///     copies.for_each(|(_cpu, jobs)| jobs.clear());
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let mut jobs = PerCpu::new_for(&tenant, |cpu| vec![cpu.get()])?;
+/// clear(jobs.iter_mut());
+/// assert!(jobs.iter().all(|(_cpu, jobs)| jobs.is_empty()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct IterMut<'a, T> {
     cpus: slice::Iter<'a, CpuId>,
     first: NonNull<T>,

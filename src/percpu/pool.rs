@@ -286,6 +286,22 @@ impl<T> PerCpuPool<T> {
     ///
     /// A panic of `init` is passed on to the caller of `take`, one of `reset` to the thread that drops a
     /// [`Pooled`]. The object is freed then, and nothing stays charged for it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, Local, PerCpuAllocator, PerCpuPool};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let spare = pcpu.root().create("spare")?; // not the tenants' cgroup: it pays for what is idle
+    /// spare.set_high(Limit::bytes(1 << 20))?; // bounds what is idle
+    /// let pool = PerCpuPool::<Local<u64>>::new_for(&spare, |_cpu| Local::new(0), |hits| {
+    ///     hits.take(); // without this, the next user finds what this one counted
+    /// })?;
+    /// drop(pool.take(&pcpu.root().create("tenant")?)?);
+    /// assert!(spare.current() > 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new_for(
         memcg: &Memcg,
         init: impl Fn(CpuId) -> T + Send + Sync + 'static,
@@ -352,6 +368,36 @@ impl<T> PerCpuPool<T> {
     /// # Panics
     ///
     /// When `init` does, or a callback that the charge calls. Nothing is charged then.
+    ///
+    /// # Examples
+    ///
+    /// It borrows the pool:
+    ///
+    /// ```
+    /// use percpu_memcg::{Limit, PerCpuAllocator, PerCpuPool};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// tenant.set_max(Limit::bytes(10))?;
+    /// let pool = PerCpuPool::new_for(&pcpu.root(), |_cpu| [0_u64; 8], |_object| ())?;
+    /// assert!(pool.take(&tenant).unwrap_err().is_limit());
+    /// tenant.set_max(Limit::MAX)?;
+    /// let object = pool.take(&tenant)?;
+    /// drop(object); // before the pool
+    /// drop(pool);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// ```compile_fail,E0505
+    /// # use percpu_memcg::{PerCpuAllocator, PerCpuPool};
+    /// # let pcpu = PerCpuAllocator::new()?;
+    /// # let tenant = pcpu.root().create("tenant")?;
+    /// # let pool = PerCpuPool::new_for(&pcpu.root(), |_cpu| [0_u64; 8], |_object| ())?;
+    /// let object = pool.take(&tenant)?; // `take_owned` where it has to live longer
+    /// drop(pool);
+    /// drop(object);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn take(&self, memcg: &Memcg) -> Result<Pooled<T, &Self>, AllocError> {
         let object = ManuallyDrop::new(self.inner.take(memcg)?);
