@@ -119,6 +119,22 @@ impl PerCpuCounter {
     /// # Errors
     ///
     /// As [`new_for`](Self::new_for).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let exact = PerCpuCounter::with_batch_for(&tenant, 1)?; // every amount goes to the total
+    /// let rough = PerCpuCounter::with_batch_for(&tenant, 1000)?;
+    /// exact.add(5);
+    /// rough.add(5);
+    /// assert_eq!((exact.read(), exact.max_error()), (5, 0));
+    /// assert!(rough.read().abs_diff(5) <= rough.max_error() && rough.sum() == 5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn with_batch_for(memcg: &Memcg, batch: u64) -> Result<Self, AllocError> {
         Self::new_from(Source::Memcg(memcg), batch)
     }
@@ -128,6 +144,18 @@ impl PerCpuCounter {
     /// # Errors
     ///
     /// [`AllocError`]; with [`Gfp::ACCOUNT`] also that a cgroup refused the charge.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let requests = PerCpuCounter::new_in(&pcpu, Gfp::KERNEL)?; // nobody pays
+    /// requests.inc();
+    /// assert_eq!(requests.sum(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new_in(allocator: &PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
         Self::new_growing(Source::Allocator(allocator, gfp))
     }
@@ -137,6 +165,18 @@ impl PerCpuCounter {
     /// # Errors
     ///
     /// As [`new_in`](Self::new_in).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let exact = PerCpuCounter::with_batch_in(&pcpu, Gfp::KERNEL, 1)?; // nobody pays
+    /// exact.add(5);
+    /// assert_eq!((exact.read(), exact.max_error()), (5, 0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn with_batch_in(
         allocator: &PerCpuAllocator,
         gfp: Gfp,
@@ -297,6 +337,20 @@ impl PerCpuCounter {
     }
 
     /// The value, approximately: one load. Off by no more than [`max_error`](Self::max_error).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let bytes = PerCpuCounter::new_for(&tenant)?;
+    /// bytes.add(10);
+    /// assert!(bytes.read().abs_diff(10) <= bytes.max_error()); // may be 0: this CPU keeps the 10
+    /// assert_eq!(bytes.sum(), 10);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn read(&self) -> i64 {
         self.shared.total.load(Ordering::Relaxed)
@@ -351,6 +405,20 @@ impl PerCpuCounter {
     ///
     /// Not for signal handlers: waits for other callers of `set` and `take`. In a forked child it waits
     /// forever if one of them was under way in the parent when it forked.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let connections = PerCpuCounter::new_for(&tenant)?;
+    /// connections.set(3); // at the start, before other threads add
+    /// connections.inc();
+    /// assert_eq!(connections.sum(), 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set(&self, value: i64) {
         self.resync(|_| value);
     }
@@ -358,6 +426,24 @@ impl PerCpuCounter {
     /// Returns the value and leaves 0. Each amount that is added is returned by exactly one `take`.
     ///
     /// Not for signal handlers, as [`set`](Self::set).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{PerCpuAllocator, PerCpuCounter};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let bytes = PerCpuCounter::new_for(&tenant)?;
+    /// let mut reported = 0;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| (0..100).for_each(|_| bytes.add(10)));
+    ///     reported += bytes.take(); // not `sum` and then `set(0)`, which loses what comes in between
+    /// });
+    /// reported += bytes.take();
+    /// assert_eq!((reported, bytes.sum()), (1000, 0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn take(&self) -> i64 {
         self.resync(|_| 0)
     }

@@ -85,6 +85,21 @@ impl DualModeCounter {
 
     /// Adds; negative amounts subtract. If this spreads the counter, `memcg` pays. Which cgroup pays is
     /// not changed by later calls.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    /// use percpu_memcg::counter::DualModeCounter;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let bytes = DualModeCounter::new();
+    /// bytes.add(1500, &tenant); // the tenant pays if that makes it a counter of every CPU
+    /// bytes.add(-500, &tenant);
+    /// assert_eq!(bytes.sum(), 1000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn add(&self, amount: i64, memcg: &Memcg) {
         // Acquire: the address of what was written before it was stored.

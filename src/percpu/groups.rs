@@ -114,6 +114,20 @@ impl<const K: usize, E: CounterIndex<K>> PerCpuCounters<K, E> {
     /// # Errors
     ///
     /// [`AllocError`]: none or more than 4096 counters, no memory, or a cgroup refused the charge.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::counter::PerCpuCounters;
+    /// use percpu_memcg::{Gfp, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let by_status = PerCpuCounters::<6>::new_in(&pcpu, Gfp::KERNEL)?; // nobody pays
+    /// by_status.inc(2);
+    /// assert_eq!(by_status.sum(2), 1);
+    /// assert!(PerCpuCounters::<0>::new_in(&pcpu, Gfp::KERNEL).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new_in(allocator: &PerCpuAllocator, gfp: Gfp) -> Result<Self, AllocError> {
         Ok(PerCpuCounters { counters: PerCpu::zeroed_in(allocator, gfp)?, by: PhantomData })
     }
@@ -123,6 +137,21 @@ impl<const K: usize, E: CounterIndex<K>> PerCpuCounters<K, E> {
     /// # Panics
     ///
     /// When the number of `index` is not below `K`. So do all methods that take one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::PerCpuAllocator;
+    /// use percpu_memcg::counter::PerCpuCounters;
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let by_status = PerCpuCounters::<6>::new_for(&tenant)?;
+    /// let status = 999;
+    /// by_status.add((status / 100).min(5), 1); // 9 would panic
+    /// assert_eq!(by_status.sum(5), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn add(&self, index: E, amount: i64) {
         self.counters.at(index.index()).add(amount);

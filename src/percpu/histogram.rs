@@ -18,6 +18,36 @@ use crate::sys::{At, ByCpu, CountAndSum, Sequences, Word, error_predicates};
 
 /// What a [`PerCpuHistogram`] records: `u64`, or [`Duration`] with a resolution of a nanosecond, up to
 /// 584 years.
+///
+/// # Examples
+///
+/// A function for histograms of both. Other types have to be converted:
+///
+/// ```
+/// use percpu_memcg::counter::{HistogramSnapshot, HistogramValue};
+/// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram};
+/// use std::time::Duration;
+///
+/// /// The highest value of the bucket that most values are in; `None` for values above all bounds.
+/// fn mode<const B: usize, V: HistogramValue>(seen: &HistogramSnapshot<B, V>) -> Option<V> {
+///     seen.buckets().max_by_key(|&(_bound, count)| count)?.0
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let latency = PerCpuHistogram::new_for(&tenant, [1, 10].map(Duration::from_millis))?;
+/// latency.record(Duration::from_millis(5));
+/// assert_eq!(mode(&latency.snapshot()), Some(Duration::from_millis(10)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// ```compile_fail
+/// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let ratio = PerCpuHistogram::new_for(&pcpu.root(), [0.5, 1.0])?; // no `f64`
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait HistogramValue: sealed::Value {}
 
 impl HistogramValue for u64 {}
@@ -149,6 +179,21 @@ pub(super) struct Cells<const B: usize> {
 }
 
 /// Why a histogram could not be created.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::error::HistogramError;
+/// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// match PerCpuHistogram::new_for(&tenant, [10, 100, 50]).unwrap_err() {
+///     HistogramError::Bounds { index, bound, .. } => assert_eq!((index, bound), (2, 50)),
+///     other => return Err(other.into()),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HistogramError {
@@ -202,6 +247,19 @@ impl<const B: usize, V: HistogramValue> PerCpuHistogram<B, V> {
     ///
     /// [`HistogramError`]: `bounds` do not ascend, more than 4094 of them, no memory, or a
     /// cgroup refused the charge.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Gfp, PerCpuAllocator, PerCpuHistogram};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let sizes = PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, [64, 1024])?; // nobody pays
+    /// sizes.record(64); // a bound is within its bucket
+    /// assert_eq!(sizes.snapshot().counts, [1, 0]);
+    /// assert!(PerCpuHistogram::new_in(&pcpu, Gfp::KERNEL, [1024, 64]).unwrap_err().is_invalid());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new_in(
         allocator: &PerCpuAllocator,
         gfp: Gfp,
