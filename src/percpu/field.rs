@@ -7,6 +7,31 @@ use super::{Local, LocalRef, PerCpu};
 use crate::sys::{CopyIndex, LocalInt, UNIT_STRIDE_ALIGN};
 
 /// Which field of `T` is meant, for [`PerCpu::field`]. [`field!`](crate::field) returns one.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::this_cpu::Field;
+/// use percpu_memcg::{Local, PerCpu, PerCpuAllocator, field};
+///
+/// #[derive(Default)]
+/// struct Traffic {
+///     reads: Local<u64>,
+///     writes: Local<u64>,
+/// }
+///
+/// fn report(traffic: &PerCpu<Traffic>, name: &str, field: Field<Traffic, Local<u64>>) -> String {
+///     format!("{name} {}", traffic.field(field).sum())
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let traffic = PerCpu::new_for(&tenant, |_cpu| Traffic::default())?;
+/// traffic.field(field!(Traffic, writes)).add(3);
+/// assert_eq!(report(&traffic, "reads", field!(Traffic, reads)), "reads 0");
+/// assert_eq!(report(&traffic, "writes", field!(Traffic, writes)), "writes 3");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Field<T, F> {
     /// Every `T` has an `F` at this offset.
     offset: usize,
@@ -37,6 +62,29 @@ impl<T, F, const K: usize> Field<T, [F; K]> {
     /// # Panics
     ///
     /// When `index` is not below `K`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::this_cpu::Field;
+    /// use percpu_memcg::{Local, PerCpu, PerCpuAllocator, field};
+    ///
+    /// #[derive(Default)]
+    /// struct Answers {
+    ///     by_status: [Local<u32>; 6],
+    /// }
+    /// const BY_STATUS: Field<Answers, [Local<u32>; 6]> = field!(Answers, by_status);
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let answers = PerCpu::new_for(&tenant, |_cpu| Answers::default())?;
+    /// let status = 404;
+    /// if status < 600 {
+    ///     answers.field(BY_STATUS.at(status / 100)).inc(); // checked before: 6 would panic
+    /// }
+    /// assert_eq!(answers.field(BY_STATUS.at(4)).sum(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub const fn at(self, index: usize) -> Field<T, F> {
         assert!(index < K, "the array is shorter");

@@ -48,6 +48,20 @@ pub struct Local<N: LocalInt, I: CopyIndex = ByCpu> {
 }
 
 /// A [`Local`] that is indexed by the kernel's concurrency id.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::this_cpu::CompactLocal;
+/// use percpu_memcg::{PerCpu, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let hits = PerCpu::<CompactLocal<u64>>::zeroed_for(&tenant)?;
+/// hits.inc();
+/// assert_eq!(hits.sum(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub type CompactLocal<N> = Local<N, ByConcurrency>;
 
 impl<N: LocalInt, I: CopyIndex> Local<N, I> {
@@ -83,6 +97,25 @@ impl<N: LocalInt, I: CopyIndex> fmt::Debug for Local<N, I> {
 /// One word of every copy of an object: what operations on this CPU's copy work on.
 ///
 /// [`PerCpu<[Local<N>; K]>::at`](PerCpu::at) gives one for an element. Cheap to copy.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::this_cpu::LocalRef;
+/// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
+///
+/// fn answer(status: usize, count: LocalRef<'_, u64>) {
+///     println!("{status}: one of {}", count.sum() + 1);
+///     count.inc();
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let by_status = PerCpu::<[Local<u64>; 6]>::zeroed_for(&tenant)?;
+/// answer(404, by_status.at(4));
+/// assert_eq!(by_status.at(4).sum(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct LocalRef<'a, N: LocalInt, I: CopyIndex = ByCpu> {
     locator: &'a CopyLocator,
     /// In the copy of CPU 0.
@@ -155,12 +188,42 @@ macro_rules! this_cpu_operations {
         /// The value of this CPU's copy.
         ///
         /// Of the CPU that ran the thread at one moment of the call.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
+        ///
+        /// let pcpu = PerCpuAllocator::new()?;
+        /// let tenant = pcpu.root().create("tenant")?;
+        /// let hits = PerCpu::<Local<u64>>::zeroed_for(&tenant)?;
+        /// hits.add(2);
+        /// assert!(hits.read() <= 2); // 0 where the thread has moved to another CPU
+        /// assert_eq!(hits.sum(), 2);
+        /// # Ok::<(), Box<dyn std::error::Error>>(())
+        /// ```
         #[inline]
         pub fn read(&self) -> $N {
             self.local().run(move |at| $N::read(at), move |word| $N::read_fallback(word))
         }
 
         /// Sets this CPU's copy.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
+        ///
+        /// let pcpu = PerCpuAllocator::new()?;
+        /// let tenant = pcpu.root().create("tenant")?;
+        /// let mut hits = PerCpu::<Local<u64>>::zeroed_for(&tenant)?;
+        /// hits.add(2);
+        /// hits.write(0); // of this CPU only, which may be another one by now
+        /// assert!(hits.sum() <= 2);
+        /// hits.take(); // of all CPUs
+        /// assert_eq!(hits.sum(), 0);
+        /// # Ok::<(), Box<dyn std::error::Error>>(())
+        /// ```
         #[inline]
         pub fn write(&self, value: $N) {
             self.local()
@@ -220,6 +283,25 @@ macro_rules! this_cpu_operations {
         ///
         /// The value found when that is another; nothing was changed. The next call may run on
         /// another CPU, so a loop that retries has to expect any value.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
+        ///
+        /// let pcpu = PerCpuAllocator::new()?;
+        /// let tenant = pcpu.root().create("tenant")?;
+        /// let largest = PerCpu::<Local<u64>>::zeroed_for(&tenant)?;
+        /// let mut seen = largest.read();
+        /// while seen < 500 {
+        ///     match largest.compare_exchange(seen, 500) {
+        ///         Ok(_) => break,
+        ///         Err(found) => seen = found, // of this CPU, or of the one that the thread has moved to
+        ///     }
+        /// }
+        /// assert_eq!(largest.sum(), 500);
+        /// # Ok::<(), Box<dyn std::error::Error>>(())
+        /// ```
         #[doc(alias = "cmpxchg")]
         #[inline]
         pub fn compare_exchange(&self, old: $N, new: $N) -> Result<$N, $N> {
@@ -245,6 +327,19 @@ macro_rules! this_cpu_operations {
         /// # Errors
         ///
         /// The value found when it is less; nothing was changed.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
+        ///
+        /// let pcpu = PerCpuAllocator::new()?;
+        /// let tenant = pcpu.root().create("tenant")?;
+        /// let tokens = PerCpu::<Local<u64>>::new_for(&tenant, |_cpu| Local::new(10))?;
+        /// assert!(tokens.sub_if_at_least(4).is_ok());
+        /// assert!(tokens.sub_if_at_least(11).is_err_and(|left| left <= 10));
+        /// # Ok::<(), Box<dyn std::error::Error>>(())
+        /// ```
         #[inline]
         pub fn sub_if_at_least(&self, value: $N) -> Result<(), $N> {
             let found = self.local().run(

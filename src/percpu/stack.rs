@@ -47,6 +47,26 @@ pub struct LocalStack<N: LocalInt, const CAP: usize, I: CopyIndex = ByCpu> {
 }
 
 /// A push that was refused; holds the item.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::error::StackFull;
+/// use percpu_memcg::this_cpu::LocalStack;
+/// use percpu_memcg::{PerCpu, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let free = PerCpu::<LocalStack<u32, 4>>::zeroed_for(&tenant)?;
+/// let mut shared = Vec::new(); // for what no CPU keeps
+/// while shared.is_empty() {
+///     if let Err(StackFull(item)) = free.push(7) {
+///         shared.push(item);
+///     }
+/// }
+/// assert_eq!(shared, [7]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this CPU's stack has no room")]
 pub struct StackFull<N>(pub N);
@@ -91,6 +111,21 @@ impl<N: LocalInt, const CAP: usize, I: CopyIndex> PerCpu<LocalStack<N, CAP, I>> 
     /// # Errors
     ///
     /// [`StackFull`] with the item.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::this_cpu::LocalStack;
+    /// use percpu_memcg::{PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let free = PerCpu::<LocalStack<u32, 2>>::zeroed_for(&tenant)?;
+    /// let items = 0..100_000; // more than all CPUs have room for
+    /// let refused: Vec<_> = items.filter_map(|item| free.push(item).err()).collect();
+    /// assert!(refused.len() < 100_000 && refused[0].0 > 0); // the item comes back
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn push(&self, item: N) -> Result<(), StackFull<N>> {
         let len = self.word().run(
@@ -121,6 +156,23 @@ impl<N: LocalInt, const CAP: usize, I: CopyIndex> PerCpu<LocalStack<N, CAP, I>> 
     }
 
     /// Pops from the stacks of all CPUs, one after the other; what is not asked for remains.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::this_cpu::LocalStack;
+    /// use percpu_memcg::{PerCpu, PerCpuAllocator};
+    ///
+    /// let pcpu = PerCpuAllocator::new()?;
+    /// let tenant = pcpu.root().create("tenant")?;
+    /// let mut free = PerCpu::<LocalStack<u32, 16>>::zeroed_for(&tenant)?;
+    /// for item in 0..3 {
+    ///     free.push(item).expect("it has room for 16");
+    /// }
+    /// assert!(free.drain().next().is_some()); // the other two remain
+    /// assert_eq!(free.drain().count(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn drain(&mut self) -> impl Iterator<Item = N> {
         let (_, first, tree) = self.parts();
         // SAFETY: the object's copies, and the detached one; `&mut self` excludes operations.

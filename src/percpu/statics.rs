@@ -67,6 +67,25 @@ macro_rules! per_cpu {
 /// The first operation, when that cannot be built; call `PerCpuAllocator::global()?` early to have
 /// an error instead, and before operations in signal handlers. Any operation, when the variable is of
 /// another shared object than this crate, which then has a section of its own.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::this_cpu::StaticLocal;
+/// use percpu_memcg::{PerCpuAllocator, per_cpu};
+///
+/// per_cpu! {
+///     static READS: u64 = 0;
+///     static WRITES: u64 = 0;
+/// }
+/// static ALL: [(&str, &StaticLocal<u64>); 2] = [("reads", &READS), ("writes", &WRITES)];
+///
+/// PerCpuAllocator::global()?; // has the error that the first operation would panic with
+/// WRITES.add(2);
+/// let sums: Vec<_> = ALL.iter().map(|(name, count)| format!("{name} {}", count.sum())).collect();
+/// assert_eq!(sums, ["reads 0", "writes 2"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[repr(transparent)]
 pub struct StaticLocal<N: LocalInt, I: CopyIndex = ByCpu> {
     initial: N,
