@@ -21,6 +21,21 @@ const SLOT_FAIL_THRESHOLD: usize = 3;
 /// * P2: `empty_pages` of a type is the sum over its chunks that are not isolated.
 /// * P3: a chunk on the sidelined or to-depopulate list is isolated, and no other is.
 /// * P4: a chunk stands on the list its hint says, or on list 0, or is isolated.
+///
+/// # Examples
+///
+/// What a [`Simulator`](super::Simulator) drives, after each step:
+///
+/// ```
+/// use percpu_memcg::placement::{Placement, Profile, Regions, RequestFlags, Simulator};
+///
+/// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+/// let area = simulator.alloc(64, 8, RequestFlags::default()).expect("there is room");
+/// let placement: &Placement = simulator.placement();
+/// placement.verify()?;
+/// assert_eq!(placement.stats().live_bytes, area.size as u64);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Placement {
     pub(super) profile: Profile,
@@ -75,6 +90,18 @@ pub(crate) enum Placed {
 }
 
 /// A free that names no live area. Nothing was changed.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{InvalidFree, Profile, Regions, RequestFlags, Simulator};
+///
+/// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+/// let area = simulator.alloc(64, 8, RequestFlags::default()).expect("there is room");
+/// assert_eq!(simulator.free(area), Ok(64));
+/// assert_eq!(simulator.free(area), Err(InvalidFree { offset: area.offset }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no live area starts at offset {offset}")]
 pub struct InvalidFree {

@@ -22,6 +22,18 @@ const LOCAL_DISTANCE: u32 = 10;
 const MAX_ATOM_SIZE: usize = 1 << 30;
 
 /// Sizes of the regions of the first unit, in bytes.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::PerCpuAllocator;
+/// use percpu_memcg::placement::Regions;
+///
+/// let regions = Regions { reserved_size: 8 << 10, ..Regions::DEFAULT };
+/// let pcpu = PerCpuAllocator::builder().regions(regions).build()?;
+/// assert_eq!(pcpu.layout().regions.reserved_size, 8 << 10);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Regions {
     /// Static per-CPU variables; rounded up to 4 at the cost of the dynamic region.
@@ -33,6 +45,15 @@ pub struct Regions {
 }
 
 /// A layout that cannot be.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{LayoutError, Profile, Regions, Simulator};
+///
+/// let error: LayoutError = Simulator::new(1000, Regions::DEFAULT, Profile::default()).unwrap_err();
+/// assert_eq!(error, LayoutError::BadUnitSize { unit_size: 1000 });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LayoutError {
@@ -87,6 +108,16 @@ impl Regions {
     /// # Errors
     ///
     /// [`LayoutError`] when the unit is illegal or the regions do not fit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::placement::Regions;
+    ///
+    /// let regions = Regions { static_size: 0, reserved_size: 8 << 10, dyn_size: 40 << 10 };
+    /// assert!(regions.check(64 << 10).is_ok());
+    /// assert!(regions.check(32 << 10).is_err());
+    /// ```
     pub fn check(&self, unit_size: usize) -> Result<(), LayoutError> {
         if unit_size < MIN_UNIT_SIZE
             || !unit_size.is_multiple_of(PAGE_SIZE)
@@ -129,6 +160,23 @@ impl Default for Regions {
 }
 
 /// CPUs that are allocated together.
+///
+/// # Examples
+///
+/// Two nodes, whose CPUs are allocated apart:
+///
+/// ```
+/// use percpu_memcg::machine::CpuId;
+/// use percpu_memcg::placement::{AllocInfo, Group, Regions};
+///
+/// let cpus: Vec<CpuId> = (0..4).map(CpuId::new).collect();
+/// let distance = |from: CpuId, to: CpuId| if from.get() / 2 == to.get() / 2 { 10 } else { 20 };
+/// let layout = AllocInfo::compute(Regions::DEFAULT, 20 << 10, 4096, &cpus, Some(&distance))?;
+/// let second: &Group = &layout.groups[1];
+/// assert_eq!(second.cpus, cpus[2..]);
+/// assert_eq!(second.first_unit, layout.groups[0].nr_units);
+/// # Ok::<(), percpu_memcg::placement::LayoutError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// Units of the group; those behind the CPUs are filler.
@@ -140,6 +188,18 @@ pub struct Group {
 }
 
 /// Unit size and grouping for a set of CPUs.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::AllocInfo;
+/// use percpu_memcg::{Machine, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::builder().machine(Machine::uniform(8)?).unit_size(64 << 10).build()?;
+/// let layout: &AllocInfo = pcpu.layout();
+/// assert_eq!((layout.unit_size, layout.groups[0].cpus.len()), (64 << 10, 8));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocInfo {
     /// The regions, with the dynamic one stretched to a page boundary.
@@ -165,6 +225,24 @@ impl AllocInfo {
     /// # Errors
     ///
     /// [`LayoutError::NoCpus`], [`LayoutError::BadAtomSize`], or what [`Regions::check`] says.
+    ///
+    /// # Examples
+    ///
+    /// As Linux does it on a machine of 4 CPUs with huge pages:
+    ///
+    /// ```
+    /// use percpu_memcg::machine::CpuId;
+    /// use percpu_memcg::placement::{AllocInfo, Regions};
+    /// use percpu_memcg::{Machine, PerCpuAllocator};
+    ///
+    /// let cpus: Vec<CpuId> = (0..4).map(CpuId::new).collect();
+    /// let layout = AllocInfo::compute(Regions::DEFAULT, 20 << 10, 2 << 20, &cpus, None)?;
+    /// assert_eq!((layout.units_per_alloc, layout.unit_size), (4, 512 << 10));
+    /// // For a machine with the same CPUs.
+    /// let pcpu = PerCpuAllocator::builder().machine(Machine::uniform(4)?).layout(layout).build()?;
+    /// assert_eq!(pcpu.layout().unit_size, 512 << 10);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn compute(
         regions: Regions,
         early_size: usize,

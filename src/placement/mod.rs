@@ -76,6 +76,20 @@ const fn up(value: usize, align: usize) -> usize {
 }
 
 /// The type of a chunk: accounted areas live in chunks of their own, on lists of their own.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{ChunkType, Profile, Regions, RequestFlags, Simulator};
+///
+/// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+/// let charged = RequestFlags { account: true, ..RequestFlags::default() };
+/// simulator.alloc(64, 8, charged).expect("there is room");
+/// let chunks = simulator.placement().chunks();
+/// let types: Vec<_> = chunks.iter().filter_map(|chunk| chunk.chunk_type).collect();
+/// assert_eq!(types, [ChunkType::Plain, ChunkType::Accounted]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ChunkType {
     /// Not charged to anybody; also the only type of profiles that do not split.
@@ -99,6 +113,20 @@ impl ChunkId {
 }
 
 /// A chunk's name, which is never reused: the first chunk is 0, later ones count up.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{ChunkName, Profile, Regions, RequestFlags, Simulator};
+///
+/// let regions = Regions { reserved_size: 1 << 10, ..Regions::DEFAULT };
+/// let mut simulator = Simulator::new(32 << 10, regions, Profile::default())?;
+/// let reserved = RequestFlags { reserved: true, ..RequestFlags::default() };
+/// let place = |flags| simulator.alloc(64, 8, flags).map(|place| place.chunk);
+/// let chunks = [RequestFlags::default(), reserved].map(place);
+/// assert_eq!(chunks, [Some(ChunkName::Numbered(0)), Some(ChunkName::Reserved)]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ChunkName {
     /// The reserved region of the first unit.

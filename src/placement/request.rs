@@ -5,6 +5,18 @@ use std::alloc::Layout;
 use super::{ChunkType, GRANULE_SIZE, MAX_ALIGN, MAX_AREA_SIZE};
 
 /// How a request wants to be served.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{Profile, Regions, RequestFlags, Simulator};
+///
+/// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+/// let atomic = RequestFlags { atomic: true, ..RequestFlags::default() };
+/// assert!(simulator.alloc(32 << 10, 8, atomic).is_none()); // it would need a new chunk
+/// assert!(simulator.alloc(32 << 10, 8, RequestFlags::default()).is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestFlags {
     /// Must not block: only pages that are populated already, no new chunk.
@@ -16,6 +28,18 @@ pub struct RequestFlags {
 }
 
 /// A request of legal size and alignment.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{Profile, Regions, Request, RequestFlags, Simulator};
+///
+/// let request = Request::new(30, 2, RequestFlags::default())?;
+/// assert_eq!((request.size(), request.align()), (32, 4)); // whole granules
+/// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+/// assert_eq!(simulator.place(&request).map(|place| place.size), Some(32));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     pub(crate) len: usize,
@@ -24,6 +48,15 @@ pub struct Request {
 }
 
 /// A size or an alignment that no allocator state could serve.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{InvalidRequest, Request, RequestFlags};
+///
+/// let error: InvalidRequest = Request::new(0, 8, RequestFlags::default()).unwrap_err();
+/// assert_eq!(error, InvalidRequest::ZeroSize);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidRequest {
@@ -52,6 +85,17 @@ impl Request {
     /// # Errors
     ///
     /// [`InvalidRequest`], without any effect.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::placement::{Request, RequestFlags};
+    ///
+    /// let request = |size, align| Request::new(size, align, RequestFlags::default());
+    /// assert!(request(32 << 10, 4096).is_ok());
+    /// assert!(request(100, 48).is_err()); // no power of two
+    /// assert!(request((32 << 10) + 1, 8).is_err());
+    /// ```
     #[inline]
     pub fn new(size: u64, align: u64, flags: RequestFlags) -> Result<Self, InvalidRequest> {
         if size == 0 {

@@ -34,6 +34,17 @@ pub struct Simulator {
 }
 
 /// Where an area was placed.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{ChunkName, Place, Profile, Regions, RequestFlags, Simulator};
+///
+/// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::LINUX_6_13)?;
+/// let place: Place = simulator.alloc(30, 8, RequestFlags::default()).expect("there is room");
+/// assert_eq!(place, Place { chunk: ChunkName::Numbered(0), offset: 0, size: 32 });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The chunk.
@@ -45,6 +56,20 @@ pub struct Place {
 }
 
 /// What happened besides the placing.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::{ChunkName, Event, Profile, Regions, RequestFlags, Simulator};
+///
+/// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+/// simulator.alloc(32 << 10, 8, RequestFlags::default()).expect("a new chunk has room");
+/// assert_eq!(simulator.take_events(), [
+///     Event::Create(ChunkName::Numbered(1)),
+///     Event::Populate(ChunkName::Numbered(1), 0..8),
+/// ]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Balance work was asked for and was not pending before.
@@ -65,6 +90,15 @@ impl Simulator {
     /// # Errors
     ///
     /// What [`Regions::check`] says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::placement::{Profile, Regions, Simulator};
+    ///
+    /// assert!(Simulator::new(64 << 10, Regions::DEFAULT, Profile::default()).is_ok());
+    /// assert!(Simulator::new(64_000, Regions::DEFAULT, Profile::default()).is_err()); // no whole pages
+    /// ```
     pub fn new(unit_size: usize, regions: Regions, profile: Profile) -> Result<Self, LayoutError> {
         let placement = Placement::new(unit_size, regions, profile)?;
         Ok(Simulator {
@@ -113,6 +147,18 @@ impl Simulator {
     /// # Errors
     ///
     /// [`InvalidFree`] when no live area starts there; nothing is changed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::placement::{Place, Profile, Regions, RequestFlags, Simulator};
+    ///
+    /// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+    /// let place = simulator.alloc(64, 8, RequestFlags::default()).expect("there is room");
+    /// assert!(simulator.free(Place { offset: place.offset + 4, ..place }).is_err()); // inside
+    /// assert_eq!(simulator.free(place), Ok(64));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn free(&mut self, place: Place) -> Result<usize, InvalidFree> {
         let id = match place.chunk {
             ChunkName::Reserved => self.placement.reserved_chunk(),
@@ -128,6 +174,25 @@ impl Simulator {
     }
 
     /// Runs balance work, asked for or not.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::placement::{Profile, Regions, RequestFlags, Simulator};
+    ///
+    /// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+    /// let places: Vec<_> =
+    ///     (0..3).filter_map(|_| simulator.alloc(32 << 10, 8, RequestFlags::default())).collect();
+    /// for place in places {
+    ///     simulator.free(place)?;
+    /// }
+    /// let before = simulator.placement().stats().nr_chunks;
+    /// if simulator.is_balance_pending() {
+    ///     simulator.balance(); // an allocator does that; a simulator leaves it to its user
+    /// }
+    /// assert!(simulator.placement().stats().nr_chunks < before);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn balance(&mut self) {
         let mut balance = Balance::start(&mut self.placement);
         while let Some(step) = balance.next(&mut self.placement) {
@@ -158,6 +223,19 @@ impl Simulator {
     }
 
     /// Makes the next `count` population attempts fail.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::placement::{Profile, Regions, RequestFlags, Simulator};
+    ///
+    /// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+    /// simulator.fail_next_populates(1);
+    /// assert!(simulator.alloc(32 << 10, 8, RequestFlags::default()).is_none());
+    /// assert!(simulator.alloc(32 << 10, 8, RequestFlags::default()).is_some());
+    /// simulator.placement().verify()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn fail_next_populates(&mut self, count: u32) {
         self.failing_populates = count;
     }

@@ -4,6 +4,20 @@ use super::chunk::Chunk;
 use super::{ChunkId, ChunkName, ChunkType, GRANULE_SIZE, Placement};
 
 /// Totals over all chunks, as in the kernel's `percpu_stats`.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::Stats;
+/// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let hits = PerCpu::<Local<u64>>::zeroed_in(&pcpu, Gfp::KERNEL)?;
+/// let Stats { nr_cur_alloc, live_bytes, .. } = pcpu.stats();
+/// assert_eq!((nr_cur_alloc, live_bytes), (1, 8)); // bytes of one CPU
+/// # drop(hits);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -56,6 +70,22 @@ impl Stats {
 }
 
 /// One chunk; sizes in bytes, hints in granules of 4 bytes.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::placement::ChunkStats;
+/// use percpu_memcg::{Gfp, Local, PerCpu, PerCpuAllocator};
+///
+/// fn share_used(chunk: &ChunkStats, unit_size: usize) -> f64 {
+///     1.0 - chunk.free_bytes as f64 / unit_size as f64
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let first = &pcpu.chunks()[0];
+/// assert!((0.0..=1.0).contains(&share_used(first, pcpu.layout().unit_size)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChunkStats {
@@ -108,6 +138,23 @@ pub struct ChunkStats {
 }
 
 /// The hints of one block, in granules.
+///
+/// # Examples
+///
+/// The largest hole that does not cross a page, in bytes:
+///
+/// ```
+/// use percpu_memcg::PerCpuAllocator;
+/// use percpu_memcg::placement::{BlockStats, GRANULE_SIZE};
+///
+/// fn largest_hole(blocks: &[BlockStats]) -> usize {
+///     blocks.iter().map(|block| block.contig_bits as usize * GRANULE_SIZE).max().unwrap_or(0)
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// assert_eq!(largest_hole(&pcpu.chunks()[0].blocks), 4096);
+/// # Ok::<(), percpu_memcg::error::BuildError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BlockStats {

@@ -10,6 +10,19 @@ impl Placement {
     /// The first invariant that does not hold, in words.
     ///
     /// Cost: reads every map; for tests.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::placement::{Profile, Regions, RequestFlags, Simulator};
+    ///
+    /// let mut simulator = Simulator::new(32 << 10, Regions::DEFAULT, Profile::default())?;
+    /// for size in 1..100 {
+    ///     simulator.alloc(size, 8, RequestFlags::default());
+    ///     simulator.placement().verify()?; // after each step
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn verify(&self) -> Result<(), String> {
         if !self.lists.is_sound() {
             return Err("P1: a list is not marked as occupied, or an empty one is".into());
