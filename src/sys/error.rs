@@ -100,6 +100,21 @@ impl MapError {
 }
 
 /// Why there is no [`Machine`](super::Machine): a description that makes no sense, or a sysfs that makes none.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::error::MachineError;
+/// use percpu_memcg::machine::{CpuId, NodeId};
+/// use percpu_memcg::Machine;
+///
+/// let twice = Machine::builder().node(NodeId::new(0), [3, 3].map(CpuId::new)).build();
+/// match twice.unwrap_err() {
+///     MachineError::DuplicateCpu { cpu, .. } => assert_eq!(cpu, CpuId::new(3)),
+///     other => return Err(other),
+/// }
+/// # Ok::<(), MachineError>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MachineError {

@@ -26,6 +26,20 @@ use super::MapError;
 use super::locks::Mutex;
 
 /// A kind of mapping operation.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::machine::MapOp;
+/// use percpu_memcg::{Machine, PerCpuAllocator};
+///
+/// let machine = Machine::uniform(4)?;
+/// machine.faults().fail_nth(Some(MapOp::Reserve), 1);
+/// let builder = || PerCpuAllocator::builder().machine(machine.clone());
+/// assert!(builder().build().unwrap_err().is_memory());
+/// assert!(builder().build().is_ok());
+/// # Ok::<(), percpu_memcg::error::MachineError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MapOp {
@@ -126,6 +140,27 @@ impl FaultInjection {
     /// Run a scenario once to learn how many it needs, then once for each `n` with
     /// [`fail_nth`](Self::fail_nth) to see it fail at every step. Exact when no other thread is
     /// mapping memory; otherwise a value it had a moment ago.
+    ///
+    /// # Examples
+    ///
+    /// A scenario that is seen failing at every step:
+    ///
+    /// ```
+    /// use percpu_memcg::{Machine, PerCpuAllocator};
+    ///
+    /// let machine = Machine::uniform(4)?;
+    /// let scenario = || PerCpuAllocator::builder().machine(machine.clone()).build();
+    /// let before = machine.faults().operations();
+    /// scenario()?;
+    /// for n in 1..=machine.faults().operations() - before {
+    ///     machine.faults().fail_nth(None, n);
+    ///     if let Err(error) = scenario() {
+    ///         assert!(error.is_memory()); // and not a panic
+    ///     }
+    ///     machine.faults().clear();
+    /// }
+    /// # Ok::<(), percpu_memcg::error::BuildError>(())
+    /// ```
     pub fn operations(&self) -> u64 {
         // Relaxed: a statistic; no other memory is published through it.
         self.operations.load(Ordering::Relaxed)

@@ -161,6 +161,20 @@ impl Machine {
     /// # Panics
     ///
     /// When one of the CPUs is not possible.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::machine::CpuId;
+    /// use percpu_memcg::Machine;
+    ///
+    /// let machine = Machine::uniform(4)?;
+    /// let (here, asked) = (machine.this_cpu(), CpuId::new(9));
+    /// // A CPU that is not possible would panic.
+    /// let distance = machine.is_possible(asked).then(|| machine.distance(here, asked));
+    /// assert_eq!(distance, None);
+    /// # Ok::<(), percpu_memcg::error::MachineError>(())
+    /// ```
     pub fn distance(&self, from: CpuId, to: CpuId) -> u32 {
         let slot = |cpu| match self.inner.slot_of(cpu) {
             Some(slot) => slot,
@@ -202,6 +216,20 @@ impl Machine {
     ///
     /// Costs about a nanosecond where the thread has a rseq area, see [`Tier`](super::Tier), and a few where
     /// the kernel offers the vDSO.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::Machine;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    ///
+    /// let machine = Machine::uniform(4)?;
+    /// let table: Vec<AtomicU64> = (0..machine.cpu_id_limit()).map(|_| AtomicU64::new(0)).collect();
+    /// // Atomic, because another thread may be on that CPU by now.
+    /// table[machine.this_cpu().index()].fetch_add(1, Ordering::Relaxed);
+    /// assert_eq!(table.iter().map(|hits| hits.load(Ordering::Relaxed)).sum::<u64>(), 1);
+    /// # Ok::<(), percpu_memcg::error::MachineError>(())
+    /// ```
     #[inline]
     pub fn this_cpu(&self) -> CpuId {
         let id = super::this_cpu::current_cpu();
@@ -300,6 +328,18 @@ impl MachineBuilder {
     ///
     /// When there is no CPU, a CPU was added twice, a CPU id is [`MAX_CPUS`] or more, a node id is
     /// 1024 or more, or a distance is zero.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::machine::{CpuId, NodeId};
+    /// use percpu_memcg::Machine;
+    ///
+    /// let node = NodeId::new(0);
+    /// assert!(Machine::builder().node(node, [0, 8].map(CpuId::new)).build().is_ok()); // holes are legal
+    /// assert!(Machine::builder().node(node, [0, 0].map(CpuId::new)).build().is_err());
+    /// assert!(Machine::builder().build().is_err()); // no CPU
+    /// ```
     pub fn build(self) -> Result<Machine, MachineError> {
         Ok(Machine { inner: Arc::new(self.finish(true)?) })
     }

@@ -47,6 +47,18 @@ impl Machine {
     /// # Errors
     ///
     /// When a file holds something that is not a list of numbers, or a node id is 1024 or more.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::{Machine, PerCpuAllocator};
+    ///
+    /// let machine = Machine::detect()?; // once
+    /// let builder = || PerCpuAllocator::builder().machine(machine.clone());
+    /// let (cache, sessions) = (builder().build()?, builder().build()?);
+    /// assert_eq!(cache.machine().possible(), sessions.machine().possible());
+    /// # Ok::<(), percpu_memcg::error::BuildError>(())
+    /// ```
     pub fn detect() -> Result<Self, MachineError> {
         Self::detect_at(Path::new(ROOT))
     }

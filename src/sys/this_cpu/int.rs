@@ -14,6 +14,27 @@ use crate::sys::try_update;
 
 /// An integer that operations on this CPU's copy work on: `u8` to `u64`, `usize`, and the signed
 /// ones. Arithmetic wraps.
+///
+/// # Examples
+///
+/// A function for counters of any width:
+///
+/// ```
+/// use percpu_memcg::this_cpu::LocalInt;
+/// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
+///
+/// fn line<N: LocalInt>(name: &str, count: &PerCpu<Local<N>>) -> String {
+///     format!("{name} {}", count.sum())
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let hits = PerCpu::<Local<u64>>::zeroed_for(&tenant)?;
+/// let level = PerCpu::<Local<i16>>::zeroed_for(&tenant)?;
+/// level.sub(2);
+/// assert_eq!([line("hits", &hits), line("level", &level)], ["hits 0", "level -2"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait LocalInt:
     Sequences + AtomicOps + Copy + Default + Ord + fmt::Debug + fmt::Display + Send + Sync + 'static
 {

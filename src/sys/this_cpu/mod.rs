@@ -143,15 +143,69 @@ impl CopyLocator {
 }
 
 /// How the copy of a word is chosen: [`ByCpu`] or [`ByConcurrency`].
+///
+/// # Examples
+///
+/// A function for words of both kinds:
+///
+/// ```
+/// use percpu_memcg::this_cpu::{CompactLocal, CopyIndex};
+/// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
+///
+/// fn add_all<I: CopyIndex>(bytes: &PerCpu<Local<u64, I>>, sizes: &[u64]) {
+///     bytes.add(sizes.iter().sum());
+/// }
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let bytes = PerCpu::<CompactLocal<u64>>::zeroed_for(&tenant)?;
+/// add_all(&bytes, &[1, 2]);
+/// assert_eq!(bytes.sum(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait CopyIndex: sealed::CopyIndex + Send + Sync + 'static {}
 
 /// Words are indexed by the id of the CPU that runs the thread.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::this_cpu::ByCpu;
+/// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let hits: PerCpu<Local<u64, ByCpu>> = PerCpu::<Local<u64>>::zeroed_for(&tenant)?; // the default
+/// hits.inc();
+/// assert_eq!(hits.sum(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ByCpu(());
 
 /// Words are indexed by the thread's *concurrency id* (`mm_cid`, Linux 6.3): a number that is
 /// unique among the threads of the process that run at the same time, and below both their number
 /// and that of the CPUs the process may use. Where there are no such ids, by CPU.
+///
+/// # Examples
+///
+/// 4 threads of a large machine take the memory of about 4 copies, wherever they run:
+///
+/// ```
+/// use percpu_memcg::this_cpu::ByConcurrency;
+/// use percpu_memcg::{Local, PerCpu, PerCpuAllocator};
+///
+/// let pcpu = PerCpuAllocator::new()?;
+/// let tenant = pcpu.root().create("tenant")?;
+/// let hits = PerCpu::<Local<u64, ByConcurrency>>::zeroed_for(&tenant)?;
+/// std::thread::scope(|scope| {
+///     for _thread in 0..4 {
+///         scope.spawn(|| hits.add(10));
+///     }
+/// });
+/// assert_eq!(hits.sum(), 40); // which copies have it says nothing of CPUs
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ByConcurrency(());
 
@@ -339,6 +393,19 @@ impl CpuId {
     /// machine.
     ///
     /// Half a nanosecond where the thread has a rseq area, else a call of the vDSO.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use percpu_memcg::machine::CpuId;
+    /// use percpu_memcg::Machine;
+    ///
+    /// let machine = Machine::uniform(1)?;
+    /// let (real, ours) = (CpuId::current(), machine.this_cpu());
+    /// println!("on CPU {real}");
+    /// assert_eq!(ours, CpuId::new(0)); // for tables of an injected machine, this one
+    /// # Ok::<(), percpu_memcg::error::MachineError>(())
+    /// ```
     #[inline]
     pub fn current() -> Self {
         CpuId::new(current_cpu() as u32)

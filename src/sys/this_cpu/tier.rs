@@ -6,6 +6,18 @@ use super::platform;
 use crate::sys::loaded::stay_loaded;
 
 /// How operations on this CPU's copy are carried out in this process.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::this_cpu::{ThisCpu, Tier};
+///
+/// let tier: Tier = ThisCpu::tier();
+/// if tier == Tier::GetCpu {
+///     eprintln!("no restartable sequences: counters take atomic instructions");
+/// }
+/// assert_eq!(tier, ThisCpu::tier()); // for the life of the process
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tier {
@@ -24,6 +36,19 @@ pub enum Tier {
 }
 
 /// What registers rseq areas.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::this_cpu::{RegisteredBy, ThisCpu, Tier};
+///
+/// let cost = match ThisCpu::tier() {
+///     Tier::Rseq { registered_by: RegisteredBy::Libc } => "none",
+///     Tier::Rseq { registered_by: RegisteredBy::Us } => "a system call for each thread",
+///     _ => "an atomic instruction for each operation",
+/// };
+/// println!("beyond the operation itself: {cost}");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RegisteredBy {
@@ -34,6 +59,17 @@ pub enum RegisteredBy {
 }
 
 /// What "this CPU" means in this process.
+///
+/// # Examples
+///
+/// ```
+/// use percpu_memcg::this_cpu::ThisCpu;
+///
+/// // At the start of a program, as the first call takes longest.
+/// println!("this CPU: {:?}", ThisCpu::tier());
+/// println!("concurrency ids: {}", ThisCpu::has_concurrency_ids());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ThisCpu(());
 
