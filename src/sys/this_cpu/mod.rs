@@ -189,7 +189,7 @@ pub struct ByCpu(());
 ///
 /// # Examples
 ///
-/// 4 threads of a large machine take the memory of about 4 copies, wherever they run:
+/// About as many copies are in use as threads run, on however many CPUs:
 ///
 /// ```
 /// use percpu_memcg::this_cpu::ByConcurrency;

@@ -48,6 +48,7 @@ pub enum Tier {
 ///     _ => "an atomic instruction for each operation",
 /// };
 /// println!("beyond the operation itself: {cost}");
+/// assert_eq!(cost.contains("atomic"), ThisCpu::tier() == Tier::GetCpu);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -63,12 +64,11 @@ pub enum RegisteredBy {
 /// # Examples
 ///
 /// ```
-/// use percpu_memcg::this_cpu::ThisCpu;
+/// use percpu_memcg::this_cpu::{ThisCpu, Tier};
 ///
-/// // At the start of a program, as the first call takes longest.
-/// println!("this CPU: {:?}", ThisCpu::tier());
-/// println!("concurrency ids: {}", ThisCpu::has_concurrency_ids());
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// let tier = ThisCpu::tier(); // at the start of a program, as the first call takes longest
+/// println!("{tier:?}, concurrency ids: {}", ThisCpu::has_concurrency_ids());
+/// assert!(tier != Tier::GetCpu || !ThisCpu::has_concurrency_ids());
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ThisCpu(());
