@@ -41,7 +41,7 @@ use crate::sys::{At, ByCpu, CountAndSum, Sequences, Word, error_predicates};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// use percpu_memcg::{PerCpuAllocator, PerCpuHistogram};
 ///
 /// let pcpu = PerCpuAllocator::new()?;
