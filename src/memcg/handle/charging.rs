@@ -124,8 +124,8 @@ impl Memcg {
     /// assert!(tenant.charge_with(100, Gfp::KERNEL).is_err());
     /// assert!(tenant.charge_with(100, Gfp::NOWAIT).is_err()); // calls no hook
     /// assert!(tenant.charge_with(100, Gfp::NOFAIL | Gfp::KERNEL).is_ok()); // beyond the limit
-    /// // The cgroup is named here: nobody else pays, without `ACCOUNT` as with it.
-    /// assert_eq!(tenant.current(), 1000);
+    /// let _beyond = tenant.charge_with(100, Gfp::ATOMIC)?; // likewise, and calls no hook
+    /// assert_eq!(tenant.current(), 1100); // `ACCOUNT` is not needed: the cgroup is named
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
