@@ -71,15 +71,15 @@ pub struct ChargeError(Box<Refusal>);
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
-/// tenant.set_max(Limit::bytes(10_000))?;
-/// let _held = tenant.charge(9_000)?;
+/// tenant.set_max(Limit::bytes(100_000))?;
+/// let _held = tenant.charge(80_000)?;
 ///
-/// let refusal = tenant.charge(2_000).unwrap_err();
-/// assert_eq!((refusal.cgroup.as_str(), refusal.usage), ("/tenant", 9_000));
-/// assert_eq!(refusal.to_string(), "cgroup /tenant refuses 2000 bytes: 9000 of 10000 bytes are in use");
+/// let refusal = tenant.charge(20_001).unwrap_err();
+/// assert_eq!((refusal.cgroup.as_str(), refusal.usage), ("/tenant", 80_000));
+/// assert_eq!(refusal.to_string(), "cgroup /tenant refuses 20001 bytes: 80000 of 100000 bytes are in use");
 ///
-/// let query = tenant.create("query")?;
-/// let refusal = query.charge(2_000).unwrap_err();
+/// let query = tenant.create("query")?; // its statistics are charged as well
+/// let refusal = query.charge(20_000).unwrap_err();
 /// assert_eq!((refusal.cgroup.as_str(), refusal.charged.as_str()), ("/tenant", "/tenant/query"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -117,10 +117,10 @@ pub struct Refusal {
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
-/// tenant.set_max(Limit::bytes(10_000))?;
-/// let _held = tenant.create("query")?.charge(5_000)?;
+/// tenant.set_max(Limit::bytes(100_000))?;
+/// let _held = tenant.create("query")?.charge(50_000)?;
 ///
-/// let refusal = tenant.charge(10_000).unwrap_err();
+/// let refusal = tenant.charge(100_000).unwrap_err();
 /// let TopConsumer { cgroup, .. } = &refusal.top()[0];
 /// assert_eq!(cgroup, "/tenant/query");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -192,7 +192,7 @@ impl Refusal {
     /// let pcpu = PerCpuAllocator::new()?;
     /// let region = pcpu.root().create("region")?;
     /// let [a, b] = ["a", "b"].map(|name| region.create(name).unwrap());
-    /// region.set_max(Limit::bytes(10_000))?;
+    /// region.set_max(Limit::bytes(region.current() + 10_000))?;
     /// let _held = a.charge(9_000)?;
     ///
     /// let refusal = b.charge(5_000).unwrap_err();

@@ -213,8 +213,8 @@ impl HighEvent {
 ///
 /// let pcpu = PerCpuAllocator::new()?;
 /// let tenant = pcpu.root().create("tenant")?;
-/// tenant.set_max(Limit::bytes(1000))?;
 /// let query = tenant.create("query")?;
+/// tenant.set_max(Limit::bytes(tenant.current() + 1000))?;
 /// let work: Arc<Mutex<Option<Charge>>> = Arc::new(Mutex::new(Some(query.charge(800)?)));
 ///
 /// let (victim, running) = (query.clone(), Arc::clone(&work));
