@@ -84,6 +84,26 @@ impl fmt::Display for Label<'_> {
     }
 }
 
+/// Displays a text as a frame of a folded stack: as [`Short`], and with escapes for what separates frames
+/// and for what begins the frame of a kind of bytes.
+pub(crate) struct Frame<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Frame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rest = self.0.strip_prefix('[');
+        if rest.is_some() {
+            f.write_str("\\u{5b}")?;
+        }
+        for (index, part) in rest.unwrap_or(self.0).split(';').enumerate() {
+            if index > 0 {
+                f.write_str("\\u{3b}")?;
+            }
+            Short(part).fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
 /// Displays a number of bytes: `{}` as it is, `{:#}` in B, KiB, MiB, GiB, TiB, PiB or EiB, to one
 /// tenth.
 pub(crate) struct Bytes(pub(crate) u64);

@@ -92,16 +92,23 @@ pub enum EventKind {
     OomGroupKill,
 }
 
-impl fmt::Display for EventKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl EventKind {
+    /// As the kernel's `memory.events` has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             EventKind::Low => "low",
             EventKind::High => "high",
             EventKind::Max => "max",
             EventKind::Oom => "oom",
             EventKind::OomKill => "oom_kill",
             EventKind::OomGroupKill => "oom_group_kill",
-        })
+        }
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
