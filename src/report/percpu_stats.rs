@@ -26,6 +26,7 @@ const RULE: &str = "----------------------------------------";
 /// # Ok::<(), percpu_memcg::error::BuildError>(())
 /// ```
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Snapshot {
     /// Unit size, regions and groups.

@@ -7,6 +7,7 @@
 //! the text behind them. A message shows escapes in their place, so that a line stays a line, and
 //! reads as it was written.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
@@ -141,7 +142,7 @@ impl fmt::Display for Amount {
 }
 
 /// Displays the bytes of each label in brackets, and nothing if there are none.
-pub(crate) struct ByLabel<'a>(pub(crate) &'a BTreeMap<&'static str, u64>);
+pub(crate) struct ByLabel<'a>(pub(crate) &'a BTreeMap<Cow<'static, str>, u64>);
 
 impl fmt::Display for ByLabel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
