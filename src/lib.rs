@@ -128,6 +128,7 @@ mod percpu;
 pub mod placement;
 pub mod report;
 mod sys;
+mod telemetry;
 
 pub mod allocator {
     //! How an allocator is built, and areas without a type.

@@ -100,6 +100,15 @@ pub enum ChunkType {
     Accounted,
 }
 
+impl ChunkType {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            ChunkType::Plain => "plain",
+            ChunkType::Accounted => "accounted",
+        }
+    }
+}
+
 /// A chunk's index in the placement; reused after the chunk was destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ChunkId(u32);

@@ -8,6 +8,8 @@ mod metrics;
 mod prometheus_client;
 #[cfg(feature = "serde")]
 mod serde;
+#[cfg(feature = "tracing")]
+mod tracing;
 
 use percpu_memcg::{Machine, Memcg, PerCpuAllocator};
 
