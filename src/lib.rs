@@ -122,11 +122,13 @@ pub mod kernel {}
 pub mod rules {}
 
 mod arena;
+pub mod integrations;
 mod memcg;
 mod percpu;
 pub mod placement;
 pub mod report;
 mod sys;
+mod telemetry;
 
 pub mod allocator {
     //! How an allocator is built, and areas without a type.

@@ -107,6 +107,68 @@ fn a_tree() {
 }
 
 #[test]
+fn metrics_and_folded_stacks() {
+    let (_pcpu, tenant) = tree();
+    let _held = tenant.create("query").unwrap().charge(1000).unwrap().labelled(HOSTILE);
+    let metrics = tenant.snapshot().open_metrics().depth(0).to_string();
+    // Labels of Prometheus have three escapes, so the rest is shown here as Rust escapes it.
+    let lines: Vec<String> = metrics.lines().map(|line| line.escape_debug().to_string()).collect();
+    assert_snapshot!(lines.join("\n").replace("\\\"", "\""), @r#"
+    # TYPE memcg_current_bytes gauge
+    # UNIT memcg_current_bytes bytes
+    # HELP memcg_current_bytes Bytes in use.
+    memcg_current_bytes{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 1064
+    # TYPE memcg_peak_bytes gauge
+    # UNIT memcg_peak_bytes bytes
+    # HELP memcg_peak_bytes The most bytes that were ever in use.
+    memcg_peak_bytes{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 1064
+    # TYPE memcg_percpu_bytes gauge
+    # UNIT memcg_percpu_bytes bytes
+    # HELP memcg_percpu_bytes Bytes in use by per-CPU areas.
+    memcg_percpu_bytes{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 64
+    # TYPE memcg_charged_bytes gauge
+    # UNIT memcg_charged_bytes bytes
+    # HELP memcg_charged_bytes Bytes in use by charges.
+    memcg_charged_bytes{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 1000
+    # TYPE memcg_labelled_bytes gauge
+    # UNIT memcg_labelled_bytes bytes
+    # HELP memcg_labelled_bytes Bytes in use by charges that have a label.
+    memcg_labelled_bytes{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é",label="a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 1000
+    # TYPE memcg_cached_bytes gauge
+    # UNIT memcg_cached_bytes bytes
+    # HELP memcg_cached_bytes Bytes in stocks, which are not in use.
+    memcg_cached_bytes{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 0
+    # TYPE memcg_min_bytes gauge
+    # UNIT memcg_min_bytes bytes
+    # HELP memcg_min_bytes Protection that always holds.
+    memcg_min_bytes{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 0
+    # TYPE memcg_low_bytes gauge
+    # UNIT memcg_low_bytes bytes
+    # HELP memcg_low_bytes Protection that yields when nothing else is left.
+    memcg_low_bytes{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 0
+    # TYPE memcg_events counter
+    # HELP memcg_events Events by kind.
+    memcg_events_total{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é",event="low"} 0
+    memcg_events_total{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é",event="high"} 0
+    memcg_events_total{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é",event="max"} 0
+    memcg_events_total{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é",event="oom"} 0
+    memcg_events_total{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é",event="oom_kill"} 0
+    memcg_events_total{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é",event="oom_group_kill"} 0
+    # TYPE memcg_threads gauge
+    # HELP memcg_threads Threads attached to the cgroup itself.
+    memcg_threads{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 0
+    # TYPE memcg_dying_descendants gauge
+    # HELP memcg_dying_descendants Removed descendants to which a handle still refers.
+    memcg_dying_descendants{cgroup="/a\tb\u{1b}[31m\u{202e}c\u{a0}\\\\\\"\'é"} 0
+    # EOF
+    "#);
+    assert_snapshot!(tenant.snapshot().folded(), @r#"
+    a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é;[percpu] 64
+    a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é;query;[charged];a\tb\u{1b}[31m\u{202e}c\u{a0}\\"'é 1000
+    "#);
+}
+
+#[test]
 fn refusals() {
     let (pcpu, tenant) = tree();
     let query = tenant.create("query").unwrap();

@@ -12,9 +12,10 @@ use super::chunk_memory::{ChunkMemory, PART};
 use super::deferred::Dead;
 use super::state::State;
 use super::{Arena, Owner, Populate, Window};
-use crate::placement::{Balance, ChunkId, ChunkType, Step};
+use crate::placement::{Balance, ChunkId, ChunkName, ChunkType, Step};
 use crate::sys::locks::MutexGuard;
 use crate::sys::{MapError, page_size};
+use crate::telemetry;
 
 /// Which thread runs balance work: destroying spare chunks, giving pages back, populating reserves.
 ///
@@ -134,7 +135,7 @@ impl<O: Owner> Arena<O> {
                 Step::Depopulate(..) | Step::Destroy(_) => true,
             };
             let mut state = self.state.lock();
-            let mut dead = None;
+            let (mut dead, mut destroyed) = (None, None);
             match &step {
                 Step::Depopulate(chunk, pages) => {
                     // The memory of a doomed one is unmapped as a whole, soon.
@@ -142,12 +143,19 @@ impl<O: Owner> Arena<O> {
                         state.deferred.discard(*chunk, pages.clone());
                     }
                 }
-                Step::Destroy(chunk) => dead = state.remove_memory(*chunk),
+                Step::Destroy(chunk) => {
+                    destroyed = Some((state.placement.name(*chunk), state.placement.kind(*chunk)));
+                    dead = state.remove_memory(*chunk);
+                }
                 Step::Populate(chunk, pages) if success => state.deferred.keep(*chunk, pages),
                 Step::Populate(..) | Step::Create(_) => {}
             }
             balance.complete(&mut state.placement, &step, success);
+            let chunks = state.placement.stats().nr_chunks;
             drop(state);
+            if let Some((ChunkName::Numbered(chunk), kind)) = destroyed {
+                telemetry::chunk_destroyed(chunk, kind.name(), self.holds, chunks);
+            }
             if let Some(memory) = dead {
                 self.state.lock().deferred.give_back(Dead::new(memory));
             }
@@ -225,6 +233,11 @@ impl<O: Owner> Arena<O> {
         if whole {
             let pages = 0..state.placement.pages_per_unit();
             state.placement.populated(id, pages);
+        }
+        let (name, chunks) = (state.placement.name(id), state.placement.stats().nr_chunks);
+        drop(state);
+        if let ChunkName::Numbered(chunk) = name {
+            telemetry::chunk_created(chunk, chunk_type.name(), self.holds, chunks);
         }
         Ok(())
     }

@@ -112,6 +112,8 @@ pub(crate) struct Config {
     pub(crate) balance: BalanceMode,
     /// Bytes of a unit that a CPU may cache; 0 for no caches.
     pub(crate) cached_bytes: usize,
+    /// What it is for, as a subscriber is told.
+    pub(crate) holds: &'static str,
 }
 
 /// What an accounted area belongs to: a counted reference to something that stays where it is for
@@ -142,6 +144,7 @@ pub(crate) struct Arena<O: Owner> {
     balance_mode: BalanceMode,
     /// Set in `BalanceMode::Background`.
     worker: OnceLock<Worker>,
+    holds: &'static str,
 }
 
 /// A new area.
@@ -213,7 +216,7 @@ pub(crate) enum NotLive {
 
 impl<O: Owner> Arena<O> {
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, NoArena> {
-        let Config { machine, profile, unit_size, regions, populate, balance, cached_bytes } =
+        let Config { machine, profile, unit_size, regions, populate, balance, cached_bytes, holds } =
             config;
         let profile =
             if populate == Populate::Whole { profile.without_depopulation() } else { profile };
@@ -242,6 +245,7 @@ impl<O: Owner> Arena<O> {
             state: Mutex::new(state),
             balance_mode: balance,
             worker: OnceLock::new(),
+            holds,
         });
         if balance == BalanceMode::Background {
             let worker = Worker::spawn(Arc::downgrade(&arena)).map_err(NoArena::Thread)?;

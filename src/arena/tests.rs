@@ -66,6 +66,7 @@ fn config(profile: Profile) -> Config {
         populate: Populate::Lazy,
         balance: BalanceMode::Inline,
         cached_bytes: 0,
+        holds: "areas",
     }
 }
 

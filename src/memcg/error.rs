@@ -51,6 +51,8 @@ pub(crate) const MAX_NAME_BYTES: usize = 255;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(transparent))]
 pub struct ChargeError(Box<Refusal>);
 
 /// The facts of a refused charge: which cgroup refused, how much was asked, used and allowed.
@@ -84,6 +86,7 @@ pub struct ChargeError(Box<Refusal>);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Refusal {
     /// The path of the cgroup whose limit refused: the one charged, or an ancestor of it.
@@ -104,6 +107,7 @@ pub struct Refusal {
     /// Otherwise the stocks are empty, except for bytes that other threads uncharged since the
     /// drain.
     pub cached: u64,
+    #[cfg_attr(feature = "serde", serde(skip, default = "no_consumers"))]
     consumers: Weak<dyn Consumers>,
 }
 
@@ -126,6 +130,7 @@ pub struct Refusal {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct TopConsumer {
     /// The path of the cgroup.
@@ -138,6 +143,18 @@ pub struct TopConsumer {
 pub(crate) trait Consumers: Send + Sync {
     /// The `count` children that use most, the largest first.
     fn top(&self, count: usize) -> Vec<TopConsumer>;
+}
+
+/// Of a refusal that was read from a text: there is no cgroup behind it.
+#[cfg(feature = "serde")]
+fn no_consumers() -> Weak<dyn Consumers> {
+    enum Nobody {}
+    impl Consumers for Nobody {
+        fn top(&self, _count: usize) -> Vec<TopConsumer> {
+            match *self {}
+        }
+    }
+    Weak::<Nobody>::new()
 }
 
 /// How many children a refusal names: enough to see an outlier, short enough for one line of a log.

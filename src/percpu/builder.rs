@@ -323,6 +323,7 @@ impl PerCpuAllocatorBuilder {
             balance: BalanceMode::Manual,
             // Placed once for a cgroup.
             cached_bytes: 0,
+            holds: "cgroups",
         })?;
         let areas = arena(Config {
             machine,
@@ -332,6 +333,7 @@ impl PerCpuAllocatorBuilder {
             populate: self.populate,
             balance: self.balance,
             cached_bytes: self.cache_size,
+            holds: "areas",
         })?;
         let tree = Tree::new(areas, statistics, self.memory_recursiveprot);
         let tree = tree.map_err(|error| match error {

@@ -60,6 +60,9 @@ mod sealed {
     pub trait Value: Copy + Ord + fmt::Debug + Send + Sync + 'static {
         fn to_units(self) -> u64;
         fn from_units(units: u64) -> Self;
+        /// As metrics have it: durations in seconds.
+        #[cfg(feature = "prometheus-client")]
+        fn to_base_units(self) -> f64;
     }
 
     impl Value for u64 {
@@ -71,6 +74,11 @@ mod sealed {
         #[inline(always)]
         fn from_units(units: u64) -> Self {
             units
+        }
+
+        #[cfg(feature = "prometheus-client")]
+        fn to_base_units(self) -> f64 {
+            self as f64
         }
     }
 
@@ -89,6 +97,11 @@ mod sealed {
         #[inline(always)]
         fn from_units(units: u64) -> Self {
             Duration::from_nanos(units)
+        }
+
+        #[cfg(feature = "prometheus-client")]
+        fn to_base_units(self) -> f64 {
+            self.as_secs_f64()
         }
     }
 }

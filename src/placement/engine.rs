@@ -450,6 +450,11 @@ impl Placement {
         self.chunk(id).name
     }
 
+    /// The type of a chunk.
+    pub(crate) fn kind(&self, id: ChunkId) -> ChunkType {
+        self.chunk(id).chunk_type
+    }
+
     /// True when balance work was asked for and has not begun.
     pub fn is_balance_pending(&self) -> bool {
         self.balance_pending

@@ -35,6 +35,7 @@ const MAX_ATOM_SIZE: usize = 1 << 30;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Regions {
     /// Static per-CPU variables; rounded up to 4 at the cost of the dynamic region.
     pub static_size: usize,
@@ -178,6 +179,7 @@ impl Default for Regions {
 /// # Ok::<(), percpu_memcg::placement::LayoutError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Group {
     /// Units of the group; those behind the CPUs are filler.
     pub nr_units: usize,
@@ -201,6 +203,7 @@ pub struct Group {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AllocInfo {
     /// The regions, with the dynamic one stretched to a page boundary.
     pub regions: Regions,

@@ -91,11 +91,22 @@ const fn up(value: usize, align: usize) -> usize {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum ChunkType {
     /// Not charged to anybody; also the only type of profiles that do not split.
     Plain,
     /// Charged to a cgroup: the chunks carry a vector of owners.
     Accounted,
+}
+
+impl ChunkType {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            ChunkType::Plain => "plain",
+            ChunkType::Accounted => "accounted",
+        }
+    }
 }
 
 /// A chunk's index in the placement; reused after the chunk was destroyed.
@@ -128,6 +139,8 @@ impl ChunkId {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum ChunkName {
     /// The reserved region of the first unit.
     Reserved,

@@ -19,6 +19,7 @@ use super::{ChunkId, ChunkName, ChunkType, GRANULE_SIZE, Placement};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// Areas handed out so far, those whose population failed later included.
@@ -87,6 +88,7 @@ impl Stats {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct ChunkStats {
     /// The chunk's name.
@@ -156,6 +158,7 @@ pub struct ChunkStats {
 /// # Ok::<(), percpu_memcg::error::BuildError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct BlockStats {
     /// Largest known free run.

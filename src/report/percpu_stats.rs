@@ -26,6 +26,7 @@ const RULE: &str = "----------------------------------------";
 /// # Ok::<(), percpu_memcg::error::BuildError>(())
 /// ```
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Snapshot {
     /// Unit size, regions and groups.
@@ -67,7 +68,7 @@ impl Snapshot {
     ///
     /// With lazy population a page takes memory only on CPUs that wrote it, so this is a bound.
     pub fn populated_bytes(&self) -> u64 {
-        self.stats.nr_populated * (PAGE_SIZE * self.layout.nr_units()) as u64
+        self.stats.nr_populated.saturating_mul((PAGE_SIZE * self.layout.nr_units()) as u64)
     }
 
     fn heading(&self, chunk: &ChunkStats) -> &'static str {

@@ -28,6 +28,7 @@ pub(crate) const MAX_NODES: usize = 1024;
 /// assert_eq!(cpu.to_string(), "7");
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CpuId(u32);
 
 impl CpuId {

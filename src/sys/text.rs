@@ -7,6 +7,7 @@
 //! the text behind them. A message shows escapes in their place, so that a line stays a line, and
 //! reads as it was written.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
@@ -84,6 +85,26 @@ impl fmt::Display for Label<'_> {
     }
 }
 
+/// Displays a text as a frame of a folded stack: as [`Short`], and with escapes for what separates frames
+/// and for what begins the frame of a kind of bytes.
+pub(crate) struct Frame<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Frame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rest = self.0.strip_prefix('[');
+        if rest.is_some() {
+            f.write_str("\\u{5b}")?;
+        }
+        for (index, part) in rest.unwrap_or(self.0).split(';').enumerate() {
+            if index > 0 {
+                f.write_str("\\u{3b}")?;
+            }
+            Short(part).fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
 /// Displays a number of bytes: `{}` as it is, `{:#}` in B, KiB, MiB, GiB, TiB, PiB or EiB, to one
 /// tenth.
 pub(crate) struct Bytes(pub(crate) u64);
@@ -121,7 +142,7 @@ impl fmt::Display for Amount {
 }
 
 /// Displays the bytes of each label in brackets, and nothing if there are none.
-pub(crate) struct ByLabel<'a>(pub(crate) &'a BTreeMap<&'static str, u64>);
+pub(crate) struct ByLabel<'a>(pub(crate) &'a BTreeMap<Cow<'static, str>, u64>);
 
 impl fmt::Display for ByLabel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,7 +12,7 @@ const NONE: [(&str, u64); 0] = [];
 
 #[track_caller]
 fn assert_labels<const N: usize>(memcg: &Memcg, expected: [(&'static str, u64); N]) {
-    let expected = BTreeMap::from(expected);
+    let expected = BTreeMap::from(expected.map(|(label, bytes)| (label.into(), bytes)));
     assert_eq!(memcg.figures().labels, expected);
     assert_eq!(memcg.snapshot().cgroups[0].labels, expected);
 }
@@ -87,7 +87,7 @@ fn the_labels_of_a_removed_cgroup_are_its_parents() {
     let others = [(&query, "cache"), (&session, "rows")]
         .map(|(memcg, label)| memcg.charge(10).unwrap().labelled(label));
     let report = query.remove_with_report().unwrap();
-    assert_eq!(report.labels, BTreeMap::from([("cache", 10), ("rows", 1000)]));
+    assert_eq!(report.labels, BTreeMap::from([("cache".into(), 10), ("rows".into(), 1000)]));
     assert_labels(&query, NONE);
     assert_labels(&session, [("cache", 10), ("rows", 1010)]);
     rows.shrink(400).unwrap();
@@ -166,9 +166,9 @@ fn labels_are_exact_whatever_happens_at_the_same_time() {
             query.remove().unwrap();
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
-        let mut expected = BTreeMap::from([("shared", THREADS * TURNS as u64)]);
+        let mut expected = BTreeMap::from([("shared".into(), THREADS * TURNS as u64)]);
         for charge in &kept {
-            *expected.entry(charge.label().unwrap()).or_default() += charge.bytes();
+            *expected.entry(charge.label().unwrap().into()).or_default() += charge.bytes();
         }
         assert_eq!(tenant.figures().labels, expected, "round {round}");
         assert_eq!(root.figures().labels, expected);

@@ -7,6 +7,8 @@
 mod allocator;
 mod churn;
 mod processes;
+#[cfg(feature = "tracing")]
+mod subscriber;
 mod tenants;
 
 #[global_allocator]
@@ -24,6 +26,8 @@ fn in_every_design_and_tier(test: &str, work: impl FnOnce(&PerCpuAllocator)) {
     };
     let pcpu = PerCpuAllocator::new().unwrap();
     let fixed = pcpu.root().create("allocator").unwrap();
+    #[cfg(feature = "tracing")]
+    subscriber::install();
     allocator::begin(design, &pcpu.root(), &fixed);
     work(&pcpu);
     allocator::end();

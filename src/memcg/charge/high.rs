@@ -29,6 +29,7 @@ use crate::memcg::node::turn::Patience;
 use crate::memcg::notify::callbacks::{HighAsk, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
+use crate::telemetry;
 
 /// The usage, if it is above `high`. The stocks below are empty in that case, so all of it is in
 /// use.
@@ -57,9 +58,14 @@ pub(crate) fn after_charge(node: &Arc<Node>, levels: usize, bytes: u64, gfp: Gfp
     }
 }
 
+fn raise(node: &Arc<Node>, usage: u64) {
+    node.raise(EventKind::High);
+    telemetry::high(|| node.path(), usage, node.counter().get(Bound::High).get());
+}
+
 #[cold]
 fn tell(node: &Arc<Node>, usage: u64, bytes: u64, gfp: Gfp) {
-    node.raise(EventKind::High);
+    raise(node, usage);
     if gfp.may_block() && node.counter().is_asking(usage) {
         // A charge that no limit refuses waits for nobody's hooks.
         reclaim_above_high(node, usage, &mut { Patience::NONE });
@@ -148,7 +154,7 @@ fn delay_after_reclaim(node: &Arc<Node>, bytes: u64) -> Duration {
         for level in node.ancestors() {
             if let Some(usage) = above_high(level) {
                 if attempt == 1 {
-                    level.raise(EventKind::High);
+                    raise(level, usage);
                 }
                 freed = freed.saturating_add(reclaim_above_high(level, usage, &mut patience));
                 excess =

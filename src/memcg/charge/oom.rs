@@ -7,9 +7,17 @@ use crate::memcg::node::Node;
 use crate::memcg::node::turn::Patience;
 use crate::memcg::notify::callbacks::{OomAnswer, OomAsk, OomCallback};
 use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
+use crate::telemetry;
 
 /// Calls the callbacks of a cgroup, and then those of its ancestors, until one does not refuse.
 pub(crate) fn ask(node: &Arc<Node>, bytes: u64, patience: &mut Patience) -> OomAnswer {
+    let answer = ask_untold(node, bytes, patience);
+    telemetry::oom(|| node.path(), bytes, answer.name());
+    answer
+}
+
+/// As [`ask`], but no subscriber is told, because this thread has a turn and is inside.
+fn ask_untold(node: &Arc<Node>, bytes: u64, patience: &mut Patience) -> OomAnswer {
     let callbacks: Vec<_> =
         node.ancestors().flat_map(|node| node.callbacks.oom.snapshot()).collect();
     if callbacks.is_empty() {

@@ -32,6 +32,7 @@ use crate::memcg::node::turn::{HookId, Patience};
 use crate::memcg::notify::callbacks::{ReclaimAsk, ReclaimHook, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
+use crate::telemetry;
 
 /// The most bytes that hooks are asked for beyond the need: 32 pages, the kernel's
 /// `SWAP_CLUSTER_MAX`.
@@ -83,12 +84,38 @@ pub(crate) fn run(
     patience: &mut Patience,
     is_enough: impl Fn() -> bool,
 ) -> u64 {
-    let mut hooks = hooks_below(target);
+    let hooks = hooks_below(target);
     if hooks.is_empty() {
         return 0;
     }
-    // What may be the last reference to a hook, and what raises events, is dropped after the turn.
-    let (mut called, mut overridden) = (Vec::new(), Overridden::default());
+    // What may be the last reference to a hook is dropped after the turn.
+    let mut called = Called::default();
+    let freed = run_hooks(hooks, &mut called, target, bytes, reason, patience, is_enough);
+    if called.count > 0 {
+        telemetry::reclaim(|| target.path(), reason.name(), bytes, freed, called.count);
+    }
+    freed
+}
+
+/// Hooks that [`run_hooks`] looked at, and how many of them it called.
+#[derive(Default)]
+struct Called {
+    hooks: Vec<Arc<ReclaimHook<Node>>>,
+    count: usize,
+}
+
+/// As [`run`], with hooks that are there.
+fn run_hooks(
+    mut hooks: Vec<Turn>,
+    called: &mut Called,
+    target: &Arc<Node>,
+    bytes: u64,
+    reason: ReclaimReason,
+    patience: &mut Patience,
+    is_enough: impl Fn() -> bool,
+) -> u64 {
+    // What raises events is dropped after the turn.
+    let mut overridden = Overridden::default();
     let tree = target.shared.key();
     let Some(_inside) = Inside::begin(tree, What::Reclaim) else { return 0 };
     let Some(mut last) = target.turn.wait(patience) else { return 0 };
@@ -113,7 +140,7 @@ pub(crate) fn run(
                 return freed;
             }
             let (node, Some(hook)) = (&turn.node, turn.hook.upgrade()) else { continue };
-            called.push(Arc::clone(&hook));
+            called.hooks.push(Arc::clone(&hook));
             let usage = node.current();
             let (min, low) = effective_protection(node, target, &mut claims);
             if usage == 0 || is_within(usage, min) {
@@ -129,6 +156,7 @@ pub(crate) fn run(
             }
             let spare = usage - if overrides_low { min } else { min.max(low) };
             let bytes = spare.min(wanted - freed);
+            called.count += 1;
             let given = hook(&ReclaimAsk { node, target, bytes, reason, lease: &lease });
             if given > 0 {
                 claims.clear();

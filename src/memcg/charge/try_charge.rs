@@ -36,7 +36,7 @@ use crate::memcg::charge::unwinding::contained_while_unwinding;
 use crate::memcg::charge::{high, oom, reclaim};
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::counter::{Bound, Counter, Full};
-use crate::memcg::error::ChargeError;
+use crate::memcg::error::{ChargeError, Refusal};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::turn::Patience;
 use crate::memcg::node::walk::{self, Refused};
@@ -47,6 +47,7 @@ use crate::memcg::notify::inside::{Inside, What};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::{gate, locks};
+use crate::telemetry;
 
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
 const COSTLY: u64 = 8 * 4096;
@@ -173,7 +174,7 @@ pub(crate) fn check_limits(token: &'static Token, bytes: u64) -> Result<(), Char
         let new = usage.saturating_sub(level.cached()).saturating_add(bytes);
         if new > max.number() {
             level.raise(EventKind::Max);
-            return Err(refusal(level, &payer, bytes, (usage, max)));
+            return Err(told(refusal(level, &payer, bytes, (usage, max))));
         }
     }
     Ok(())
@@ -278,7 +279,7 @@ fn check_countable(payer: &Arc<Node>, bytes: u64) -> Result<(), ChargeError> {
     let level = level_of(payer, level);
     let in_use = full.0.saturating_sub(level.cached());
     match full.1 == Limit::MAX && in_use.checked_add(bytes).is_none() {
-        true => Err(refusal(level, payer, bytes, full)),
+        true => Err(told(refusal(level, payer, bytes, full))),
         false => Ok(()),
     }
 }
@@ -345,7 +346,7 @@ fn charge_hard(
         payer = token.payer().unwrap_or(payer);
     };
     let is_forced = gfp.may_exceed() || is_inside;
-    if is_forced && force(&payer, bytes) { Ok(payer) } else { Err(error) }
+    if is_forced && force(&payer, bytes) { Ok(payer) } else { Err(told(error)) }
 }
 
 /// No stock below a cgroup has or gets bytes while this lives: usage is what is in use.
@@ -405,6 +406,13 @@ fn refusal(
     ChargeError::new(refusing, charged, requested, usage, max, cached, top)
 }
 
+/// A refusal that a subscriber is told of. Under no lock.
+fn told(error: ChargeError) -> ChargeError {
+    let Refusal { cgroup, charged, requested, usage, max, .. } = &*error;
+    telemetry::refused(cgroup, charged, *requested, *usage, max.get());
+    error
+}
+
 /// Charges whatever the limits. False, and nothing is charged, when a counter cannot hold so much.
 fn force(payer: &Arc<Node>, bytes: u64) -> bool {
     if !walk::force(payer.token(), bytes) {
@@ -447,7 +455,7 @@ pub(crate) fn transfer(
         here = None;
         if let Err((level, full)) = try_without_stocks(to, gained, bytes) {
             level.raise(EventKind::Max);
-            return Err(refusal(&level, to, bytes, full));
+            return Err(told(refusal(&level, to, bytes, full)));
         }
     }
     // Under the lock: above `common`, what was taken counts twice until here (T5).

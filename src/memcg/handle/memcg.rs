@@ -65,6 +65,7 @@ pub struct Memcg {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct MemcgUsage {
     /// Bytes of live per-CPU areas: their copies on all possible CPUs and their owner slots.

@@ -1,5 +1,6 @@
 //! Reporting what was still charged to a cgroup when it was removed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr;
@@ -32,6 +33,7 @@ use crate::sys::text::{Amount, ByLabel, Short};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct RemovalReport {
     /// The path that the cgroup had.
@@ -45,7 +47,7 @@ pub struct RemovalReport {
     /// Bytes of [`Charge`](crate::Charge)s.
     pub charged: u64,
     /// The part of `charged` that has a label, by label; see [`Charge::labelled`](crate::Charge::labelled).
-    pub labels: BTreeMap<&'static str, u64>,
+    pub labels: BTreeMap<Cow<'static, str>, u64>,
 }
 
 impl RemovalReport {

@@ -1,5 +1,6 @@
 //! The statistics of a whole subtree.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr;
@@ -34,6 +35,7 @@ use crate::sys::text::Label;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct MemcgSnapshot {
     /// The cgroup and its descendants in pre-order; children are sorted by name.
@@ -60,6 +62,7 @@ pub struct MemcgSnapshot {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct MemcgStats {
     /// The path from the root.
@@ -75,7 +78,7 @@ pub struct MemcgStats {
     /// The part of `current` that is [`Charge`](crate::Charge)s.
     pub charged: u64,
     /// The part of `charged` that has a label, by label; see [`Charge::labelled`](crate::Charge::labelled).
-    pub labels: BTreeMap<&'static str, u64>,
+    pub labels: BTreeMap<Cow<'static, str>, u64>,
     /// Bytes in stocks, which are not in use; see [`Memcg::cached`].
     pub cached: u64,
     /// The protection that always holds; see [`Memcg::min`].
@@ -173,7 +176,7 @@ impl Memcg {
                     // The sum of one cgroup may be negative; see `Tree::percpu`.
                     above.percpu = above.percpu.wrapping_add_signed(percpu);
                     for (label, bytes) in &labels {
-                        *above.labels.entry(label).or_default() += bytes;
+                        *above.labels.entry(label.clone()).or_default() += bytes;
                     }
                 }
                 let path = match way.last() {

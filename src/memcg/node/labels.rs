@@ -16,6 +16,7 @@
 //! * M9: the counter of a token with a label is the sum of the charges that refer to it, as long as
 //!   there is a payer. They are counted after they are charged, and are off before they are uncharged.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::Arc;
@@ -26,7 +27,9 @@ use crate::memcg::stock::objcg::ObjCgroup;
 use crate::memcg::sync::locks;
 
 /// Bytes by label.
-pub(crate) type Labelled = BTreeMap<&'static str, u64>;
+///
+/// Those of a program are static. Of a snapshot that was read from a text they are not.
+pub(crate) type Labelled = BTreeMap<Cow<'static, str>, u64>;
 
 /// Counts bytes that are charged, if the token has a label.
 pub(crate) fn add(token: &Token, bytes: u64) {
@@ -99,7 +102,7 @@ impl Node {
         for token in self.inherited.lock().values() {
             let bytes = token.account().counter.usage();
             if let Some(label) = token.account().label().filter(|_| bytes > 0) {
-                *to.entry(label).or_default() += bytes;
+                *to.entry(Cow::Borrowed(label)).or_default() += bytes;
             }
         }
     }

@@ -48,6 +48,7 @@ use crate::memcg::stock::objcg::{Inherited, ObjCgroup, ObjcgRef};
 use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use crate::memcg::sync::forks::{self, ThreadMark};
 use crate::memcg::sync::{Mutex, WordPair, locks};
+use crate::telemetry;
 
 /// What charges of a cgroup refer to.
 pub(crate) type Token = ObjCgroup<Node>;
@@ -336,6 +337,9 @@ impl Node {
         notify::raise(kind, std::iter::once(own).chain(above));
         if let Some(watches) = self.shared.tree_watches.get() {
             watches.raise(kind, || self.path());
+        }
+        if kind == EventKind::OomKill {
+            telemetry::oom_kill(|| self.path());
         }
     }
 }

@@ -40,6 +40,16 @@ pub enum ReclaimReason {
     Proactive,
 }
 
+impl ReclaimReason {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            ReclaimReason::Max => "max",
+            ReclaimReason::High => "high",
+            ReclaimReason::Proactive => "proactive",
+        }
+    }
+}
+
 /// The arguments of a reclaim hook.
 pub(crate) struct ReclaimAsk<'a, N> {
     /// The cgroup at which the hook was registered.
@@ -112,6 +122,16 @@ pub enum OomAnswer {
     /// The charge waits until there is room, for the given time at most and never for longer than 5
     /// seconds. Then it is tried once more. Other charges do not wait for it.
     Later(Duration),
+}
+
+impl OomAnswer {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            OomAnswer::Refuse => "refuse",
+            OomAnswer::Retry => "retry",
+            OomAnswer::Later(_) => "later",
+        }
+    }
 }
 
 impl From<bool> for OomAnswer {

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct MemcgEvents {
     /// Reclaim took memory although usage was within the `low` protection. Once for each reclaim.
@@ -76,6 +77,8 @@ impl fmt::Display for MemcgEvents {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum EventKind {
     /// Memory within the `low` protection was taken.
@@ -92,16 +95,23 @@ pub enum EventKind {
     OomGroupKill,
 }
 
-impl fmt::Display for EventKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl EventKind {
+    /// As the kernel's `memory.events` has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             EventKind::Low => "low",
             EventKind::High => "high",
             EventKind::Max => "max",
             EventKind::Oom => "oom",
             EventKind::OomKill => "oom_kill",
             EventKind::OomGroupKill => "oom_group_kill",
-        })
+        }
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

@@ -261,7 +261,10 @@ fn models_label_against_removal() {
             parent.node().add_labelled(&mut labelled);
             labelled
         };
-        assert_eq!((charge.label(), labelled()), (Some("rows"), Labelled::from([("rows", 8)])));
+        assert_eq!(
+            (charge.label(), labelled()),
+            (Some("rows"), Labelled::from([("rows".into(), 8)]))
+        );
         assert_charged(&parent, 8);
         drop((charge, child));
         assert_eq!(labelled(), Labelled::new());

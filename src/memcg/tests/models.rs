@@ -17,6 +17,7 @@ pub(crate) fn root() -> Memcg {
             populate: Populate::Lazy,
             balance: BalanceMode::Manual,
             cached_bytes: 0,
+            holds: "areas",
         };
         Arena::new(config).unwrap()
     };

@@ -27,6 +27,7 @@ pub(super) fn root() -> Memcg {
             populate: Populate::Lazy,
             balance: BalanceMode::Inline,
             cached_bytes: 0,
+            holds: "areas",
         };
         Arena::new(config).unwrap()
     };

@@ -28,6 +28,7 @@ use crate::memcg::sync::forks::ThreadMark;
 use crate::memcg::sync::{RwLock, WordPair, locks};
 use crate::memcg::tree::current::TreeId;
 use crate::sys::text::kept_path;
+use crate::telemetry::{self, Left};
 
 /// A tree of cgroups, with the arenas of the users' areas and of the cgroups' own words.
 ///
@@ -157,11 +158,17 @@ impl Tree {
         look: impl FnOnce(&Arc<Node>) -> R,
     ) -> Result<Option<R>, TreeError> {
         let parent = node.parent().ok_or(TreeError::IsRoot)?;
-        let found = self.remove_locked(node, parent, look)?;
+        let is_told = telemetry::is_removal_told();
+        let look = |parent: &Arc<Node>| {
+            let left = is_told.then(|| left_by(node, parent));
+            (look(parent), left)
+        };
+        let (found, left) = self.remove_locked(node, parent, look)?.unzip();
         // Under no lock (E3), because wakers run.
         node.events.end();
         // It asks them no more, and they may hold its tree.
         node.drop_callbacks();
+        telemetry::removed(left.flatten());
         Ok(found)
     }
 
@@ -241,6 +248,13 @@ impl Tree {
         let sum = self.with_subtree(node, |nodes| nodes.iter().map(own).sum::<i64>());
         sum.max(0) as u64
     }
+}
+
+/// What a cgroup without children leaves to its parent when it is removed.
+fn left_by(node: &Arc<Node>, parent: &Arc<Node>) -> Left {
+    let percpu = node.token().words().sum().max(0).cast_unsigned();
+    let charged = node.current().saturating_sub(percpu);
+    Left { cgroup: node.path(), parent: parent.path(), percpu, charged }
 }
 
 /// The path of a child of that name, for an error.

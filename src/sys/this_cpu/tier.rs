@@ -19,6 +19,8 @@ use crate::sys::loaded::stay_loaded;
 /// assert_eq!(tier, ThisCpu::tier()); // for the life of the process
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Tier {
     /// By restartable sequences, without atomic instructions.
@@ -51,6 +53,8 @@ pub enum Tier {
 /// assert_eq!(cost.contains("atomic"), ThisCpu::tier() == Tier::GetCpu);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum RegisteredBy {
     /// The C library, for every thread it starts: glibc since 2.35.
