@@ -2,15 +2,24 @@
 //!
 //! | feature | for |
 //! |---|---|
+//! | `arrow-buffer` | a memory pool for what Arrow claims |
+//! | `bytes` | `Bytes` that carry their charge |
 //! | `metrics` | all figures, written into the recorder of the facade |
 //! | `prometheus-client` | collectors of all figures, and counters and histograms as metrics |
 //! | `serde` | snapshots, statistics, events and refusals as JSON and the like, and back |
+//! | `tower` | a layer that serves each request in a cgroup, or refuses it |
 //! | `tracing` | events for what happens to cgroups and chunks |
 //!
 //! The [guide](crate::guide#metrics) lists names and fields.
 #![cfg_attr(feature = "serde", doc = include_str!("serde.md"))]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "arrow-buffer")]
+#[cfg_attr(docsrs, doc(cfg(feature = "arrow-buffer")))]
+pub mod arrow_buffer;
+#[cfg(feature = "bytes")]
+#[cfg_attr(docsrs, doc(cfg(feature = "bytes")))]
+pub mod bytes;
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
 pub mod metrics;
@@ -19,3 +28,6 @@ pub mod metrics;
 pub mod prometheus_client;
 #[cfg(feature = "serde")]
 mod serde;
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub mod tower;
