@@ -8,49 +8,64 @@
 //!   /                               every cgroup's memory.max holds
 //!   └── tenant-a        max 100 MiB
 //!       ├── query-1     max 80 MiB   ◄── MemcgPool ◄── RuntimeEnv of the query
-//!       │   ├── ExternalSorter#3     ◄── MemoryConsumer, its reservations
-//!       │   └── HashJoin#4
+//!       │   ├── ExternalSorter[0]    ◄── all consumers of that name, and their reservations
+//!       │   └── HashJoinInput
 //!       └── query-2                  ◄── MemcgPool
 //! ```
+//!
+//! An operator that is refused spills, or its query fails. DataFusion's error for that is a text.
+//! [`MemcgPool::with_source`] adds the refusal to it.
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-use std::convert::Infallible;
+use std::collections::{HashMap, VecDeque};
+use std::error::Error;
 use std::fmt;
+use std::iter;
 use std::sync::Arc;
 
-use datafusion_common::{DataFusionError, Result};
-use datafusion_execution::memory_pool::{
+use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::memory_pool::{
     MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation,
 };
 use parking_lot::{Mutex, RwLock};
-use percpu_memcg::{Charge, Gfp, Memcg};
+use percpu_memcg::{Charge, ChargeError, Gfp, Memcg, ScopedMemcg};
 
 /// A pool whose reservations are charged to a cgroup and everything above it.
 ///
-/// Each consumer has a cgroup of its own below it as long as it is registered, so that the tree
-/// tells what every operator holds and held.
+/// Consumers of one name have a cgroup below it as long as one of them is registered, so that the
+/// tree tells what every operator holds. The number of cgroups is that of names, however many buffers
+/// and reservations there are.
 #[derive(Debug)]
 pub struct MemcgPool {
     memcg: Memcg,
-    consumers: RwLock<HashMap<usize, Arc<TopConsumer>>>,
+    /// By name, with the number of consumers that are registered.
+    consumers: RwLock<HashMap<String, (Arc<Named>, usize)>>,
+    /// The last refusals, each with the text of the error that DataFusion got.
+    refusals: Mutex<VecDeque<(String, ChargeError)>>,
 }
 
-/// A registered consumer.
+/// How many refusals are kept: more than there are operators at work when one of them gives up.
+const REFUSALS: usize = 64;
+
+/// What the consumers of a name share.
 #[derive(Debug)]
-struct TopConsumer {
-    /// None when it could not be created, for example because the limit has no room for it. Then
-    /// the pool's own cgroup is charged.
-    memcg: Option<Memcg>,
-    /// All reservations of the consumer.
-    charge: Mutex<Charge>,
+struct Named {
+    /// All their reservations.
+    charge: Charge,
+    /// Removed after the charge was dropped. None when it could not be created, for example because the
+    /// limit has no room for it. Then the pool's own cgroup is charged.
+    _memcg: Option<ScopedMemcg>,
 }
 
 impl MemcgPool {
     /// A pool for everything that reserves from it, for example one query.
     pub fn new(memcg: &Memcg) -> Self {
-        MemcgPool { memcg: memcg.clone(), consumers: RwLock::default() }
+        MemcgPool {
+            memcg: memcg.clone(),
+            consumers: RwLock::default(),
+            refusals: Mutex::default(),
+        }
     }
 
     /// The cgroup.
@@ -58,38 +73,62 @@ impl MemcgPool {
         &self.memcg
     }
 
-    /// Lets a consumer hold more. Its lock is not held while `grow` calls hooks and callbacks, which
-    /// may shrink reservations in turn.
-    fn grow_by<E>(
-        consumer: &TopConsumer,
-        grow: impl FnOnce(&mut Charge) -> Result<(), E>,
-    ) -> Result<(), E> {
-        // Of the same cgroup, and nothing at first.
-        let mut more = consumer.charge.lock().split(0).expect("it holds that");
-        grow(&mut more)?;
-        let merged = consumer.charge.lock().merge(more);
-        debug_assert!(merged.is_ok(), "{merged:?}");
-        Ok(())
+    /// Adds the refusal by a limit to an error that a query failed with.
+    ///
+    /// DataFusion's operators know a refusal by [`DataFusionError::ResourcesExhausted`], which is a text and
+    /// has no source. So the pool returns that, and remembers the last refusals. The result is an
+    /// [`External`](DataFusionError::External) error of type [`Refused`]. An error that is none of this pool's
+    /// refusals is returned as it is.
+    pub fn with_source(&self, error: DataFusionError) -> DataFusionError {
+        let DataFusionError::ResourcesExhausted(text) = error.find_root() else { return error };
+        // A pool around this one may have added something to the text.
+        let refusals = self.refusals.lock();
+        let ours = refusals.iter().rev().find(|(refused, _)| text.contains(refused));
+        let Some(refusal) = ours.map(|(_, refusal)| refusal.clone()) else { return error };
+        drop(refusals);
+        DataFusionError::External(Box::new(Refused { error, refusal }))
     }
 
-    fn consumer(&self, reservation: &MemoryReservation) -> Option<Arc<TopConsumer>> {
-        self.consumers.read().get(&reservation.consumer().id()).cloned()
+    /// The charge of a consumer's name. No lock is held while it grows, because hooks and callbacks may
+    /// grow and shrink reservations in turn.
+    fn named(&self, consumer: &MemoryConsumer) -> Option<Arc<Named>> {
+        self.consumers.read().get(consumer.name()).map(|(named, _)| Arc::clone(named))
+    }
+
+    /// Nothing is charged yet. Creating a cgroup may call hooks, so no lock is held.
+    fn create(&self, name: &str) -> Named {
+        let memcg = create_named(&self.memcg, name);
+        let charge = memcg.as_deref().unwrap_or(&self.memcg).charge_forced(0);
+        Named { charge, _memcg: memcg }
+    }
+
+    fn exhausted(&self, reservation: &MemoryReservation, refusal: ChargeError) -> DataFusionError {
+        let name = reservation.consumer().name();
+        let text = format!("{name} with {} bytes: {refusal}", reservation.size());
+        let mut refusals = self.refusals.lock();
+        if refusals.len() == REFUSALS {
+            refusals.pop_front();
+        }
+        refusals.push_back((text.clone(), refusal));
+        DataFusionError::ResourcesExhausted(text)
     }
 }
 
-/// A cgroup's name for a consumer: names of consumers are not unique, and may have slashes.
-fn cgroup_name(consumer: &MemoryConsumer) -> String {
-    let name = consumer.name().chars().map(|c| if c == '/' || c.is_control() { '_' } else { c });
-    let short: String = name.take(50).collect();
-    format!("{short}#{}", consumer.id())
-}
-
-fn exhausted(reservation: &MemoryReservation, error: impl fmt::Display) -> DataFusionError {
-    let name = reservation.consumer().name();
-    DataFusionError::ResourcesExhausted(format!(
-        "{name} with {} bytes: {error}",
-        reservation.size()
-    ))
+/// Creates a cgroup with the name of a consumer, as far as it can be one: slashes become underlines, and a
+/// name that is taken or reserved gets a number. None when a limit refuses, or when nothing helps.
+fn create_named(parent: &Memcg, consumer: &str) -> Option<ScopedMemcg> {
+    let name = consumer.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c });
+    // At most 255 bytes, whatever the letters are.
+    let name: String = name.take(60).collect();
+    let numbered = (2..10).map(|number| format!("{name}~{number}"));
+    for name in iter::once(name.clone()).chain(numbered) {
+        match parent.create_scoped(&name) {
+            Ok(memcg) => return Some(memcg),
+            Err(error) if error.is_exists() || error.is_invalid() => {}
+            Err(_) => break,
+        }
+    }
+    None
 }
 
 impl MemoryPool for MemcgPool {
@@ -98,33 +137,39 @@ impl MemoryPool for MemcgPool {
     }
 
     fn register(&self, consumer: &MemoryConsumer) {
-        let memcg = self.memcg.create(&cgroup_name(consumer)).ok();
-        let charge = Mutex::new(memcg.as_ref().unwrap_or(&self.memcg).charge_forced(0));
-        self.consumers.write().insert(consumer.id(), Arc::new(TopConsumer { memcg, charge }));
+        let name = consumer.name();
+        let known = self.named(consumer);
+        // Created again if the last consumer of the name leaves now. One of two is dropped, under no lock.
+        let named = known.unwrap_or_else(|| Arc::new(self.create(name)));
+        let mut consumers = self.consumers.write();
+        let (_, registered) = consumers.entry(name.to_owned()).or_insert((named.clone(), 0));
+        *registered += 1;
+        drop(consumers);
+        drop(named);
     }
 
     fn unregister(&self, consumer: &MemoryConsumer) {
-        let removed = self.consumers.write().remove(&consumer.id());
-        if let Some(memcg) = removed.and_then(|consumer| consumer.memcg.clone()) {
-            // Nothing is below it and no thread is in it.
-            let _ = memcg.remove();
-        }
+        let mut consumers = self.consumers.write();
+        let Some((_, registered)) = consumers.get_mut(consumer.name()) else { return };
+        *registered -= 1;
+        let last = *registered == 0;
+        let removed = last.then(|| consumers.remove(consumer.name()));
+        // Watches are told of the removal, under no lock.
+        drop(consumers);
+        drop(removed);
     }
 
-    /// Reservations that cannot fail are for memory that exists already.
+    /// Reservations that cannot fail are for memory that exists already. They exceed limits if need be,
+    /// which the cgroup counts as an event `max`.
     fn grow(&self, reservation: &MemoryReservation, additional: usize) {
-        if let Some(consumer) = self.consumer(reservation) {
-            let grow = |charge: &mut Charge| {
-                charge.grow_forced(additional as u64);
-                Ok::<_, Infallible>(())
-            };
-            let Ok(()) = MemcgPool::grow_by(&consumer, grow);
+        if let Some(named) = self.named(reservation.consumer()) {
+            named.charge.grow_forced(additional as u64);
         }
     }
 
     fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
-        if let Some(consumer) = self.consumer(reservation) {
-            let shrunk = consumer.charge.lock().shrink(shrink as u64);
+        if let Some(named) = self.named(reservation.consumer()) {
+            let shrunk = named.charge.shrink(shrink as u64);
             debug_assert!(shrunk.is_ok(), "{shrunk:?}");
         }
     }
@@ -132,11 +177,13 @@ impl MemoryPool for MemcgPool {
     /// Has hooks of caches give something back before it refuses, but no OOM: an operator that is
     /// refused spills.
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
-        let consumer = self.consumer(reservation);
-        let consumer = consumer.ok_or_else(|| exhausted(reservation, "it is not registered"))?;
+        let consumer = reservation.consumer();
+        let named = self.named(consumer).ok_or_else(|| {
+            DataFusionError::Internal(format!("consumer {} is not registered", consumer.name()))
+        })?;
         let flags = Gfp::KERNEL | Gfp::RETRY_MAYFAIL;
-        MemcgPool::grow_by(&consumer, |charge| charge.grow_with(additional as u64, flags))
-            .map_err(|error| exhausted(reservation, error))
+        let grown = named.charge.grow_with(additional as u64, flags);
+        grown.map_err(|refusal| self.exhausted(reservation, refusal))
     }
 
     fn reserved(&self) -> usize {
@@ -145,7 +192,7 @@ impl MemoryPool for MemcgPool {
 
     /// The lowest of the limits that hold.
     fn memory_limit(&self) -> MemoryLimit {
-        let levels = std::iter::successors(Some(self.memcg.clone()), Memcg::parent);
+        let levels = iter::successors(Some(self.memcg.clone()), Memcg::parent);
         let finite = levels.filter_map(|level| level.max().get()).min();
         finite.map_or(MemoryLimit::Infinite, |bytes| MemoryLimit::Finite(bytes as usize))
     }
@@ -157,152 +204,23 @@ impl fmt::Display for MemcgPool {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::thread;
+/// An error of DataFusion, and the refusal that it comes from, which is its source.
+#[derive(Debug)]
+pub struct Refused {
+    /// What DataFusion returned.
+    pub error: DataFusionError,
+    /// Which cgroup refused, and the numbers.
+    pub refusal: ChargeError,
+}
 
-    use datafusion_execution::runtime_env::RuntimeEnvBuilder;
-    use percpu_memcg::{Limit, PerCpuAllocator};
-
-    use super::*;
-
-    const MIB: usize = 1 << 20;
-
-    /// A tenant of 100 MiB with two queries, of which the first may have 80.
-    fn pools() -> (PerCpuAllocator, Memcg, [Arc<dyn MemoryPool>; 2]) {
-        let pcpu = PerCpuAllocator::new().unwrap();
-        let tenant = pcpu.root().create("tenant").unwrap();
-        let queries = ["query-1", "query-2"].map(|name| tenant.create(name).unwrap());
-        let own = tenant.current();
-        tenant.set_max(Limit::bytes(own + 100 * MIB as u64)).unwrap();
-        queries[0].set_max(Limit::bytes(81 * MIB as u64)).unwrap();
-        let pools = queries.map(|query| Arc::new(MemcgPool::new(&query)) as Arc<dyn MemoryPool>);
-        (pcpu, tenant, pools)
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
     }
+}
 
-    fn reservation(pool: &Arc<dyn MemoryPool>, name: &str) -> MemoryReservation {
-        MemoryConsumer::new(name).with_can_spill(true).register(pool)
-    }
-
-    #[test]
-    fn reservations_obey_the_limits_of_query_and_tenant() {
-        let (_pcpu, tenant, [one, two]) = pools();
-        let (sort, join) = (reservation(&one, "sort"), reservation(&one, "join/probe"));
-        let scan = reservation(&two, "scan");
-        sort.try_grow(40 * MIB).unwrap();
-        join.try_grow(40 * MIB).unwrap();
-        let error = sort.try_grow(2 * MIB).unwrap_err().to_string();
-        assert!(error.contains("cgroup /tenant/query-1 refuses 2097152 bytes"), "{error}");
-        assert!(error.contains("to /tenant/query-1/"), "{error}");
-        assert_eq!((sort.size(), one.reserved()), (40 * MIB, 80 * MIB), "nothing was taken");
-
-        let error = scan.try_grow(21 * MIB).unwrap_err().to_string();
-        assert!(error.contains("cgroup /tenant refuses"), "{error}");
-        assert!(!error.contains("/tenant/query-1"), "another query is not named: {error}");
-        scan.try_grow(18 * MIB).unwrap();
-        assert_eq!(tenant.stat().charged, 98 * MIB as u64);
-
-        sort.shrink(10 * MIB);
-        scan.try_grow(10 * MIB).unwrap();
-        drop((sort, join));
-        assert_eq!((one.reserved(), two.reserved()), (0, 28 * MIB));
-        assert_eq!(tenant.find("query-1").unwrap().nr_descendants(), 0, "consumers are gone");
-        drop(scan);
-        assert_eq!(tenant.stat().charged, 0);
-    }
-
-    #[test]
-    fn what_cannot_fail_exceeds_the_limit_and_counts() {
-        let (_pcpu, _tenant, [one, two]) = pools();
-        let sort = reservation(&one, "sort");
-        sort.grow(90 * MIB);
-        assert_eq!(one.reserved(), 90 * MIB);
-        assert!(sort.try_grow(1).is_err());
-        assert!(reservation(&two, "scan").try_grow(11 * MIB).is_err(), "the tenant has 10 left");
-        assert_eq!(sort.free(), 90 * MIB);
-        assert_eq!(one.reserved(), 0);
-    }
-
-    #[test]
-    fn reservations_are_split_taken_and_resized() {
-        let (_pcpu, _tenant, [pool, _]) = pools();
-        let mut one = reservation(&pool, "one");
-        one.try_grow(20).unwrap();
-        let two = one.split(5);
-        two.try_resize(25).unwrap();
-        assert_eq!((one.size(), two.size(), pool.reserved()), (15, 25, 40));
-        let three = one.take();
-        assert!(three.try_resize(100 * MIB).is_err());
-        two.resize(1);
-        drop(three);
-        assert_eq!((two.size(), pool.reserved()), (1, 1));
-        drop(one);
-        assert_eq!(pool.reserved(), 1, "the consumer lives as long as a reservation");
-    }
-
-    #[test]
-    fn hooks_make_room_before_a_reservation_is_refused() {
-        let (_pcpu, tenant, [one, _]) = pools();
-        let cache = tenant.create("cache").unwrap();
-        let held = Arc::new(Mutex::new(Some(cache.charge(50 * MIB as u64).unwrap())));
-        let _hook = cache.on_reclaim(0, {
-            let held = Arc::clone(&held);
-            move |_| held.lock().take().map_or(0, |charge| charge.bytes())
-        });
-        reservation(&one, "sort").try_grow(70 * MIB).unwrap();
-        assert!(held.lock().is_none());
-    }
-
-    /// A consumer that gives back what it holds itself when it asks for more.
-    #[test]
-    fn a_hook_may_shrink_the_reservation_that_needs_it() {
-        let (_pcpu, tenant, [one, _]) = pools();
-        let sort = Arc::new(reservation(&one, "sort"));
-        sort.try_grow(70 * MIB).unwrap();
-        let _hook = tenant.find("query-1").unwrap().on_reclaim(0, {
-            let sort = Arc::downgrade(&sort);
-            move |_| {
-                sort.upgrade().map_or(0, |sort| {
-                    sort.shrink(50 * MIB);
-                    50 * MIB as u64
-                })
-            }
-        });
-        sort.try_grow(30 * MIB).unwrap();
-        assert_eq!((sort.size(), one.reserved()), (50 * MIB, 50 * MIB));
-        sort.grow(100 * MIB);
-        assert_eq!((sort.size(), one.reserved()), (150 * MIB, 150 * MIB));
-    }
-
-    #[test]
-    fn the_limit_is_the_lowest_on_the_way_up() {
-        let (pcpu, tenant, [one, two]) = pools();
-        let finite = |pool: &Arc<dyn MemoryPool>| match pool.memory_limit() {
-            MemoryLimit::Finite(bytes) => Some(bytes as u64),
-            _ => None,
-        };
-        assert_eq!(finite(&one), Some(81 * MIB as u64));
-        assert_eq!(finite(&two), tenant.max().get());
-        assert_eq!(finite(&(Arc::new(MemcgPool::new(&pcpu.root())) as _)), None);
-    }
-
-    #[test]
-    fn threads_reserve_through_a_runtime_and_nothing_is_lost() {
-        let (_pcpu, tenant, [pool, _]) = pools();
-        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::clone(&pool)).build().unwrap();
-        thread::scope(|scope| {
-            for thread in 0..8 {
-                let pool = &runtime.memory_pool;
-                scope.spawn(move || {
-                    for round in 1..200 {
-                        let reservation = reservation(pool, &format!("operator {thread}"));
-                        let granted = reservation.try_grow(round * 10_000).is_ok();
-                        assert_eq!(reservation.size(), if granted { round * 10_000 } else { 0 });
-                    }
-                });
-            }
-        });
-        assert_eq!((pool.reserved(), tenant.stat().charged), (0, 0));
-        assert!(tenant.peak() > 0 && Limit::bytes(tenant.peak()) <= tenant.max());
+impl Error for Refused {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.refusal)
     }
 }

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use datafusion_execution::memory_pool::{MemoryConsumer, MemoryPool};
-use datafusion_execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion_memcg::MemcgPool;
 use percpu_memcg::{Limit, PerCpuAllocator};
 
