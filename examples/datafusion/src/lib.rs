@@ -120,7 +120,7 @@ fn create_named(parent: &Memcg, consumer: &str) -> Option<ScopedMemcg> {
     let name = consumer.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c });
     // At most 255 bytes, whatever the letters are.
     let name: String = name.take(60).collect();
-    let numbered = (2..10).map(|number| format!("{name}~{number}"));
+    let numbered = (2..10).map(|number| format!("{number}:{name}"));
     for name in iter::once(name.clone()).chain(numbered) {
         match parent.create_scoped(&name) {
             Ok(memcg) => return Some(memcg),

@@ -42,23 +42,23 @@ fn query(pcpu: &PerCpuAllocator, max: usize, mode: DiskManagerMode) -> Query {
     Query { tenant, pool, context: SessionContext::new_with_config_rt(config, runtime) }
 }
 
-/// Rows in no order, 10 MiB of them, each with a key of its own.
-fn rows() -> RecordBatch {
-    let keys: Vec<i64> = (0..ROWS).map(|row| row * 7919 % ROWS).collect();
-    let texts = keys.iter().map(|key| format!("{key:0>150}"));
-    let texts: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
-    let keys: ArrayRef = Arc::new(Int64Array::from(keys));
-    RecordBatch::try_from_iter([("key", keys), ("text", texts)]).unwrap()
+/// Rows in no order, 10 MiB of them, each with a key of its own. Each batch has buffers of its own.
+fn batches() -> Vec<RecordBatch> {
+    let batch = |from: i64| {
+        let rows = from..(from + 1000);
+        let keys: Vec<i64> = rows.map(|row| row * 7919 % ROWS).collect();
+        let texts = keys.iter().map(|key| format!("{key:0>150}"));
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+        let keys: ArrayRef = Arc::new(Int64Array::from(keys));
+        RecordBatch::try_from_iter([("key", keys), ("text", texts)]).unwrap()
+    };
+    (0..ROWS).step_by(1000).map(batch).collect()
 }
 
 impl Query {
     fn table(&self) -> DataFrame {
-        let rows = rows();
-        let batches = (0..rows.num_rows()).step_by(1024).map(|from| {
-            let length = 1024.min(rows.num_rows() - from);
-            rows.slice(from, length)
-        });
-        let table = MemTable::try_new(rows.schema(), vec![batches.collect()]).unwrap();
+        let batches = batches();
+        let table = MemTable::try_new(batches[0].schema(), vec![batches]).unwrap();
         self.context.read_table(Arc::new(table)).unwrap()
     }
 
@@ -145,7 +145,7 @@ fn a_sort_without_a_disk_fails_with_the_refusal_of_its_tenant() {
 fn a_join_that_cannot_spill_fails_with_the_refusal_of_its_tenant() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let query = query(&pcpu, 3 * MIB, DiskManagerMode::OsTmpDirectory);
-    let right = query.table().select(vec![col("key").alias("other")]).unwrap();
+    let right = query.table().select(vec![col("key").alias("other"), col("text").alias("more")]).unwrap();
     let kind = datafusion::common::JoinType::Inner;
     let joined = query.table().join(right, kind, &["key"], &["other"], None).unwrap();
     let error = query.run(joined).unwrap_err();
