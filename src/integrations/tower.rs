@@ -9,7 +9,8 @@ use ::tower_layer::Layer;
 use ::tower_service::Service;
 use pin_project_lite::pin_project;
 
-use crate::{Charge, ChargeError, Gfp, InMemcg, InMemcgFuture, Memcg};
+use crate::cgroup::{InMemcg, InMemcgFuture};
+use crate::{Charge, ChargeError, Gfp, Memcg};
 
 /// Serves each request in the cgroup of its tenant, and answers by itself where that has no room.
 ///
@@ -19,8 +20,8 @@ use crate::{Charge, ChargeError, Gfp, InMemcg, InMemcgFuture, Memcg};
 /// 2. `bytes` says what the request will need, for example [`content_length`]. So much is charged before the
 ///    service sees the request, and uncharged when its response is ready. `|_| 0` is never refused.
 /// 3. `answer` is called instead of the service when a limit refuses that charge, and returns the response:
-///    429 or 503 in HTTP. Where [`requested`](crate::Refusal::requested) is more than
-///    [`max`](crate::Refusal::max), no wait will help: that is 413.
+///    429 or 503 in HTTP. Where [`requested`](crate::cgroup::Refusal::requested) is more than
+///    [`max`](crate::cgroup::Refusal::max), no wait will help: that is 413.
 ///
 /// The service and its future run within the cgroup, on whatever thread, as a future
 /// [in a cgroup](InMemcg::in_memcg) does. The body of a response that is produced while it is sent does not:
@@ -218,7 +219,8 @@ impl<F: Future<Output = Result<R, E>>, R, E> Future for MemcgResponse<F, R> {
 pub fn content_length<B>(request: &http::Request<B>) -> u64 {
     let declared = request.headers().get(http::header::CONTENT_LENGTH);
     // What is no number, or one beyond 64 bits, is too much.
-    declared.map_or(0, |length| length.to_str().ok().and_then(|n| n.parse().ok()).unwrap_or(u64::MAX))
+    declared
+        .map_or(0, |length| length.to_str().ok().and_then(|n| n.parse().ok()).unwrap_or(u64::MAX))
 }
 
 impl<P, B, A> fmt::Debug for MemcgLayer<P, B, A> {

@@ -2,12 +2,18 @@
 
 mod open_metrics;
 
+#[cfg(feature = "arrow-buffer")]
+mod arrow_buffer;
+#[cfg(feature = "bytes")]
+mod bytes;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(feature = "prometheus-client")]
 mod prometheus_client;
 #[cfg(feature = "serde")]
 mod serde;
+#[cfg(feature = "tower")]
+mod tower;
 #[cfg(feature = "tracing")]
 mod tracing;
 

@@ -29,7 +29,8 @@ use datafusion::execution::memory_pool::{
     MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation,
 };
 use parking_lot::{Mutex, RwLock};
-use percpu_memcg::{Charge, ChargeError, Gfp, Memcg, ScopedMemcg};
+use percpu_memcg::cgroup::ScopedMemcg;
+use percpu_memcg::{Charge, ChargeError, Gfp, Memcg};
 
 /// A pool whose reservations are charged to a cgroup and everything above it.
 ///
@@ -61,11 +62,7 @@ struct Named {
 impl MemcgPool {
     /// A pool for everything that reserves from it, for example one query.
     pub fn new(memcg: &Memcg) -> Self {
-        MemcgPool {
-            memcg: memcg.clone(),
-            consumers: RwLock::default(),
-            refusals: Mutex::default(),
-        }
+        MemcgPool { memcg: memcg.clone(), consumers: RwLock::default(), refusals: Mutex::default() }
     }
 
     /// The cgroup.

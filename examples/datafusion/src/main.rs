@@ -1,41 +1,69 @@
-//! Two queries of one tenant, whose operators reserve memory:
+//! A tenant's query that spills to disk at its limit, and one that is refused:
 //! `cargo run --manifest-path examples/datafusion/Cargo.toml`.
 
+use std::error::Error;
 use std::sync::Arc;
 
-use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool};
+use datafusion::arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use datafusion::common::JoinType;
+use datafusion::datasource::MemTable;
+use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, col};
 use datafusion_memcg::MemcgPool;
-use percpu_memcg::{Limit, PerCpuAllocator};
+use percpu_memcg::{Limit, Memcg, PerCpuAllocator};
 
-const MIB: usize = 1 << 20;
+const ROWS: i64 = 400_000;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// A session whose operators reserve from the cgroup.
+fn session(query: &Memcg) -> datafusion::common::Result<(Arc<MemcgPool>, SessionContext)> {
+    let pool = Arc::new(MemcgPool::new(query));
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::clone(&pool) as Arc<dyn MemoryPool>)
+        .build_arc()?;
+    let config =
+        SessionConfig::new().with_target_partitions(1).with_sort_spill_reservation_bytes(256 << 10);
+    Ok((pool, SessionContext::new_with_config_rt(config, runtime)))
+}
+
+/// Two columns of numbers in no order.
+fn table(context: &SessionContext) -> datafusion::common::Result<DataFrame> {
+    let batch = |from: i64| {
+        let keys = (from..from + 4000).map(|row| row * 7919 % ROWS);
+        let keys: ArrayRef = Arc::new(Int64Array::from_iter_values(keys));
+        RecordBatch::try_from_iter([("key", Arc::clone(&keys)), ("value", keys)])
+    };
+    let batches = (0..ROWS).step_by(4000).map(batch).collect::<Result<Vec<_>, _>>()?;
+    context.read_table(Arc::new(MemTable::try_new(batches[0].schema(), vec![batches])?))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
     let pcpu = PerCpuAllocator::new()?;
     let tenant = pcpu.root().create("tenant-a")?;
-    tenant.set_max(Limit::bytes(100 << 20))?;
+    tenant.set_max(Limit::bytes(4 << 20))?;
 
-    let mut environments = Vec::new();
-    for name in ["query-1", "query-2"] {
-        let query = tenant.create(name)?;
-        query.set_max(Limit::bytes(80 << 20))?;
-        let pool = Arc::new(MemcgPool::new(&query)) as Arc<dyn MemoryPool>;
-        environments.push(RuntimeEnvBuilder::new().with_memory_pool(pool).build()?);
+    let sort = tenant.create_scoped("sort")?;
+    let (_pool, context) = session(&sort)?;
+    let sorted = table(&context)?.sort_by(vec![col("key")])?.collect().await?;
+    let rows: usize = sorted.iter().map(RecordBatch::num_rows).sum();
+    println!(
+        "sorted {rows} rows of 6 MiB with at most {} bytes, {} bytes now",
+        sort.peak(),
+        sort.current()
+    );
+
+    let join = tenant.create_scoped("join")?;
+    let (pool, context) = session(&join)?;
+    let right = table(&context)?.select(vec![col("key").alias("other")])?;
+    let joined = table(&context)?.join(right, JoinType::Inner, &["key"], &["other"], None)?;
+    let error = pool.with_source(joined.collect().await.expect_err("a join does not spill"));
+    let mut cause: Option<&dyn Error> = Some(&error);
+    while let Some(error) = cause {
+        println!("because: {error}");
+        cause = error.source();
     }
-    let consumer =
-        |query: usize, name| MemoryConsumer::new(name).register(&environments[query].memory_pool);
-
-    let sort = consumer(0, "ExternalSorter");
-    sort.try_grow(70 * MIB)?;
-    let join = consumer(1, "HashJoin");
-    join.try_grow(20 * MIB)?;
-    print!("{}", tenant.snapshot().tree());
-
-    // Each query is below its own limit.
-    println!("\n{}", join.try_grow(20 * MIB).unwrap_err());
-    sort.shrink(30 * MIB);
-    join.try_grow(20 * MIB)?;
-    println!("\nafter the sorter has spilled:");
+    println!("\nafterwards:");
     print!("{}", tenant.snapshot().tree());
     Ok(())
 }

@@ -36,7 +36,7 @@ fn query(pcpu: &PerCpuAllocator, max: usize, mode: DiskManagerMode) -> Query {
         .build_arc()
         .unwrap();
     let config = SessionConfig::new()
-        .with_target_partitions(2)
+        .with_target_partitions(1)
         .with_batch_size(1024)
         .with_sort_spill_reservation_bytes(MIB / 4);
     Query { tenant, pool, context: SessionContext::new_with_config_rt(config, runtime) }
@@ -90,7 +90,9 @@ fn sorted(query: &Query) -> DataFrame {
 fn assert_is_our_refusal(query: &Query, error: DataFusionError) {
     assert!(matches!(error.find_root(), DataFusionError::ResourcesExhausted(_)), "{error:?}");
     let error = query.pool.with_source(error);
-    let DataFusionError::External(refused) = &error else { panic!("no refusal of ours: {error:?}") };
+    let DataFusionError::External(refused) = &error else {
+        panic!("no refusal of ours: {error:?}")
+    };
     let source = refused.downcast_ref::<Refused>().unwrap().source().unwrap();
     let refusal = source.downcast_ref::<ChargeError>().unwrap();
     assert_eq!((refusal.cgroup.as_str(), refusal.max), ("/tenant", query.tenant.max()));
@@ -111,7 +113,9 @@ fn a_sort_spills_at_the_limit_of_its_tenant_and_succeeds() {
     assert!(keys.eq(0..ROWS), "all rows, in order");
     assert!(spills > 1, "spilled {spills} times");
     assert!(query.tenant.events().max > 0);
-    assert!(query.tenant.peak() > MIB as u64 && Limit::bytes(query.tenant.peak()) <= query.tenant.max());
+    assert!(
+        query.tenant.peak() > MIB as u64 && Limit::bytes(query.tenant.peak()) <= query.tenant.max()
+    );
     drop(batches);
     assert!(query.is_empty(), "{}", query.tenant.snapshot().tree());
 }
@@ -145,7 +149,8 @@ fn a_sort_without_a_disk_fails_with_the_refusal_of_its_tenant() {
 fn a_join_that_cannot_spill_fails_with_the_refusal_of_its_tenant() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let query = query(&pcpu, 3 * MIB, DiskManagerMode::OsTmpDirectory);
-    let right = query.table().select(vec![col("key").alias("other"), col("text").alias("more")]).unwrap();
+    let right =
+        query.table().select(vec![col("key").alias("other"), col("text").alias("more")]).unwrap();
     let kind = datafusion::common::JoinType::Inner;
     let joined = query.table().join(right, kind, &["key"], &["other"], None).unwrap();
     let error = query.run(joined).unwrap_err();
