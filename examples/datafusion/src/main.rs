@@ -5,7 +5,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, Int64Array, RecordBatch};
-use datafusion::common::JoinType;
+use datafusion::common::{DataFusionError, JoinType};
 use datafusion::datasource::MemTable;
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
@@ -58,11 +58,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let right = table(&context)?.select(vec![col("key").alias("other")])?;
     let joined = table(&context)?.join(right, JoinType::Inner, &["key"], &["other"], None)?;
     let error = pool.with_source(joined.collect().await.expect_err("a join does not spill"));
-    let mut cause: Option<&dyn Error> = Some(&error);
-    while let Some(error) = cause {
-        println!("because: {error}");
-        cause = error.source();
-    }
+    let DataFusionError::External(refused) = error else { return Err(error.into()) };
+    println!("{refused}");
+    println!("source: {}", refused.source().expect("the refusal"));
     println!("\nafterwards:");
     print!("{}", tenant.snapshot().tree());
     Ok(())

@@ -133,11 +133,13 @@ fn an_aggregation_spills_at_the_limit_of_its_tenant_and_succeeds() {
     assert!(query.is_empty(), "{}", query.tenant.snapshot().tree());
 }
 
+/// A batch alone is more than the tenant may have. The operator puts its own words around the refusal.
 #[test]
-fn a_sort_without_a_disk_fails_with_the_refusal_of_its_tenant() {
+fn a_sort_without_room_for_a_batch_fails_with_the_refusal_of_its_tenant() {
     let pcpu = PerCpuAllocator::new().unwrap();
-    let query = query(&pcpu, 3 * MIB, DiskManagerMode::Disabled);
+    let query = query(&pcpu, MIB / 2, DiskManagerMode::OsTmpDirectory);
     let error = query.run(sorted(&query)).unwrap_err();
+    assert!(matches!(error, DataFusionError::Context(..)), "{error:?}");
     assert_is_our_refusal(&query, error);
     assert!(query.is_empty(), "{}", query.tenant.snapshot().tree());
     // The tenant can go on.
@@ -158,10 +160,12 @@ fn a_join_that_cannot_spill_fails_with_the_refusal_of_its_tenant() {
     assert!(query.is_empty(), "{}", query.tenant.snapshot().tree());
 }
 
+/// Without a disk, DataFusion fails with a text of its own, and not with that of the refusal.
 #[test]
 fn an_error_of_another_kind_is_left_alone() {
     let pcpu = PerCpuAllocator::new().unwrap();
     let query = query(&pcpu, 3 * MIB, DiskManagerMode::Disabled);
-    let other = DataFusionError::ResourcesExhausted("the disk is full".into());
-    assert!(matches!(query.pool.with_source(other), DataFusionError::ResourcesExhausted(_)));
+    let error = query.run(sorted(&query)).unwrap_err();
+    assert!(matches!(query.pool.with_source(error), DataFusionError::ResourcesExhausted(_)));
+    assert!(query.is_empty(), "{}", query.tenant.snapshot().tree());
 }
