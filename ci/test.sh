@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the README tells people to run, every test, and the package with dependencies of its own.
+# What the README tells people to run, and every test.
 source "$(dirname "$0")/common.sh"
 
 step cargo run --release --locked -p tenants
@@ -16,12 +16,3 @@ fi
 # What these two ran, in their own words.
 step cargo test --locked --test conformance --test packing -- --nocapture
 step cargo test --workspace --locked
-
-# Not in the workspace, because of the number of its dependencies.
-datafusion=(--manifest-path examples/datafusion/Cargo.toml)
-step cargo fmt --check "${datafusion[@]}"
-for command in "clippy --all-targets" test run; do
-    # shellcheck disable=SC2086
-    CARGO_TARGET_DIR=target/datafusion step cargo $command --locked "${datafusion[@]}"
-done
-rm -rf target/datafusion
