@@ -16,3 +16,6 @@ fi
 # What these two ran, in their own words.
 step cargo test --locked --test conformance --test packing -- --nocapture
 step cargo test --workspace --locked
+# Features are off by default, and have tests and examples of their own.
+step cargo test --locked --all-features --test integrations
+step cargo test --locked --all-features --doc integrations

@@ -7,6 +7,7 @@ use datafusion::arrow::buffer::Buffer;
 use datafusion::execution::memory_pool::arrow::ArrowMemoryPool;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool};
 use datafusion_memcg::MemcgPool;
+use percpu_memcg::integrations::arrow_buffer::ArrowPool;
 use percpu_memcg::{Limit, PerCpuAllocator};
 
 use crate::{MIB, pools, reservation};
@@ -31,6 +32,18 @@ fn claimed_buffers_of_one_name_are_one_cgroup_and_are_seen_over_the_limit() {
 
     drop(buffers);
     assert_eq!((tenant.nr_descendants(), tenant.current()), (0, 0));
+}
+
+/// The library's own pool takes the buffers of DataFusion's Arrow, and charges them without a name.
+#[test]
+fn the_librarys_arrow_pool_takes_buffers_of_the_same_arrow() {
+    let (_pcpu, tenant, _) = pools();
+    let query = tenant.find("query-2").unwrap();
+    let buffer = Buffer::from(vec![1u8; 4096]);
+    buffer.claim(&ArrowPool::new(&query));
+    assert_eq!((query.current(), query.nr_descendants()), (4096, 0));
+    drop(buffer);
+    assert_eq!(query.current(), 0);
 }
 
 #[test]
