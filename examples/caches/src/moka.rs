@@ -15,11 +15,7 @@ use crate::Entry;
 /// A [`moka::sync::Cache`] whose entries are charged to a cgroup, and evicted when memory is needed there.
 ///
 /// The hook looks at every entry, to find those that were not used for longest.
-pub struct MokaCache<K, V>
-where
-    K: Hash + Eq + Send + Sync + 'static,
-    V: Send + Sync + 'static,
-{
+pub struct MokaCache<K, V> {
     memcg: Memcg,
     cache: Cache<K, Arc<Slot<V>>>,
     /// Counts uses: the time of the cache.
@@ -123,24 +119,7 @@ where
     freed
 }
 
-/// moka may free its entries later than the cache.
-impl<K, V> Drop for MokaCache<K, V>
-where
-    K: Hash + Eq + Send + Sync + 'static,
-    V: Send + Sync + 'static,
-{
-    fn drop(&mut self) {
-        self.cache.iter().for_each(|(_, slot)| {
-            slot.empty();
-        });
-    }
-}
-
-impl<K, V> fmt::Debug for MokaCache<K, V>
-where
-    K: Hash + Eq + Send + Sync + 'static,
-    V: Send + Sync + 'static,
-{
+impl<K, V> fmt::Debug for MokaCache<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MokaCache").field("memcg", &self.memcg).finish_non_exhaustive()
     }
