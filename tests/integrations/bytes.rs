@@ -95,7 +95,7 @@ fn slices_go_to_threads_and_outlive_their_tenant() {
         for part in 0..4 {
             let slice = body.slice(part * 1000..(part + 1) * 1000);
             scope.spawn(move || {
-                assert_eq!(slice.iter().map(|&byte| byte as u64).sum::<u64>(), 1000)
+                assert_eq!(slice.iter().map(|&byte| byte as u64).sum::<u64>(), 1000);
             });
         }
         drop(body);
