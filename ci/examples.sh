@@ -9,6 +9,7 @@ limited() { step timeout --kill-after=10 "${LIMIT:-120}" "$@"; }
 for file in examples/*.rs; do
     name=$(basename "$file" .rs)
     if [ "$name" = plugin ]; then
+        step cargo build --locked --example plugin
         step cargo test --no-run --locked --test unload
         limited cargo test --locked --test unload # loads it
     else
