@@ -136,7 +136,7 @@ impl MemoryPool for MemcgPool {
     fn register(&self, consumer: &MemoryConsumer) {
         let name = consumer.name();
         let known = self.named(consumer);
-        // Created again if the last consumer of the name leaves now. One of two is dropped, under no lock.
+        // Another thread may register the name at the same time. Then one of two cgroups is dropped again.
         let named = known.unwrap_or_else(|| Arc::new(self.create(name)));
         let mut consumers = self.consumers.write();
         let (_, registered) = consumers.entry(name.to_owned()).or_insert((named.clone(), 0));
