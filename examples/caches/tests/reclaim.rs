@@ -42,7 +42,8 @@ cached!(QuickCache<u64, u64>);
 
 /// Runs a test with a tenant of 100 000 bytes and a cache, of each kind.
 fn with_each(test: impl Fn(&PerCpuAllocator, &Memcg, Box<dyn Cached>)) {
-    let kinds: [fn(&Memcg) -> Box<dyn Cached>; 2] = [
+    type Kind = fn(&Memcg) -> Box<dyn Cached>;
+    let kinds: [Kind; 2] = [
         |tenant| Box::new(MokaCache::new(tenant)),
         |tenant| Box::new(QuickCache::new(tenant, 100, 1 << 40)),
     ];
