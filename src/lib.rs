@@ -100,6 +100,8 @@
 //! [`PcpuPtr`]: allocator::PcpuPtr
 //! [`Populate::Lazy`]: allocator::Populate::Lazy
 
+// docs.rs says of each item which feature it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // Model checkers have their own cells in place of some layers; see `memcg::sync`.
 #![cfg_attr(any(percpu_loom, percpu_shuttle), allow(dead_code, unused_imports))]
 
