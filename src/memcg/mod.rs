@@ -57,6 +57,7 @@ pub(crate) use counter::amount;
 pub use counter::amount::{Limit, NumberError};
 pub use error::{AllocError, ChargeError, FreeError, Refusal, TopConsumer, TreeError};
 pub use gfp::Gfp;
+pub(crate) use handle::block::{Payer, Payers, Refused, Taken};
 pub use handle::accounted::{Accounted, AccountedMut, Footprint, ReserveError};
 pub use handle::charge::{Charge, ShrinkError};
 pub use handle::hooks::{HighEvent, OomEvent, ReclaimError, ReclaimRequest};

@@ -49,6 +49,7 @@ thread_local! {
 }
 
 /// Whether this thread holds a lock of the library, or waits for one. Safe in signal handlers.
+#[inline]
 pub(crate) fn is_any_held() -> bool {
     HELD.get() > 0
 }
@@ -336,7 +337,7 @@ pub(crate) fn make_room<T>(
         look(&mut |list| full = (list.len() == list.capacity()).then_some(list.len()))?;
         let Some(len) = full else { return Some(()) };
         // The allocator may come back here, so that all is looked at again.
-        let mut larger = Vec::with_capacity((2 * len).max(4));
+        let mut larger = as_if_held(|| Vec::with_capacity((2 * len).max(4)));
         look(&mut |list| {
             if list.len() < larger.capacity() {
                 larger.append(list);

@@ -235,6 +235,11 @@ impl Observed {
     }
 
     /// Tells the watches that the cgroup was removed or its tree dropped.
+    /// Counts an event. A watch sees it when it is polled.
+    pub(crate) fn count(&self, kind: EventKind) {
+        self.counts.add(kind);
+    }
+
     pub(crate) fn end(&self) {
         // SeqCst: as for an event, pairs with the load in `snapshot`; the load of waiters follows.
         self.has_ended.store(true, Ordering::SeqCst);

@@ -131,7 +131,9 @@ impl<P: Payer> ObjCgroup<P> {
                 cpus: CpuSet::new(),
                 account: P::Account::default(),
             };
-            let block: Vec<ObjCgroup<P>> = std::iter::repeat_with(unused).take(BLOCK).collect();
+            // For good, whichever cgroup needs the first one.
+            let block: Vec<ObjCgroup<P>> =
+                locks::as_if_held(|| std::iter::repeat_with(unused).take(BLOCK).collect());
             let [first, others @ ..] = &*block.leak() else { unreachable!("a block is not empty") };
             P::pool().0.lock().extend(others);
             first
