@@ -41,5 +41,5 @@ fn main() {
     AllocationRegistry::enable_tracking();
     let mut group = AllocationGroupToken::register().expect("a group");
     let _in = group.enter();
-    heap_cost::work();
+    print!("{}", heap_cost::work());
 }

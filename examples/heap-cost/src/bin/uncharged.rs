@@ -8,5 +8,5 @@ use percpu_memcg::heap::ChargedAlloc;
 static HEAP: ChargedAlloc<System> = ChargedAlloc::new(System);
 
 fn main() {
-    heap_cost::work();
+    print!("{}", heap_cost::work());
 }
