@@ -43,22 +43,19 @@
 //!
 //! [`rules`](crate::rules) has what to know of threads, forks and callbacks.
 //!
-//! | file | owns |
-//! |---|---|
-//! | `place` | where a block and its note lie |
-//! | `thread` | whether a thread charges what it allocates |
+//! The file `place` says where a block and its note lie. [`sys::own`](crate::sys::own) and
+//! [`sys::locks`](crate::sys::locks) say what the library allocates for itself.
 
 mod place;
-mod thread;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fmt, process, ptr};
 
 use crate::heap::place::{Note, Place};
-use crate::heap::thread::Pause;
 use crate::memcg::{Limit, Memcg, Payer, Payers, Refused, Taken};
-use crate::sys::AtomicRef;
+use crate::sys::own::{self, For, Own};
+use crate::sys::{AtomicRef, locks};
 
 /// A callback may say so often that it has made room before a block is refused.
 const ATTEMPTS: u32 = 16;
@@ -213,7 +210,7 @@ impl<A> ChargedAlloc<A> {
     #[inline(always)]
     fn charge(&self, bytes: u64) -> Option<Charged> {
         let Some(payers) = self.payers.load() else { return Some(Charged::FREE) };
-        if thread::charges() {
+        if own::now() == For::Users && !locks::is_any_held() {
             let payer = payers.here();
             if payer.take_block(bytes) {
                 return Some(Charged { note: Some(payer), is_unknown: false });
@@ -224,7 +221,14 @@ impl<A> ChargedAlloc<A> {
 
     #[cold]
     fn charge_slowly(&self, payers: &Payers, bytes: u64) -> Option<Charged> {
-        let Some(_pause) = Pause::to_charge(payers) else { return Some(Charged::FREE) };
+        if locks::is_any_held() || own::now() == For::Own {
+            return Some(Charged::FREE);
+        }
+        let mut own = Own::begin();
+        if own.before() == For::UsersFirst {
+            payers.prepare_thread();
+            own.note_first();
+        }
         // A new thread has not tried.
         let payer = payers.here();
         if payer.take_block(bytes) {
@@ -246,17 +250,13 @@ impl<A> ChargedAlloc<A> {
     #[cold]
     fn grow_slowly(&self, payer: Payer, bytes: u64) -> Option<Charged> {
         let payers = self.payers.load()?;
-        let _pause = Pause::new();
+        let _own = Own::begin();
         let taken = self.insist(bytes, |may_exceed| payers.grow(payer, bytes, may_exceed))?;
         Some(Charged { note: Some(payer), is_unknown: taken.is_unknown })
     }
 
     /// Charges, and does at a limit what the user has chosen.
-    fn insist(
-        &self,
-        bytes: u64,
-        charge: impl Fn(bool) -> Result<Taken, Refused>,
-    ) -> Option<Taken> {
+    fn insist(&self, bytes: u64, charge: impl Fn(bool) -> Result<Taken, Refused>) -> Option<Taken> {
         let mut may_exceed = matches!(self.at_limit, AtLimit::Exceed) || std::thread::panicking();
         for _ in 0..ATTEMPTS {
             let refused = match charge(may_exceed) {
@@ -326,14 +326,14 @@ impl Charged {
     /// There is no memory for the block.
     #[cold]
     fn undo_block(self, bytes: u64) {
-        let _pause = Pause::new();
+        let _own = Own::begin();
         self.note.inspect(|payer| payer.undo_block(bytes));
     }
 
     /// There is no memory for so many bytes more.
     #[cold]
     fn undo(self, bytes: u64) {
-        let _pause = Pause::new();
+        let _own = Own::begin();
         self.note.inspect(|payer| payer.undo(bytes));
     }
 }
@@ -350,7 +350,7 @@ fn uncharge(note: Note, bytes: u64) {
 
 #[cold]
 fn uncharge_slowly(payer: Payer, bytes: u64) {
-    let _pause = Pause::new();
+    let _own = Own::begin();
     payer.uncharge_block(bytes);
 }
 
@@ -367,7 +367,7 @@ fn shrink(note: Note, bytes: u64) {
 
 #[cold]
 fn shrink_slowly(payer: Payer, bytes: u64) {
-    let _pause = Pause::new();
+    let _own = Own::begin();
     payer.uncharge(bytes);
 }
 
@@ -449,6 +449,9 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for ChargedAlloc<A> {
 impl<A> fmt::Debug for ChargedAlloc<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("ChargedAlloc");
-        debug.field("at_limit", &self.at_limit).field("stats", &self.stats()).finish_non_exhaustive()
+        debug
+            .field("at_limit", &self.at_limit)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }

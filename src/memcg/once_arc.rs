@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use crate::sys::locks;
+use crate::sys::own::own;
 
 /// Nothing at first, and one `T` for good from the first [`get_or_init`](OnceArc::get_or_init).
 pub(crate) struct OnceArc<T> {
@@ -28,7 +28,7 @@ impl<T: Default> OnceArc<T> {
     pub(crate) fn get_or_init(&self) -> Arc<T> {
         self.get().unwrap_or_else(|| {
             // It is the library's, whoever asks first.
-            let new = locks::as_if_held(|| Arc::new(T::default()));
+            let new = own(|| Arc::new(T::default()));
             let none: Option<Arc<T>> = None;
             let before = self.value.compare_and_swap(&none, Some(Arc::clone(&new)));
             // A caller that comes second takes what the first has stored.

@@ -47,6 +47,7 @@ use crate::memcg::notify::inside::{Inside, What};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::{gate, locks};
+use crate::sys::own::Own;
 use crate::telemetry;
 
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
@@ -474,6 +475,7 @@ fn try_without_stocks(
     levels: usize,
     bytes: u64,
 ) -> Result<(), (Arc<Node>, Full)> {
+    let _own = Own::begin();
     let mut banned: Vec<StocksBanned> = Vec::new();
     while let Err(Refused { level, full }) = walk::try_add_levels(payer.token(), levels, bytes) {
         let level = level_of(payer, level);

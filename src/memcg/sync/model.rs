@@ -73,10 +73,6 @@ pub(crate) mod locks {
         work();
     }
 
-    pub(crate) fn as_if_held<R>(work: impl FnOnce() -> R) -> R {
-        work()
-    }
-
     pub(crate) use crate::sys::locks::{lock_to_copy, make_room};
 }
 

@@ -1,0 +1,121 @@
+//! What ends a process, and forked children.
+
+use std::alloc::System;
+use std::env;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
+
+use percpu_memcg::Limit;
+use percpu_memcg::heap::{AtLimit, ChargedAlloc};
+
+use crate::{Block, HEAP, layout, pcpu, tenant};
+
+const CHILD: &str = "PERCPU_MEMCG_TEST_HEAP";
+
+/// Runs `work` in a process of its own, and returns what became of that.
+fn in_process(test: &str, work: impl FnOnce()) -> Option<Output> {
+    if env::var_os(CHILD).is_some() {
+        work();
+        return None;
+    }
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args([&format!("processes::{test}"), "--exact", "--nocapture"]).env(CHILD, "1");
+    Some(command.output().unwrap())
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).into_owned()
+}
+
+#[test]
+fn a_callback_that_panics_ends_the_process() {
+    static PANICKING: ChargedAlloc<System> =
+        ChargedAlloc::new(System).at_limit(AtLimit::Ask(|_| panic!("in a callback")));
+    let output = in_process("a_callback_that_panics_ends_the_process", || {
+        PANICKING.charge_to(&pcpu().root());
+        let tenant = tenant("panicking");
+        tenant.set_max(Limit::bytes(100)).unwrap();
+        tenant.scope(|| drop(Block::new(&PANICKING, layout(200, 8))));
+    });
+    let Some(output) = output else { panic!("it returned") };
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{}", text(&output));
+    assert!(text(&output).contains("in a callback"));
+}
+
+#[test]
+fn an_allocation_that_must_not_fail_ends_the_process() {
+    let output = in_process("an_allocation_that_must_not_fail_ends_the_process", || {
+        let tenant = tenant("must-not-fail");
+        tenant.set_max(Limit::bytes(100)).unwrap();
+        tenant.scope(|| drop(vec![1_u8; 200]));
+    });
+    let Some(output) = output else { panic!("it returned") };
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{}", text(&output));
+    assert!(text(&output).contains("memory allocation of 200 bytes failed"), "{}", text(&output));
+}
+
+/// Forks, does `work` in the child, and says whether it returned true.
+fn forked(work: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child does what `work` does, and ends.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let is_well = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // SAFETY: ends the child here, without the end of the test.
+        unsafe { libc::_exit(i32::from(!is_well.unwrap_or(false))) };
+    }
+    let mut status = 0;
+    // SAFETY: the child is this process's, and the number is there.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    status == 0
+}
+
+#[test]
+fn a_forked_child_charges_its_own_copies() {
+    let output = in_process("a_forked_child_charges_its_own_copies", || {
+        let tenant = tenant("forked");
+        tenant.set_max(Limit::bytes(1 << 20)).unwrap();
+        let _in = tenant.enter();
+        let held: Vec<Vec<u8>> = (0..100).map(|nth| vec![0; nth * 10]).collect();
+        let current = tenant.current();
+        // Threads that are somewhere in the program's own code, while this one forks.
+        let (stop, started) = (std::sync::Barrier::new(4), std::sync::Barrier::new(4));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                let tenant = &tenant;
+                let (stop, started) = (&stop, &started);
+                scope.spawn(move || {
+                    let kept = tenant.scope(|| vec![1_u8; 100]);
+                    started.wait();
+                    stop.wait();
+                    drop(kept);
+                });
+            }
+            started.wait();
+            for _ in 0..20 {
+                assert!(forked(|| {
+                    let before = tenant.current();
+                    let more: Vec<Vec<u64>> = (0..500).map(|nth| vec![nth; 50]).collect();
+                    let charged = tenant.current() - before;
+                    let is_refused = Vec::<u8>::new().try_reserve_exact(1 << 20).is_err();
+                    drop((more, held.clone()));
+                    let is_exact = tenant.current() == before;
+                    let thread = std::thread::spawn({
+                        let tenant = tenant.clone();
+                        move || tenant.scope(|| vec![0_u8; 92].len())
+                    });
+                    let is_joined = thread.join().unwrap() == 92;
+                    charged > 500 * 400 && is_refused && is_exact && is_joined
+                }));
+            }
+            stop.wait();
+        });
+        assert_eq!(tenant.current(), current);
+        drop(held);
+        assert_eq!(tenant.current(), 0);
+        assert!(HEAP.stats().refused == 0, "the child's copy has counted its own");
+    });
+    if let Some(output) = output {
+        assert!(output.status.success(), "{}", text(&output));
+    }
+}
