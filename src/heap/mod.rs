@@ -192,6 +192,8 @@ impl<A> ChargedAlloc<A> {
         if self.payers.load().is_some() {
             return false;
         }
+        // For good, and nobody pays for it.
+        let _own = Own::begin();
         let payers = Box::leak(Box::new(Payers::new(memcg.clone())));
         self.payers.store_first(payers)
     }

@@ -75,8 +75,7 @@ fn a_forked_child_charges_its_own_copies() {
     let output = in_process("a_forked_child_charges_its_own_copies", || {
         let tenant = tenant("forked");
         tenant.set_max(Limit::bytes(1 << 20)).unwrap();
-        let _in = tenant.enter();
-        let held: Vec<Vec<u8>> = (0..100).map(|nth| vec![0; nth * 10]).collect();
+        let held: Vec<Vec<u8>> = tenant.scope(|| (0..100).map(|nth| vec![0; nth * 10]).collect());
         let current = tenant.current();
         // Threads that are somewhere in the program's own code, while this one forks.
         let (stop, started) = (std::sync::Barrier::new(4), std::sync::Barrier::new(4));
@@ -94,6 +93,7 @@ fn a_forked_child_charges_its_own_copies() {
             started.wait();
             for _ in 0..20 {
                 assert!(forked(|| {
+                    let _in = tenant.enter();
                     let before = tenant.current();
                     let more: Vec<Vec<u64>> = (0..500).map(|nth| vec![nth; 50]).collect();
                     let charged = tenant.current() - before;
