@@ -2,7 +2,7 @@
 //!
 //! [`ChargedAlloc`] wraps the program's global allocator. Each block is charged to the calling thread's
 //! current cgroup: that of the innermost [`enter`](crate::Memcg::enter) scope or
-//! [`in_memcg`](crate::InMemcg::in_memcg) future, else that to which the thread is
+//! [`in_memcg`](crate::cgroup::InMemcg::in_memcg) future, else that to which the thread is
 //! [attached](crate::Memcg::attach_thread), else the one that [`charge_to`](ChargedAlloc::charge_to)
 //! named. The block is uncharged from the cgroup that paid, on whatever thread it is freed, and whether
 //! that cgroup still exists or not: when it was removed, its parent pays. Mirrors the kernel's accounting
@@ -43,15 +43,22 @@
 //!
 //! [`rules`](crate::rules) has what to know of threads, forks and callbacks.
 //!
+//! With the feature `allocator-api2`, a collection can name the cgroup that pays: `Memcg::allocator`.
+//!
 //! The file `place` says where a block and its note lie. [`sys::own`](crate::sys::own) and
 //! [`sys::locks`](crate::sys::locks) say what the library allocates for itself.
 
+#[cfg(feature = "allocator-api2")]
+mod allocator_api2;
 mod place;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fmt, process, ptr};
 
+#[cfg(feature = "allocator-api2")]
+#[cfg_attr(docsrs, doc(cfg(feature = "allocator-api2")))]
+pub use crate::heap::allocator_api2::MemcgAllocator;
 use crate::heap::place::{Note, Place};
 use crate::memcg::{Limit, Memcg, Payer, Payers, Refused, Taken};
 use crate::sys::own::{self, For, Own};

@@ -2,6 +2,7 @@
 //!
 //! | feature | for |
 //! |---|---|
+//! | `allocator-api2` | collections that name the cgroup which pays; see [`heap`](crate::heap) |
 //! | `metrics` | all figures, written into the recorder of the facade |
 //! | `prometheus-client` | collectors of all figures, and counters and histograms as metrics |
 //! | `serde` | snapshots, statistics, events and refusals as JSON and the like, and back |

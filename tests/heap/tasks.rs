@@ -1,6 +1,7 @@
 //! Futures of a cgroup, on threads of tokio.
 
-use percpu_memcg::{InMemcg, Limit, Memcg};
+use percpu_memcg::cgroup::InMemcg;
+use percpu_memcg::{Limit, Memcg};
 
 use crate::tenant;
 

@@ -2,6 +2,8 @@
 
 mod open_metrics;
 
+#[cfg(feature = "allocator-api2")]
+mod allocator_api2;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(feature = "prometheus-client")]

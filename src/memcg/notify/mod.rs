@@ -48,21 +48,21 @@ use crate::memcg::once_arc::OnceArc;
 /// `levels` are the cgroup of the event and then its ancestors. The event counts locally at the
 /// first one, and hierarchically at all. The root, marked by `true`, counts only its own events.
 /// The caller must hold no lock, because wakers run (E3).
-pub(crate) fn raise<'a>(kind: EventKind, levels: impl Iterator<Item = (&'a Events, bool)>) {
+pub(crate) fn raise<'a>(kind: EventKind, levels: impl IntoIterator<Item = (&'a Events, bool)>) {
     visit(kind, levels, |observed| observed.raise(kind));
 }
 
 /// As [`raise`], and wakes no watch: for callers that must run no waker (E2).
-pub(crate) fn count<'a>(kind: EventKind, levels: impl Iterator<Item = (&'a Events, bool)>) {
+pub(crate) fn count<'a>(kind: EventKind, levels: impl IntoIterator<Item = (&'a Events, bool)>) {
     visit(kind, levels, |observed| observed.count(kind));
 }
 
 fn visit<'a>(
     kind: EventKind,
-    levels: impl Iterator<Item = (&'a Events, bool)>,
+    levels: impl IntoIterator<Item = (&'a Events, bool)>,
     note: impl Fn(&Observed),
 ) {
-    for (depth, (events, is_root)) in levels.enumerate() {
+    for (depth, (events, is_root)) in levels.into_iter().enumerate() {
         if depth == 0 {
             events.local.get_or_init().add(kind);
         } else if is_root {
