@@ -62,7 +62,7 @@ pub use crate::heap::allocator_api2::MemcgAllocator;
 use crate::heap::place::{Note, Place};
 use crate::memcg::{Limit, Memcg, Payer, Payers, Refused, Taken};
 use crate::sys::own::{self, For, Own};
-use crate::sys::{AtomicRef, locks};
+use crate::sys::{AtomicRef, forks, locks};
 
 /// A callback may say so often that it has made room before a block is refused.
 const ATTEMPTS: u32 = 16;
@@ -199,6 +199,7 @@ impl<A> ChargedAlloc<A> {
         if self.payers.load().is_some() {
             return false;
         }
+        forks::watch_threads();
         // For good, and nobody pays for it.
         let _own = Own::begin();
         let payers = Box::leak(Box::new(Payers::new(memcg.clone())));
@@ -266,6 +267,7 @@ impl<A> ChargedAlloc<A> {
 
     /// Charges, and does at a limit what the user has chosen.
     fn insist(&self, bytes: u64, charge: impl Fn(bool) -> Result<Taken, Refused>) -> Option<Taken> {
+        let charge = |may_exceed| past_stock(|| charge(may_exceed));
         let mut may_exceed = matches!(self.at_limit, AtLimit::Exceed) || std::thread::panicking();
         for _ in 0..ATTEMPTS {
             let refused = match charge(may_exceed) {
@@ -294,6 +296,12 @@ impl<A> ChargedAlloc<A> {
         self.refused.fetch_add(1, Ordering::Relaxed);
         None
     }
+}
+
+/// Does what may wait for leaf locks. In a forked child, no thread may ever release them: counters change
+/// there, and nothing else.
+fn past_stock<R>(work: impl FnOnce() -> R) -> R {
+    if forks::left_threads() { locks::as_if_held(work) } else { work() }
 }
 
 /// Asks the user. An allocator must not panic.
@@ -336,14 +344,14 @@ impl Charged {
     #[cold]
     fn undo_block(self, bytes: u64) {
         let _own = Own::begin();
-        self.note.inspect(|payer| payer.undo_block(bytes));
+        past_stock(|| self.note.inspect(|payer| payer.undo_block(bytes)));
     }
 
     /// There is no memory for so many bytes more.
     #[cold]
     fn undo(self, bytes: u64) {
         let _own = Own::begin();
-        self.note.inspect(|payer| payer.undo(bytes));
+        past_stock(|| self.note.inspect(|payer| payer.undo(bytes)));
     }
 }
 
@@ -360,7 +368,7 @@ fn uncharge(note: Note, bytes: u64) {
 #[cold]
 fn uncharge_slowly(payer: Payer, bytes: u64) {
     let _own = Own::begin();
-    payer.uncharge_block(bytes);
+    past_stock(|| payer.uncharge_block(bytes));
 }
 
 /// Uncharges what a block has shrunk by.
@@ -377,7 +385,7 @@ fn shrink(note: Note, bytes: u64) {
 #[cold]
 fn shrink_slowly(payer: Payer, bytes: u64) {
     let _own = Own::begin();
-    payer.uncharge(bytes);
+    past_stock(|| payer.uncharge(bytes));
 }
 
 impl<A: GlobalAlloc> ChargedAlloc<A> {
