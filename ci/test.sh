@@ -25,3 +25,13 @@ for command in "clippy --all-targets" test run; do
     CARGO_TARGET_DIR=target/datafusion step cargo $command --locked "${datafusion[@]}"
 done
 rm -rf target/datafusion
+
+# Nor is this one, whose binaries have a global allocator each. Two launches: that they run is what counts.
+heap_cost=(--manifest-path examples/heap-cost/Cargo.toml)
+step cargo fmt --check "${heap_cost[@]}"
+export CARGO_TARGET_DIR=target/heap-cost
+step cargo clippy --all-targets --locked "${heap_cost[@]}" -- -D warnings
+step cargo build --release --locked "${heap_cost[@]}"
+step cargo run --release --locked "${heap_cost[@]}" -- 2
+unset CARGO_TARGET_DIR
+rm -rf target/heap-cost

@@ -6,8 +6,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use percpu_memcg::{Limit, Memcg};
 use percpu_memcg::heap::{AtLimit, ChargedAlloc};
+use percpu_memcg::{Limit, Memcg};
 
 use crate::{Block, HEAP, layout, pcpu, tenant};
 
@@ -20,7 +20,9 @@ fn in_process(test: &str, work: impl FnOnce()) -> Option<Output> {
         return None;
     }
     let mut command = Command::new(env::current_exe().unwrap());
-    command.args([&format!("processes::{test}"), "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    command
+        .args([&format!("processes::{test}"), "--exact", "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1");
     Some(command.output().unwrap())
 }
 
@@ -76,10 +78,10 @@ fn a_child_of_a_process_whose_threads_allocate_is_not_stuck() {
     let output = in_process("a_child_of_a_process_whose_threads_allocate_is_not_stuck", || {
         end_in_time();
         let tenant = tenant("busy");
-        tenant.set_max(Limit::bytes(64 << 20)).unwrap();
+        tenant.set_max(Limit::bytes(1 << 30)).unwrap();
         let stops = AtomicBool::new(false);
         // Past their stocks, most of the time.
-        let churn = || (0..200).map(|nth| vec![nth; 40_000]).collect::<Vec<_>>().len();
+        let churn = || (0..200).map(|nth| vec![nth; 10_000]).collect::<Vec<_>>().len();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -88,7 +90,7 @@ fn a_child_of_a_process_whose_threads_allocate_is_not_stuck() {
                     }
                 });
             }
-            for _ in 0..200 {
+            for _ in 0..60 {
                 assert!(forked(|| {
                     end_in_time();
                     tenant.scope(churn) == 200
@@ -128,8 +130,7 @@ fn a_forked_child_charges_its_own_copies() {
         end_in_time();
         let tenant = tenant("forked");
         tenant.set_max(Limit::bytes(1 << 20)).unwrap();
-        let held: Vec<Vec<u8>> =
-            tenant.scope(|| (0..100).map(|nth| vec![0; nth * 10]).collect());
+        let held: Vec<Vec<u8>> = tenant.scope(|| (0..100).map(|nth| vec![0; nth * 10]).collect());
         let current = tenant.current();
         let is_exact = || {
             let is_well = charges_its_copy(&tenant, &held);
@@ -138,8 +139,7 @@ fn a_forked_child_charges_its_own_copies() {
         (0..10).for_each(|_| assert!(forked(is_exact)));
         // Where other threads may have held locks, no limit refuses.
         let has_one_thread = std::fs::read_dir("/proc/self/task").unwrap().count() == 1;
-        let is_refused =
-            || tenant.scope(|| Vec::<u8>::new().try_reserve_exact(1 << 20).is_err());
+        let is_refused = || tenant.scope(|| Vec::<u8>::new().try_reserve_exact(1 << 20).is_err());
         assert!(forked(|| is_refused() == has_one_thread), "{has_one_thread}");
         println!("threads: {has_one_thread}");
         std::thread::scope(|scope| {
