@@ -44,9 +44,9 @@
 //! [`rules`](crate::rules) has what to know of threads, forks and callbacks.
 //!
 //! With the feature `allocator-api2`, a collection can name the cgroup that pays: `Memcg::allocator`.
-//!
-//! The file `place` says where a block and its note lie. [`sys::own`](crate::sys::own) and
-//! [`sys::locks`](crate::sys::locks) say what the library allocates for itself.
+
+// `place` says where a block and its note lie; `sys::own` and `sys::locks`, what the library allocates for
+// itself.
 
 #[cfg(feature = "allocator-api2")]
 mod allocator_api2;

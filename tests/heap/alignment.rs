@@ -116,8 +116,11 @@ impl Failing {
 // SAFETY: the system's, or none.
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as the caller guarantees.
-        if self.has_memory() { unsafe { System.alloc(layout) } } else { std::ptr::null_mut() }
+        match self.has_memory() {
+            // SAFETY: as the caller guarantees.
+            true => unsafe { System.alloc(layout) },
+            false => std::ptr::null_mut(),
+        }
     }
 
     unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {

@@ -123,16 +123,20 @@ fn no_hook_no_callback_and_no_waker_runs_and_events_are_counted() {
     let tenant = limited("hooks", 50_000);
     tenant.set_high(Limit::bytes(10_000)).unwrap();
     let calls = Arc::new(AtomicU64::new(0));
-    let call = |calls: &Arc<AtomicU64>| {
-        let calls = Arc::clone(calls);
-        move || calls.fetch_add(1, SeqCst)
+    let call = || {
+        let calls = Arc::clone(&calls);
+        move || _ = calls.fetch_add(1, SeqCst)
     };
-    let (reclaim, oom, high) = (call(&calls), call(&calls), call(&calls));
-    let hooks = (
-        tenant.on_reclaim(0, move |_| reclaim() & 0),
-        tenant.on_oom(move |_| reclaim_nothing(oom())),
-        tenant.on_high(move |_| drop_count(high())),
-    );
+    let (reclaim, oom, high) = (call(), call(), call());
+    let reclaim = tenant.on_reclaim(0, move |_| {
+        reclaim();
+        0
+    });
+    let oom = tenant.on_oom(move |_| {
+        oom();
+        false
+    });
+    let high = tenant.on_high(move |_| high());
     struct Wakes(Arc<AtomicU64>);
     impl std::task::Wake for Wakes {
         fn wake(self: Arc<Self>) {
@@ -150,15 +154,9 @@ fn no_hook_no_callback_and_no_waker_runs_and_events_are_counted() {
     assert_eq!(calls.load(SeqCst), 0);
     let seen = watch.poll_changed(&mut Context::from_waker(&waker));
     assert!(matches!(seen, std::task::Poll::Ready(events) if (events.high, events.max) == (1, 1)));
-    drop(hooks);
+    drop((reclaim, oom, high));
     assert_eq!(tenant.current(), 0);
 }
-
-fn reclaim_nothing(_calls: u64) -> bool {
-    false
-}
-
-fn drop_count(_calls: u64) {}
 
 #[test]
 fn a_thread_in_a_reclaim_hook_is_not_refused() {

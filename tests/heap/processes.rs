@@ -112,12 +112,12 @@ fn end_in_time() {
 }
 
 /// What a child allocates for a cgroup that may use 1 MiB is charged, to the byte, and freed.
-fn charges_its_copy(tenant: &Memcg, held: &Vec<Vec<u8>>) -> bool {
+fn charges_its_copy(tenant: &Memcg, held: &[Vec<u8>]) -> bool {
     let _in = tenant.enter();
     let before = tenant.current();
     let more: Vec<Vec<u64>> = (0..500).map(|nth| vec![nth; 50]).collect();
     let charged = tenant.current() - before;
-    drop((more, held.clone()));
+    drop((more, held.to_vec()));
     let of_thread = tenant.clone();
     let thread = std::thread::spawn(move || of_thread.scope(|| vec![0_u8; 92].len()));
     let is_joined = thread.join().unwrap() == 92;

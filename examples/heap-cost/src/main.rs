@@ -36,7 +36,9 @@ fn main() {
         times.sort_by(f64::total_cmp);
         medians.insert(key.clone(), times[times.len() / 2]);
     }
-    println!("medians of {launches} launches, of the shortest time of each, and the time above the system's allocator alone");
+    println!(
+        "medians of {launches} launches, of the shortest time of each, and the time above the system's allocator alone"
+    );
     for (document, bytes) in sizes {
         println!("{document}, {:.1} MB", bytes / 1e6);
         let bare = medians[&(document.clone(), "bare")];

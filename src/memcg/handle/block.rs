@@ -6,11 +6,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(feature = "allocator-api2")]
 use crate::arena::Owner;
 use crate::memcg::charge::try_charge::{self, AtLimit, Quiet};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::counter::amount::Limit;
+#[cfg(feature = "allocator-api2")]
 use crate::memcg::error::ChargeError;
+#[cfg(feature = "allocator-api2")]
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::{Node, Token, reparent, walk};
@@ -132,21 +135,6 @@ impl Payer {
         drop(Uncommitted::new(self.0, bytes, false, Paid::Counters));
     }
 
-    /// The cgroup itself, with a reference, which is given up by [`forget`](Payer::forget).
-    pub(crate) fn of(memcg: &Memcg) -> Self {
-        Payer(memcg.node().live().token().get().into_static())
-    }
-
-    /// Another reference.
-    pub(crate) fn again(self) -> Self {
-        Payer(self.0.get().into_static())
-    }
-
-    /// Gives a reference back.
-    pub(crate) fn forget(self) {
-        self.0.put();
-    }
-
     /// The path of the cgroup that pays now.
     pub(crate) fn path(self) -> String {
         self.0.payer().map_or_else(String::new, |node| node.live().path())
@@ -163,15 +151,6 @@ impl Payer {
     #[inline(always)]
     pub(crate) fn take(self, bytes: u64) -> bool {
         self.0.take(bytes, 0)
-    }
-
-    /// Charges so many bytes without a block, as [`Charge::grow_with`](crate::Charge::grow_with) does.
-    pub(crate) fn charge_with(self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
-        if !self.take(bytes) {
-            let charged = try_charge::grow_slowly(self.0, bytes, gfp)?;
-            charged.map(|charged| charged.commit());
-        }
-        Ok(())
     }
 
     /// Uncharges a block into this CPU's stock. False, and nothing is uncharged, when that has no room.
@@ -195,6 +174,34 @@ impl Payer {
     /// Uncharges what a block shrinks by, or bytes without a block.
     pub(crate) fn uncharge(self, bytes: u64) {
         reparent::uncharge(self.0, bytes);
+    }
+}
+
+/// For an allocator that names its payer itself.
+#[cfg(feature = "allocator-api2")]
+impl Payer {
+    /// The cgroup itself, with a reference, which is given up by [`forget`](Payer::forget).
+    pub(crate) fn of(memcg: &Memcg) -> Self {
+        Payer(memcg.node().live().token().get().into_static())
+    }
+
+    /// Another reference.
+    pub(crate) fn again(self) -> Self {
+        Payer(self.0.get().into_static())
+    }
+
+    /// Gives a reference back.
+    pub(crate) fn forget(self) {
+        self.0.put();
+    }
+
+    /// Charges so many bytes without a block, as [`Charge::grow_with`](crate::Charge::grow_with) does.
+    pub(crate) fn charge_with(self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
+        if !self.take(bytes) {
+            let charged = try_charge::grow_slowly(self.0, bytes, gfp)?;
+            charged.map(|charged| charged.commit());
+        }
+        Ok(())
     }
 }
 
