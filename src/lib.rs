@@ -124,6 +124,7 @@ pub mod kernel {}
 pub mod rules {}
 
 mod arena;
+pub mod heap;
 pub mod integrations;
 mod memcg;
 mod percpu;

@@ -2,6 +2,7 @@
 //!
 //! | feature | for |
 //! |---|---|
+//! | `allocator-api2` | collections that name the cgroup which pays; see [`heap`](crate::heap) |
 //! | `arrow-buffer` | a memory pool for what Arrow claims |
 //! | `bytes` | `Bytes` that carry their charge |
 //! | `metrics` | all figures, written into the recorder of the facade |

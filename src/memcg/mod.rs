@@ -58,6 +58,7 @@ pub use counter::amount::{Limit, NumberError};
 pub use error::{AllocError, ChargeError, FreeError, Refusal, TopConsumer, TreeError};
 pub use gfp::Gfp;
 pub use handle::accounted::{Accounted, AccountedMut, Footprint, ReserveError};
+pub(crate) use handle::block::{Payer, Payers, Refused, Taken};
 pub use handle::charge::{Charge, ShrinkError};
 pub use handle::hooks::{HighEvent, OomEvent, ReclaimError, ReclaimRequest};
 pub use handle::in_memcg::{InMemcg, InMemcgFuture};

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwapOption, Guard};
 
+use crate::sys::own::own;
+
 /// Nothing at first, and one `T` for good from the first [`get_or_init`](OnceArc::get_or_init).
 pub(crate) struct OnceArc<T> {
     value: ArcSwapOption<T>,
@@ -25,7 +27,8 @@ impl<T: Default> OnceArc<T> {
     /// The value, made now if there is none. All callers get the same one.
     pub(crate) fn get_or_init(&self) -> Arc<T> {
         self.get().unwrap_or_else(|| {
-            let new = Arc::new(T::default());
+            // It is the library's, whoever asks first.
+            let new = own(|| Arc::new(T::default()));
             let none: Option<Arc<T>> = None;
             let before = self.value.compare_and_swap(&none, Some(Arc::clone(&new)));
             // A caller that comes second takes what the first has stored.

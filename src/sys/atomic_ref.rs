@@ -13,6 +13,7 @@ impl<T: Sync + 'static> AtomicRef<T> {
         AtomicRef(AtomicPtr::new(ptr::null_mut()))
     }
 
+    #[inline]
     pub(crate) fn load(&self) -> Option<&'static T> {
         // Acquire: pairs with the release in `store`, for what is referred to.
         let pointer = self.0.load(Ordering::Acquire);
@@ -25,6 +26,14 @@ impl<T: Sync + 'static> AtomicRef<T> {
         let pointer = new.map_or(ptr::null_mut(), |new| ptr::from_ref(new).cast_mut());
         // Release: see `load`.
         self.0.store(pointer, Ordering::Release);
+    }
+
+    /// Stores it if there is none. False when there is one.
+    pub(crate) fn store_first(&self, new: &'static T) -> bool {
+        let pointer = ptr::from_ref(new).cast_mut();
+        // Release: see `load`. Relaxed for a failure: nothing was read.
+        let (success, failure) = (Ordering::Release, Ordering::Relaxed);
+        self.0.compare_exchange(ptr::null_mut(), pointer, success, failure).is_ok()
     }
 }
 

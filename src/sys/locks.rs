@@ -36,6 +36,8 @@ use std::thread;
 
 use parking_lot::lock_api;
 
+use super::own::own;
+
 /// A lock under which the library works.
 pub(crate) type Mutex<T> = lock_api::Mutex<Counted<parking_lot::RawMutex>, T>;
 pub(crate) type MutexGuard<'a, T> = lock_api::MutexGuard<'a, Counted<parking_lot::RawMutex>, T>;
@@ -49,6 +51,7 @@ thread_local! {
 }
 
 /// Whether this thread holds a lock of the library, or waits for one. Safe in signal handlers.
+#[inline]
 pub(crate) fn is_any_held() -> bool {
     HELD.get() > 0
 }
@@ -336,7 +339,7 @@ pub(crate) fn make_room<T>(
         look(&mut |list| full = (list.len() == list.capacity()).then_some(list.len()))?;
         let Some(len) = full else { return Some(()) };
         // The allocator may come back here, so that all is looked at again.
-        let mut larger = Vec::with_capacity((2 * len).max(4));
+        let mut larger = own(|| Vec::with_capacity((2 * len).max(4)));
         look(&mut |list| {
             if list.len() < larger.capacity() {
                 larger.append(list);

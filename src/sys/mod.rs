@@ -24,6 +24,7 @@
 //! | `forks` | telling a forked child from its parent |
 //! | `loaded` | keeping a shared library with this crate from being unloaded |
 //! | `locks` | locks, and whether this thread holds one |
+//! | `own` | what the library allocates for itself |
 //! | `text` | bounds on what messages hold of a user's text |
 //! | `error` | [`MapError`], [`MachineError`]: what can go wrong |
 //! | `reservation` | `Reservation`: one lazily backed anonymous mapping |
@@ -45,6 +46,7 @@ pub(crate) mod forks;
 mod loaded;
 pub(crate) mod locks;
 mod machine;
+pub(crate) mod own;
 mod reservation;
 mod sysfs;
 pub(crate) mod text;

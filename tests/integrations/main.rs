@@ -2,6 +2,8 @@
 
 mod open_metrics;
 
+#[cfg(feature = "allocator-api2")]
+mod allocator_api2;
 #[cfg(feature = "arrow-buffer")]
 mod arrow_buffer;
 #[cfg(feature = "bytes")]

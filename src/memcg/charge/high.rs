@@ -63,6 +63,21 @@ fn raise(node: &Arc<Node>, usage: u64) {
     telemetry::high(|| node.path(), usage, node.counter().get(Bound::High).get());
 }
 
+/// As [`after_charge`] of all levels, but only counts what happened: no hook, callback or waker runs.
+#[cold]
+pub(crate) fn note_charge(node: &Arc<Node>, bytes: u64) {
+    let mut is_noted = false;
+    for level in node.ancestors() {
+        if above_high(level).is_some() && !Inside::is(level.shared.key(), What::Reclaim) {
+            if !is_noted {
+                node.counter().add_over_high(bytes);
+                is_noted = true;
+            }
+            level.count_event(EventKind::High);
+        }
+    }
+}
+
 #[cold]
 fn tell(node: &Arc<Node>, usage: u64, bytes: u64, gfp: Gfp) {
     raise(node, usage);

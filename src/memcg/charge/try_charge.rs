@@ -47,6 +47,7 @@ use crate::memcg::notify::inside::{Inside, What};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::{gate, locks};
+use crate::sys::own::Own;
 use crate::telemetry;
 
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
@@ -190,28 +191,69 @@ fn charge_token(
     bytes: u64,
     gfp: Gfp,
 ) -> Result<(Paid, Option<Untold>), ChargeError> {
-    let count_reference = || match references {
-        0 => {}
-        _ => std::mem::forget(token.get()),
-    };
-    if bytes == 0 {
-        // Needs no memory, so that no limit can refuse it.
-        count_reference();
-        return Ok((Paid::Stock, None));
-    }
-    let account = token.account();
-    // An open account is the payer's own (M8).
-    let is_open = !account.is_closed();
-    let pays = if is_open { token } else { payer.token() };
-    if locks::is_any_held() {
-        charge_within(payer, pays, bytes)?;
-        count_reference();
+    if locks::is_any_held() && bytes > 0 {
+        charge_within(payer, pays_for(payer, token), bytes)?;
+        count_references(token, references);
         return Ok((Paid::Counters, None));
     }
+    let attempt = attempt(payer, stock, token, references, bytes);
+    let node = match attempt.paid {
+        Some(paid) if !attempt.is_above_high => return Ok((paid, None)),
+        Some(_) => Arc::clone(payer),
+        None => {
+            let node = charge_hard(payer, token, bytes, gfp)?;
+            count_references(token, references);
+            node
+        }
+    };
+    let levels = node.depth() + 1;
+    Ok((Paid::Counters, Some(Untold { node, levels, bytes, gfp })))
+}
+
+/// The token of the cgroup whose counters are charged for a token. An open account is the payer's own
+/// (M8).
+fn pays_for(payer: &Arc<Node>, token: &'static Token) -> &'static Token {
+    if token.account().is_closed() { payer.token() } else { token }
+}
+
+fn count_references(token: &'static Token, references: i32) {
+    if references != 0 {
+        std::mem::forget(token.get());
+    }
+}
+
+/// What [`attempt`] came to.
+struct Attempt {
+    /// `None` when a limit stood against the charge. Then no reference was counted.
+    paid: Option<Paid>,
+    /// Counters paid, and a cgroup is above `high`.
+    is_above_high: bool,
+}
+
+impl Attempt {
+    const STOCK: Attempt = Attempt { paid: Some(Paid::Stock), is_above_high: false };
+}
+
+/// Charges, and counts so many references, if no limit stands against it as things are: the stocks of
+/// other CPUs are not emptied, and nobody is asked for memory. The thread holds no lock.
+fn attempt(
+    payer: &Arc<Node>,
+    stock: &Stock<Node>,
+    token: &'static Token,
+    references: i32,
+    bytes: u64,
+) -> Attempt {
+    if bytes == 0 {
+        // Needs no memory, so that no limit can refuse it.
+        count_references(token, references);
+        return Attempt::STOCK;
+    }
+    let account = token.account();
+    let pays = pays_for(payer, token);
     // A charge that is about to be refused needs no grant, which would have to be revoked at once.
     let has_room = walk::has_room(pays, bytes);
     let mut here = None;
-    if is_open {
+    if ptr::eq(pays, token) {
         token.open();
         here = stock.lock_to_charge(token, has_room.then_some(payer));
         account.note_bypass(if here.is_some() { None } else { gate::sequence_cpu() });
@@ -220,7 +262,7 @@ fn charge_token(
     if let Some(here) = &mut here {
         // With sequences, the caller has tried that.
         if !gate::has_fence() && here.take(token, bytes, references) {
-            return Ok((Paid::Stock, None));
+            return Attempt::STOCK;
         }
         grant = here.grant(payer, bytes);
         // What this CPU has is used first, so that usage grows by no more than is used.
@@ -228,21 +270,21 @@ fn charge_token(
         if let Some(rest) = taken.checked_sub(bytes) {
             if !here.put(token, rest, references) {
                 token.uncharge(rest);
-                count_reference();
+                count_references(token, references);
             }
-            return Ok((Paid::Stock, None));
+            return Attempt::STOCK;
         }
     }
     let needed = bytes - taken;
     // So that the bytes find room when they come back.
     let ahead = (grant / 2).min(grant.saturating_sub(bytes));
-    let mut is_counted = references == 0;
+    let mut is_counted = false;
     let is_charged = if let Some(here) = here.as_ref().filter(|_| ahead > 0)
         && walk::try_add_ahead(pays, needed + ahead)
     {
-        match here.put(token, ahead, references) {
-            true => is_counted = true,
-            false => walk::sub(pays, ahead),
+        is_counted = here.put(token, ahead, references);
+        if !is_counted {
+            walk::sub(pays, ahead);
         }
         true
     } else {
@@ -254,19 +296,72 @@ fn charge_token(
     }
     // What was taken is spent or uncharged (T5); hooks and callbacks are called under no lock.
     drop(here);
-    let mut untold = None;
-    if !is_charged || walk::counters(pays).any(Counter::is_above_high) {
-        let node = match is_charged {
-            true => Arc::clone(payer),
-            false => charge_hard(payer, token, bytes, gfp)?,
-        };
-        let levels = node.depth() + 1;
-        untold = Some(Untold { node, levels, bytes, gfp });
+    if is_charged && !is_counted {
+        count_references(token, references);
     }
-    if !is_counted {
-        count_reference();
+    let is_above_high = is_charged && walk::counters(pays).any(Counter::is_above_high);
+    Attempt { paid: is_charged.then_some(Paid::Counters), is_above_high }
+}
+
+/// A limit that stands against a charge of [`charge_quietly`]: of which cgroup, and its numbers.
+pub(crate) type AtLimit = (Arc<Node>, Full);
+
+/// A charge of [`charge_quietly`].
+pub(crate) struct Quiet {
+    pub(crate) charged: Uncommitted,
+    /// It exceeds a limit.
+    pub(crate) has_exceeded: bool,
+}
+
+/// Charges `bytes` to `payer`, which the token points at, with or without a reference, for a caller that
+/// must run no code of users: no hook, no callback, and no waker of a watch. Events are counted. Waits for
+/// leaf locks only.
+///
+/// With `may_exceed`, and inside of a reclaim hook, it fails only where a counter has no room.
+#[cold]
+pub(crate) fn charge_quietly(
+    payer: &Arc<Node>,
+    token: &'static Token,
+    has_reference: bool,
+    bytes: u64,
+    may_exceed: bool,
+) -> Result<Quiet, AtLimit> {
+    let references = i32::from(has_reference);
+    let (mut paid, mut is_above_high, mut has_exceeded) = (None, false, false);
+    if !locks::is_any_held() {
+        Attempt { paid, is_above_high } = attempt(payer, payer.stock(), token, references, bytes);
     }
-    Ok((Paid::Counters, untold))
+    if paid.is_none() {
+        has_exceeded = charge_hard_quietly(payer, bytes, may_exceed)?;
+        is_above_high = !locks::is_any_held();
+        count_references(token, references);
+    }
+    if is_above_high {
+        high::note_charge(payer, bytes);
+    }
+    let paid = paid.unwrap_or(Paid::Counters);
+    Ok(Quiet { charged: Uncommitted::new(token, bytes, has_reference, paid), has_exceeded })
+}
+
+/// A limit stood against the charge, at least a moment ago; or the thread holds a lock, under which no
+/// limit refuses.
+fn charge_hard_quietly(payer: &Arc<Node>, bytes: u64, may_exceed: bool) -> Result<bool, AtLimit> {
+    if locks::is_any_held() {
+        let counter = payer.counter();
+        let full = || (Arc::clone(payer), (counter.usage(), counter.get(Bound::Max)));
+        return walk::force(payer.token(), bytes).then_some(false).ok_or_else(full);
+    }
+    let Err((level, full)) = try_without_stocks(payer, usize::MAX, bytes) else {
+        return Ok(false);
+    };
+    let is_inside = Inside::is(payer.shared.key(), What::Reclaim);
+    if !is_inside {
+        level.count_event(EventKind::Max);
+    }
+    match (may_exceed || is_inside) && force(payer, bytes) {
+        true => Ok(true),
+        false => Err((level, full)),
+    }
 }
 
 /// The refusal of a charge that a counter without a limit could not count, whatever is in stocks. Such
@@ -380,6 +475,7 @@ fn try_without_stocks(
     levels: usize,
     bytes: u64,
 ) -> Result<(), (Arc<Node>, Full)> {
+    let _own = Own::begin();
     let mut banned: Vec<StocksBanned> = Vec::new();
     while let Err(Refused { level, full }) = walk::try_add_levels(payer.token(), levels, bytes) {
         let level = level_of(payer, level);

@@ -30,6 +30,11 @@ impl Uncommitted {
         self.token
     }
 
+    /// Counters paid, so that peaks do not know of it before it is committed (T3).
+    pub(crate) fn is_walked(&self) -> bool {
+        self.is_walked
+    }
+
     /// Makes the charge permanent and raises peaks. The caller owns the reference from here on.
     #[inline]
     pub(crate) fn commit(self) -> &'static Token {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `memcg`, `scope` | [`Memcg`](memcg::Memcg): the tree, usage, scopes |
 //! | `charge`, `charging`, `moving` | [`Charge`](charge::Charge): memory that is not per-CPU |
+//! | `block` | charges of blocks that remember their payer |
 //! | `limits`, `bounds` | settings of a cgroup |
 //! | `hooks`, `throttle`, `events` | callbacks, delays above `high`, events |
 //! | `lifecycle` | ending and pausing work, by callbacks |
@@ -37,6 +38,7 @@ pub(crate) mod removal_report;
 pub(crate) mod scoped;
 
 pub(crate) mod accounted;
+pub(crate) mod block;
 pub(crate) mod bounds;
 pub(crate) mod moving;
 mod unwind;

@@ -21,6 +21,7 @@ use crate::memcg::counter::Counter;
 use crate::memcg::stock::objcg::{ObjCgroup, Payer};
 use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sys::AtomicRef;
+use crate::sys::own::own;
 
 /// See the module's documentation. What a charge reads comes first.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl<P: Payer> Account<P> {
     /// holds from here on.
     pub(crate) fn open_labelled(&self, parent: &'static ObjCgroup<P>, label: &'static str) {
         self.open(Some(parent));
-        self.label.store(Some(Arc::new(label)));
+        self.label.store(Some(own(|| Arc::new(label))));
         self.close();
     }
 

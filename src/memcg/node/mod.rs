@@ -332,15 +332,24 @@ impl Node {
 
     /// Counts an event of this cgroup, and wakes the watches. Under no lock.
     pub(crate) fn raise(&self, kind: EventKind) {
-        let own = (&self.events, self.is_root());
-        let above = self.ancestors_above().map(|node| (&node.events, node.is_root()));
-        notify::raise(kind, std::iter::once(own).chain(above));
+        notify::raise(kind, self.event_levels());
         if let Some(watches) = self.shared.tree_watches.get() {
             watches.raise(kind, || self.path());
         }
         if kind == EventKind::OomKill {
             telemetry::oom_kill(|| self.path());
         }
+    }
+
+    /// Counts an event of this cgroup, and wakes nobody: a watch sees it when it looks.
+    pub(crate) fn count_event(&self, kind: EventKind) {
+        notify::count(kind, self.event_levels());
+    }
+
+    fn event_levels(&self) -> impl Iterator<Item = (&Events, bool)> {
+        let own = (&self.events, self.is_root());
+        let above = self.ancestors_above().map(|node| (&node.events, node.is_root()));
+        std::iter::once(own).chain(above)
     }
 }
 

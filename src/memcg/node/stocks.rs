@@ -25,6 +25,7 @@ use crate::memcg::node::Node;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::atomic::Ordering;
 use crate::memcg::sync::{LeafMutex, locks};
+use crate::sys::own::Own;
 
 impl Node {
     /// Bytes in stocks for it and its descendants; a snapshot.
@@ -132,6 +133,7 @@ fn remove(children: &mut Vec<Weak<Node>>, place: usize) -> Option<Arc<Node>> {
 
 /// The cgroups at and below a cgroup whose tokens have a grant on some CPU.
 pub(crate) fn stocked(node: &Arc<Node>) -> Vec<Arc<Node>> {
+    let _own = Own::begin();
     let (mut found, mut next) = (Vec::new(), Vec::new());
     let mut look = |node: &Arc<Node>, next: &mut Vec<Arc<Node>>| {
         if let Some(children) = node.listed.children.get() {

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! * E1: a counter never decreases, and an event is counted before a watch is woken for it.
-//! * E2: after an event, every watch of the cgroup becomes ready. So it does after the cgroup was
+//! * E2: after an event, every watch of the cgroup becomes ready, if a task polls it; and it is woken, unless
+//!   the event happened where the program allocates ([`count`]). So it does after the cgroup was
 //!   removed or its tree was dropped, and stays so.
 //! * E3: no lock is held while a waker runs, and a panic of a waker is contained.
 //!
@@ -48,13 +49,26 @@ use crate::memcg::once_arc::OnceArc;
 /// first one, and hierarchically at all. The root, marked by `true`, counts only its own events.
 /// The caller must hold no lock, because wakers run (E3).
 pub(crate) fn raise<'a>(kind: EventKind, levels: impl IntoIterator<Item = (&'a Events, bool)>) {
+    visit(kind, levels, |observed| observed.raise(kind));
+}
+
+/// As [`raise`], and wakes no watch: for callers that must run no waker (E2).
+pub(crate) fn count<'a>(kind: EventKind, levels: impl IntoIterator<Item = (&'a Events, bool)>) {
+    visit(kind, levels, |observed| observed.count(kind));
+}
+
+fn visit<'a>(
+    kind: EventKind,
+    levels: impl IntoIterator<Item = (&'a Events, bool)>,
+    note: impl Fn(&Observed),
+) {
     for (depth, (events, is_root)) in levels.into_iter().enumerate() {
         if depth == 0 {
             events.local.get_or_init().add(kind);
         } else if is_root {
             return;
         }
-        events.hierarchical.get_or_init().raise(kind);
+        note(&events.hierarchical.get_or_init());
     }
 }
 

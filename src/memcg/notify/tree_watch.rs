@@ -15,6 +15,7 @@ use futures_timer::Delay;
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::watch::{Unpark, contained};
 use crate::sys::locks::{LeafMutex, LeafMutexGuard, make_room};
+use crate::sys::own::own;
 use crate::sys::text::Short;
 
 /// A batch tells of so many cgroups and kinds of events. Beyond that, events are only counted.
@@ -173,10 +174,13 @@ impl TreeWatches {
     /// A watch of the cgroup with this path, and of those below it.
     pub(crate) fn watch(&self, path: &str, interval: Duration) -> TreeWatch {
         let below = path.trim_end_matches('/').to_owned();
-        let watched = Arc::new(Watched { below, collected: LeafMutex::default() });
-        self.0.rcu(|watches| {
-            let others = watches.iter().filter(|watch| watch.strong_count() > 0).cloned();
-            others.chain([Arc::downgrade(&watched)]).collect::<Vec<_>>()
+        // What a list refers to stays longer than the watch.
+        let watched = own(|| Arc::new(Watched { below, collected: LeafMutex::default() }));
+        own(|| {
+            self.0.rcu(|watches| {
+                let others = watches.iter().filter(|watch| watch.strong_count() > 0).cloned();
+                others.chain([Arc::downgrade(&watched)]).collect::<Vec<_>>()
+            })
         });
         TreeWatch { watched, interval, next: Some(Instant::now()), delay: None }
     }

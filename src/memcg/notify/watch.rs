@@ -234,6 +234,11 @@ impl Observed {
         self.waiters.wake_all();
     }
 
+    /// Counts an event. A watch sees it when it is polled.
+    pub(crate) fn count(&self, kind: EventKind) {
+        self.counts.add(kind);
+    }
+
     /// Tells the watches that the cgroup was removed or its tree dropped.
     pub(crate) fn end(&self) {
         // SeqCst: as for an event, pairs with the load in `snapshot`; the load of waiters follows.

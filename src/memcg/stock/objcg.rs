@@ -37,6 +37,7 @@ use crate::memcg::stock::word::{BATCH, StockWord};
 use crate::memcg::sync::atomic::{AtomicU64, Ordering};
 use crate::memcg::sync::{ArcSwapOption, IS_MODEL, Loaded, Mutex, RevocableWords, WordPair, locks};
 use crate::sys::locks::Mutex as RealMutex;
+use crate::sys::own::{Own, own};
 
 /// What pays for charges: a cgroup, or the toy of a test.
 pub(crate) trait Payer: Send + Sync + Sized + 'static {
@@ -131,7 +132,9 @@ impl<P: Payer> ObjCgroup<P> {
                 cpus: CpuSet::new(),
                 account: P::Account::default(),
             };
-            let block: Vec<ObjCgroup<P>> = std::iter::repeat_with(unused).take(BLOCK).collect();
+            // For good, whichever cgroup needs the first one.
+            let block: Vec<ObjCgroup<P>> =
+                own(|| std::iter::repeat_with(unused).take(BLOCK).collect());
             let [first, others @ ..] = &*block.leak() else { unreachable!("a block is not empty") };
             P::pool().0.lock().extend(others);
             first
@@ -156,11 +159,13 @@ impl<P: Payer> ObjCgroup<P> {
 
     /// The cgroup that pays.
     pub(crate) fn payer(&self) -> Option<Arc<P>> {
+        let _own = Own::begin();
         self.payer.load_full()
     }
 
     /// As [`payer`](Self::payer), for a short look.
     pub(crate) fn look_at_payer(&self) -> Loaded<P> {
+        let _own = Own::begin();
         self.payer.load()
     }
 

@@ -52,6 +52,7 @@ const FILES: &[(&str, &[&str])] = &[
             "scope",
             "charge",
             "charging",
+            "block",
             "moving",
             "limits",
             "bounds",

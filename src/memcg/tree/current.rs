@@ -8,6 +8,7 @@
 //!   Scopes:      first ► scope 0                  cells without a destructor
 //!   Memberships: deeper ► scope 1, scope 2, …     the innermost is last
 //!                attached ► one for each tree
+//!   Found:       the attachment in the tree that was asked for last
 //! ```
 //!
 //! A scope is plain data, so that entering and leaving one are a few stores. Its guard holds a
@@ -33,8 +34,11 @@ use crate::memcg::sync::locks;
 pub(crate) struct TreeId(u64);
 
 impl TreeId {
+    /// Of no tree.
+    const NONE: TreeId = TreeId(0);
+
     pub(crate) fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         // Relaxed: ids only have to be unique.
         TreeId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
@@ -73,7 +77,7 @@ struct Place {
 impl Place {
     const fn new() -> Self {
         // Zero, so that the thread-local variable needs no image of its first value.
-        Place { tree: Cell::new(TreeId(0)), number: Cell::new(0), token: Cell::new(None) }
+        Place { tree: Cell::new(TreeId::NONE), number: Cell::new(0), token: Cell::new(None) }
     }
 
     fn set(&self, Scope { tree, number, token }: Scope) {
@@ -85,6 +89,13 @@ impl Place {
     fn get(&self) -> Scope {
         Scope { tree: self.tree.get(), number: self.number.get(), token: self.token.get() }
     }
+}
+
+/// To what the thread is attached in one tree, so that a thread which asks again need not look into its
+/// memberships. It has no destructor, and is forgotten when an attachment changes.
+struct Found {
+    tree: Cell<TreeId>,
+    token: Cell<Option<&'static Token>>,
 }
 
 /// The rest of what a thread belongs to.
@@ -102,6 +113,7 @@ thread_local! {
     static SCOPES: Scopes = const {
         Scopes { len: Cell::new(0), first: Place::new() }
     };
+    static FOUND: Found = const { Found { tree: Cell::new(TreeId::NONE), token: Cell::new(None) } };
     static MEMBERSHIPS: Cell<Memberships> =
         const { Cell::new(Memberships { attached: Vec::new(), deeper: Vec::new() }) };
 }
@@ -218,6 +230,7 @@ struct Attachment(Arc<Node>);
 
 impl Drop for Attachment {
     fn drop(&mut self) {
+        FOUND.with(|found| found.tree.set(TreeId::NONE));
         let mut threads = self.0.threads.lock();
         if let Some(index) = threads.iter().position(ThreadMark::is_of_this_thread) {
             threads.swap_remove(index);
@@ -238,11 +251,22 @@ pub(crate) fn token(tree: TreeId) -> Option<&'static Token> {
 
 /// The token of the cgroup to which the thread is attached. A thread that is ending and has dropped
 /// its memberships is attached to none.
+#[inline]
 fn attached(tree: TreeId) -> Option<&'static Token> {
+    FOUND.with(|found| match found.tree.get() == tree {
+        true => found.token.get(),
+        false => find_attached(tree, found),
+    })
+}
+
+#[cold]
+fn find_attached(tree: TreeId, found: &Found) -> Option<&'static Token> {
     let attached = change(|own| {
         let attached = own.attached.iter().find(|(id, _)| *id == tree);
         attached.map(|(_, Attachment(node))| node.token())
     });
+    found.token.set(attached.flatten());
+    found.tree.set(tree);
     attached.flatten()
 }
 
@@ -266,6 +290,7 @@ pub(crate) fn attach(tree: TreeId, node: Option<Arc<Node>>) -> Result<(), TreeEr
         attached.extend(new.take());
         replaced
     });
+    FOUND.with(|found| found.tree.set(TreeId::NONE));
     drop(replaced);
     // Attachments to removed cgroups and dropped trees serve nothing any more.
     let take_stale = |own: &mut Memberships| {

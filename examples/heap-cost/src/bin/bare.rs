@@ -1,0 +1,5 @@
+//! The system's allocator.
+
+fn main() {
+    print!("{}", heap_cost::work());
+}
