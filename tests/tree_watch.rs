@@ -42,10 +42,10 @@ fn a_watch_tells_of_its_subtree_and_of_no_other_tenant() {
     let within = a.create("query");
     assert!(within.is_err(), "a is full");
     let mut watches = [&a, &ab, &b].map(|memcg| memcg.watch_tree(Duration::ZERO));
-    assert!(a.charge(1).is_err());
-    assert!(b.charge(1).is_err());
+    assert!(a.try_charge(1).is_err());
+    assert!(b.try_charge(1).is_err());
     a.set_max(Limit::unlimited()).unwrap();
-    assert!(full(&a, "query").charge(1).is_err());
+    assert!(full(&a, "query").try_charge(1).is_err());
 
     let told = watches[0].wait_timeout(LONG).unwrap();
     assert_eq!(

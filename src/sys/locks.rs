@@ -37,6 +37,7 @@ use std::thread;
 use parking_lot::lock_api;
 
 use super::own::own;
+use super::thread_state::of_thread;
 
 /// A lock under which the library works.
 pub(crate) type Mutex<T> = lock_api::Mutex<Counted<parking_lot::RawMutex>, T>;
@@ -44,16 +45,14 @@ pub(crate) type MutexGuard<'a, T> = lock_api::MutexGuard<'a, Counted<parking_lot
 pub(crate) type RwLock<T> = lock_api::RwLock<Counted<parking_lot::RawRwLock>, T>;
 
 thread_local! {
-    // No destructor, so that both are there as long as the thread runs code.
-    static HELD: Cell<u32> = const { Cell::new(0) };
+    // No destructor, so that it is there as long as the thread runs code.
     static LATER: Cell<*mut Later> = const { Cell::new(ptr::null_mut()) };
-    static RUNS_LATER: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether this thread holds a lock of the library, or waits for one. Safe in signal handlers.
 #[inline]
 pub(crate) fn is_any_held() -> bool {
-    HELD.get() > 0
+    of_thread(|thread| thread.held.get()) > 0
 }
 
 /// Does something as if a lock were held. A charge that the program's allocator makes during that changes
@@ -74,13 +73,15 @@ pub(crate) fn as_if_held<R>(work: impl FnOnce() -> R) -> R {
 }
 
 fn enter() {
-    HELD.set(HELD.get() + 1);
+    of_thread(|thread| thread.held.set(thread.held.get() + 1));
 }
 
 fn leave() {
-    let held = HELD.get() - 1;
-    HELD.set(held);
-    if held == 0 && !LATER.get().is_null() {
+    let is_last = of_thread(|thread| {
+        thread.held.set(thread.held.get() - 1);
+        thread.held.get() == 0
+    });
+    if is_last && !LATER.get().is_null() {
         run_later();
     }
 }
@@ -120,10 +121,10 @@ fn run_later() {
     struct Running;
     impl Drop for Running {
         fn drop(&mut self) {
-            RUNS_LATER.set(false);
+            of_thread(|thread| thread.runs_later.set(false));
         }
     }
-    if RUNS_LATER.replace(true) {
+    if of_thread(|thread| thread.runs_later.replace(true)) {
         return;
     }
     let _running = Running;
@@ -439,7 +440,7 @@ mod tests {
     #[test]
     fn locks_count_for_the_thread_that_has_them() {
         let (a, b) = (Mutex::new(1), RwLock::new(2));
-        let held = || HELD.get();
+        let held = || of_thread(|thread| thread.held.get());
         assert_eq!(held(), 0);
         let one = a.lock();
         let two = b.read();

@@ -51,6 +51,7 @@ mod reservation;
 mod sysfs;
 pub(crate) mod text;
 mod this_cpu;
+mod thread_state;
 mod try_update;
 
 pub(crate) use atomic_ref::AtomicRef;

@@ -5,7 +5,7 @@
 //! a thread, or as long as it looks at something, has one. No code of users runs under a mark, except the
 //! function that is asked at a limit.
 
-use std::cell::Cell;
+use super::thread_state::of_thread;
 
 /// What a thread allocates for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,15 +17,10 @@ pub(crate) enum For {
     Own,
 }
 
-thread_local! {
-    /// No destructor, so that it is there as long as the thread runs code.
-    static FOR: Cell<For> = const { Cell::new(For::UsersFirst) };
-}
-
 /// For what the thread allocates.
 #[inline(always)]
 pub(crate) fn now() -> For {
-    FOR.get()
+    of_thread(|thread| thread.allocates_for.get())
 }
 
 /// As long as this lives, the thread allocates for the library.
@@ -36,7 +31,7 @@ pub(crate) struct Own(For);
 impl Own {
     #[inline]
     pub(crate) fn begin() -> Own {
-        Own(FOR.replace(For::Own))
+        Own(of_thread(|thread| thread.allocates_for.replace(For::Own)))
     }
 
     /// What it was for before.
@@ -53,7 +48,7 @@ impl Own {
 impl Drop for Own {
     #[inline]
     fn drop(&mut self) {
-        FOR.set(self.0);
+        of_thread(|thread| thread.allocates_for.set(self.0));
     }
 }
 

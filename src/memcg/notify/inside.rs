@@ -50,12 +50,19 @@ struct Later {
     before: Option<Box<Later>>,
 }
 
+/// What a thread keeps for others.
+struct Kept {
+    /// What other threads have lent to this one.
+    lent: Cell<Leases>,
+    /// What is dropped when the thread is inside of nothing.
+    later: Cell<Option<Box<Later>>>,
+}
+
 sync::thread_local! {
     static OWN: Cell<Marks> = const { Cell::new([0; MARKS]) };
-    /// What other threads have lent to this one.
-    static LENT: Cell<Leases> = const { Cell::new([const { None }; MARKS]) };
-    /// What is dropped when the thread is inside of nothing.
-    static LATER: Cell<Option<Box<Later>>> = const { Cell::new(None) };
+    static KEPT: Kept = const {
+        Kept { lent: Cell::new([const { None }; MARKS]), later: Cell::new(None) }
+    };
 }
 
 /// Marks the thread until this is dropped.
@@ -90,7 +97,7 @@ impl Inside {
         marks.contains(&tree.mark(what))
             || !marks.contains(&0)
             // A thread whose thread-local values were dropped has none.
-            || LENT.try_with(is_lent).unwrap_or(false)
+            || KEPT.try_with(|kept| is_lent(&kept.lent)).unwrap_or(false)
     }
 
     fn is_any() -> bool {
@@ -105,10 +112,10 @@ impl Drop for Inside {
         OWN.with(|own| own.set(marks));
         // A loop in place of recursion: they may be many.
         while !Inside::is_any()
-            && let Ok(Some(later)) = LATER.try_with(Cell::take)
+            && let Ok(Some(later)) = KEPT.try_with(|kept| kept.later.take())
         {
             let Later { value, before } = *later;
-            LATER.with(|all| all.set(before));
+            KEPT.with(|kept| kept.later.set(before));
             drop(value);
         }
     }
@@ -125,9 +132,9 @@ pub(crate) fn drop_outside<T: 'static>(value: T) {
     // Allocated before the list is looked at, because an allocator may drop more.
     let mut later = Box::new(Later { value: Box::new(value), before: None });
     // A thread whose thread-local values were dropped drops this one now.
-    let _ = LATER.try_with(|all| {
-        later.before = all.take();
-        all.set(Some(later));
+    let _ = KEPT.try_with(|kept| {
+        later.before = kept.later.take();
+        kept.later.set(Some(later));
     });
 }
 
@@ -200,7 +207,7 @@ pub struct HookScope {
 impl HookScope {
     pub(crate) fn enter(lease: &Arc<Lease>) -> Self {
         let mut replaced = None;
-        let put = |lent: &Cell<Leases>| {
+        let mut put = |lent: &Cell<Leases>| {
             let mut leases = lent.take();
             // A lease that is over lends nothing any more, whether or not its scope is still there.
             let is_free =
@@ -212,7 +219,7 @@ impl HookScope {
             lent.set(leases);
             index
         };
-        let index = LENT.try_with(put).ok().flatten();
+        let index = KEPT.try_with(|kept| put(&kept.lent)).ok().flatten();
         // Only now that the cell has its value again.
         drop(replaced);
         let place = index.map(|index| (index, Arc::clone(lease)));
@@ -229,7 +236,7 @@ impl Drop for HookScope {
                 lent.set(leases);
                 lease
             };
-            let _lease = LENT.try_with(take);
+            let _lease = KEPT.try_with(|kept| take(&kept.lent));
         }
     }
 }

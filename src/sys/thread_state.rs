@@ -1,0 +1,32 @@
+//! What [`locks`](super::locks) and [`own`](super::own) keep for each thread, in one variable: a library
+//! that is loaded late gets little thread-local storage.
+
+use std::cell::Cell;
+
+use super::own::For;
+
+pub(super) struct ThreadState {
+    /// Locks of the library that the thread holds or waits for.
+    pub(super) held: Cell<u32>,
+    /// It does what was left to do until it holds none.
+    pub(super) runs_later: Cell<bool>,
+    /// For what it allocates.
+    pub(super) allocates_for: Cell<For>,
+}
+
+thread_local! {
+    // No destructor, so that it is there as long as the thread runs code.
+    static STATE: ThreadState = const {
+        ThreadState {
+            held: Cell::new(0),
+            runs_later: Cell::new(false),
+            allocates_for: Cell::new(For::UsersFirst),
+        }
+    };
+}
+
+/// Looks at what is kept for this thread.
+#[inline(always)]
+pub(super) fn of_thread<R>(look: impl FnOnce(&ThreadState) -> R) -> R {
+    STATE.with(look)
+}
