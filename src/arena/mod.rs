@@ -27,6 +27,7 @@
 //! * A4: owner slots are set only for live areas of accounted chunks.
 //! * A6: pages whose memory is still to be discarded are not populated (see [`deferred`]).
 
+mod areas;
 mod balance;
 mod cache;
 mod chunk_bytes;
@@ -51,6 +52,7 @@ use crate::placement::{Area, LayoutError, Place, Placed, Placement, Profile, Reg
 use crate::sys::locks::{Mutex, MutexGuard};
 use crate::sys::{CopyLocator, CpuId, Machine, MapError, UNIT_STRIDE, detached_is_used};
 
+pub(crate) use areas::Held;
 pub use balance::BalanceMode;
 pub(crate) use geometry::Window;
 pub(crate) use revocable::{RevocableWords, TakenOut, WordPair};

@@ -16,10 +16,10 @@ use crate::placement::{
 
 /// The memory behind one chunk of the placement.
 #[derive(Debug)]
-struct Backing<O: Owner> {
-    memory: Arc<ChunkMemory<O>>,
+pub(super) struct Backing<O: Owner> {
+    pub(super) memory: Arc<ChunkMemory<O>>,
     /// Unit offset of the chunk's first page.
-    base: usize,
+    pub(super) base: usize,
     /// Unit bytes that the chunk manages.
     managed: Range<usize>,
     /// Granules from `base` that an area was freed on since their memory was last discarded.
@@ -144,7 +144,12 @@ impl<O: Owner> State<O> {
     }
 
     fn backing(&self, id: ChunkId) -> &Backing<O> {
-        self.backings[id.index()].as_ref().expect("every chunk has memory (A1)")
+        self.backing_if_any(id).expect("every chunk has memory (A1)")
+    }
+
+    /// What is behind a chunk, unless it was destroyed.
+    pub(super) fn backing_if_any(&self, id: ChunkId) -> Option<&Backing<O>> {
+        self.backings.get(id.index())?.as_ref()
     }
 
     fn backing_mut(&mut self, id: ChunkId) -> &mut Backing<O> {

@@ -1,4 +1,5 @@
-//! Adapters for other crates, each of them a feature of that crate's name, off by default.
+//! Adapters for other crates, each of them a feature of that crate's name, and a server. They are off by
+//! default.
 //!
 //! | feature | for |
 //! |---|---|
@@ -8,6 +9,7 @@
 //! | `metrics` | all figures, written into the recorder of the facade |
 //! | `prometheus-client` | collectors of all figures, and counters and histograms as metrics |
 //! | `serde` | snapshots, statistics, events and refusals as JSON and the like, and back |
+//! | `serve` | interface files and figures over HTTP, on a Unix socket |
 //! | `tower` | a layer that serves each request in a cgroup, or refuses it |
 //! | `tracing` | events for what happens to cgroups and chunks |
 //!
@@ -29,6 +31,9 @@ pub mod metrics;
 pub mod prometheus_client;
 #[cfg(feature = "serde")]
 mod serde;
+#[cfg(feature = "serve")]
+#[cfg_attr(docsrs, doc(cfg(feature = "serve")))]
+pub mod serve;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub mod tower;

@@ -51,6 +51,7 @@ pub use layout::{AllocInfo, Group, LayoutError, Regions};
 pub use profile::Profile;
 pub use request::{InvalidRequest, Request, RequestFlags};
 pub use simulator::{Event, Place, Simulator};
+pub(crate) use stats::ChunkExtent;
 pub use stats::{BlockStats, ChunkStats, Stats};
 
 /// Bytes of one granule: the smallest area and the smallest alignment.

@@ -1,7 +1,9 @@
 //! What the placement can tell about itself: totals, and one record per chunk.
 
+use std::ops::Range;
+
 use super::chunk::Chunk;
-use super::{ChunkId, ChunkName, ChunkType, GRANULE_SIZE, Placement};
+use super::{ChunkId, ChunkName, ChunkType, GRANULE_SIZE, PAGE_SIZE, Placement};
 
 /// Totals over all chunks, as in the kernel's `percpu_stats`.
 ///
@@ -139,6 +141,18 @@ pub struct ChunkStats {
     pub cur_max_alloc: u64,
 }
 
+/// What a chunk manages, and how much of it is populated.
+#[derive(Clone, Debug)]
+pub(crate) struct ChunkExtent {
+    pub(crate) name: ChunkName,
+    /// Which requests it serves; `None` for the reserved chunk.
+    pub(crate) chunk_type: Option<ChunkType>,
+    /// The bytes that can be allocated, from the chunk's first page.
+    pub(crate) managed: Range<usize>,
+    /// Per page: is it populated?
+    pub(crate) populated: Vec<bool>,
+}
+
 /// The hints of one block, in granules.
 ///
 /// # Examples
@@ -215,6 +229,26 @@ impl Placement {
             }
         }
         all
+    }
+
+    /// Every chunk, in the order of their names.
+    pub(crate) fn chunk_ids(&self) -> Vec<ChunkId> {
+        let is_there = |id: &ChunkId| self.chunks[id.index()].is_some();
+        let mut ids: Vec<ChunkId> =
+            (0..self.chunks.len()).map(ChunkId::from_index).filter(is_there).collect();
+        ids.sort_by_key(|&id| self.chunk(id).name);
+        ids
+    }
+
+    /// What a chunk manages.
+    pub(crate) fn extent_of(&self, id: ChunkId) -> ChunkExtent {
+        let chunk = self.chunk(id);
+        ChunkExtent {
+            name: chunk.name,
+            chunk_type: (Some(id) != self.reserved).then_some(chunk.chunk_type),
+            managed: chunk.start_offset..chunk.nr_pages * PAGE_SIZE - chunk.end_offset,
+            populated: (0..chunk.nr_pages).map(|page| chunk.populated.get(page)).collect(),
+        }
     }
 
     /// Bytes of one unit.

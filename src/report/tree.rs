@@ -51,6 +51,22 @@ impl MemcgSnapshot {
     pub fn tree(&self) -> MemcgTree<'_> {
         MemcgTree { snapshot: self, depth: usize::MAX, top: usize::MAX }
     }
+
+    /// For each cgroup the indices of its children, the largest first.
+    pub(super) fn children_by_usage(&self) -> Vec<Vec<usize>> {
+        let cgroups = &self.cgroups;
+        let (mut children, mut way) = (vec![Vec::new(); cgroups.len()], Vec::new());
+        for (index, cgroup) in cgroups.iter().enumerate() {
+            way.truncate(cgroup.depth);
+            way.last().into_iter().for_each(|parent: &usize| children[*parent].push(index));
+            way.push(index);
+        }
+        for children in &mut children {
+            // Stable: by name where they use as much.
+            children.sort_by_key(|child| Reverse(cgroups[*child].current));
+        }
+        children
+    }
 }
 
 impl MemcgTree<'_> {
@@ -64,22 +80,6 @@ impl MemcgTree<'_> {
     #[must_use]
     pub fn top(self, top: usize) -> Self {
         MemcgTree { top, ..self }
-    }
-
-    /// For each cgroup the indices of its children, the largest first.
-    fn children(&self) -> Vec<Vec<usize>> {
-        let cgroups = &self.snapshot.cgroups;
-        let (mut children, mut way) = (vec![Vec::new(); cgroups.len()], Vec::new());
-        for (index, cgroup) in cgroups.iter().enumerate() {
-            way.truncate(cgroup.depth);
-            way.last().into_iter().for_each(|parent: &usize| children[*parent].push(index));
-            way.push(index);
-        }
-        for children in &mut children {
-            // Stable: by name where they use as much.
-            children.sort_by_key(|child| Reverse(cgroups[*child].current));
-        }
-        children
     }
 }
 
@@ -156,7 +156,7 @@ impl MemcgTree<'_> {
             Rest { count: usize, current: u64, depth: usize },
         }
 
-        let (cgroups, children) = (&self.snapshot.cgroups, self.children());
+        let (cgroups, children) = (&self.snapshot.cgroups, self.snapshot.children_by_usage());
         let mut rows = Vec::new();
         let mut lines: Vec<Line> = cgroups.first().map(|_| Line::Of(0)).into_iter().collect();
         while let Some(line) = lines.pop() {

@@ -172,7 +172,7 @@ fn labels_are_exact_whatever_happens_at_the_same_time() {
         }
         assert_eq!(tenant.figures().labels, expected, "round {round}");
         assert_eq!(root.figures().labels, expected);
-        assert_eq!(tenant.current(), expected.values().sum());
+        assert_eq!(tenant.current(), expected.values().sum::<u64>());
         drop((kept, shared));
         assert_labels(&root, NONE);
         assert_eq!(tenant.current(), 0);

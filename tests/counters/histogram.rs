@@ -84,7 +84,7 @@ fn durations_are_exact_to_the_nanosecond_and_saturate() {
 #[test]
 fn bounds_are_computed() {
     assert_eq!(linear_bounds(0, 3), [0, 3, 6, 9]);
-    assert_eq!(linear_bounds::<0, _>(5u64, 3), []);
+    assert_eq!(linear_bounds::<0, _>(5u64, 3), [0; 0]);
     assert_eq!(linear_bounds(u64::MAX - 4, 3), [u64::MAX - 4, u64::MAX - 1, u64::MAX]);
     assert_eq!(exponential_bounds(1, 10.0), [1, 10, 100, 1_000]);
     assert_eq!(exponential_bounds(10, 1.5), [10, 15, 23, 34], "rounded");

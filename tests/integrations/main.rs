@@ -14,6 +14,8 @@ mod metrics;
 mod prometheus_client;
 #[cfg(feature = "serde")]
 mod serde;
+#[cfg(feature = "serve")]
+mod serve;
 #[cfg(feature = "tower")]
 mod tower;
 #[cfg(feature = "tracing")]

@@ -172,7 +172,7 @@ fn a_stack_in_a_used_area_is_empty() {
         });
         assert_eq!(kept, 30);
         if round % 2 == 0 {
-            assert_eq!(stack.drain().sum::<u32>(), (0..30).map(|item| item + round).sum());
+            assert_eq!(stack.drain().sum::<u32>(), (0..30).map(|item| item + round).sum::<u32>());
         }
     }
 }
