@@ -5,7 +5,7 @@
 source "$(dirname "$0")/common.sh"
 export LC_ALL=C
 
-cargo doc --quiet --no-deps --locked
+cargo doc --quiet --no-deps --locked --all-features
 doc=${CARGO_TARGET_DIR:-target}/doc/percpu_memcg
 
 # One declaration, header or section of a page starts on a line of its own.

@@ -6,8 +6,13 @@ step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 # The library by itself, as users get it. The lint `incompatible_msrv` compares it with `rust-version`.
 step cargo clippy --lib --no-default-features --locked -- -D warnings
+# Each feature by itself.
+for feature in $(sed -n '/^\[features\]/,/^\[/s/^\([a-z0-9-]*\) = .*/\1/p' Cargo.toml); do
+    step cargo clippy --lib --no-default-features --features "$feature" --locked -- -D warnings
+done
 export RUSTDOCFLAGS="-D warnings"
 step cargo doc --no-deps --locked
+step cargo doc --no-deps --locked --all-features
 step ci/interface.sh
 
 # Recordings do not belong in the package.
