@@ -12,6 +12,7 @@ use zerocopy::FromZeros;
 
 use super::bucket_search::BucketSearch;
 use super::object::Source;
+use super::remains::NoPadding;
 use super::{PerCpu, PerCpuAllocator};
 use crate::memcg::{AllocError, Gfp, Memcg};
 use crate::sys::{At, ByCpu, CountAndSum, Sequences, Word, error_predicates};
@@ -190,6 +191,11 @@ pub(super) struct Cells<const B: usize> {
     /// The count that lies behind the last of `counts`.
     over: AtomicU64,
 }
+
+// SAFETY: nothing but words of 8 bytes.
+unsafe impl<const B: usize> NoPadding for Cells<B> {}
+
+const _: () = assert!(size_of::<Cells<5>>() == 7 * 8);
 
 /// Why a histogram could not be created.
 ///

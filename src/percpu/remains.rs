@@ -11,7 +11,6 @@ use std::marker::PhantomData;
 use zerocopy::IntoBytes;
 
 use super::LocalStack;
-use super::histogram::Cells;
 use crate::arena::Remains;
 use crate::sys::CopyIndex;
 
@@ -25,9 +24,6 @@ pub(super) unsafe trait NoPadding {}
 
 // SAFETY: what `IntoBytes` says.
 unsafe impl<T: IntoBytes> NoPadding for T {}
-
-// SAFETY: nothing but words of 8 bytes.
-unsafe impl<const B: usize> NoPadding for Cells<B> {}
 
 macro_rules! stacks_without_padding {
     ($($int:ident)*) => {$(
@@ -100,7 +96,6 @@ mod tests {
         assert_initialised::<Local<i8>>();
         assert_initialised::<[CompactLocal<u64>; 3]>();
         assert_initialised::<LocalStack<i64, 7>>();
-        assert_initialised::<Cells<5>>();
 
         #[repr(C)]
         struct Padded(u8, u64);

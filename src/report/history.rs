@@ -12,7 +12,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use super::peak_report::PeakReport;
 use crate::memcg::{Memcg, MemcgSnapshot};
 
 /// The figures of a tree in the last minute, and what its peak was made of.
@@ -213,11 +212,6 @@ impl History {
             .filter_map(with)
             .max_by_key(|(current, _)| *current)
             .map(|most| most.1)
-    }
-
-    /// What the peak was made of, as text: `{}` writes bytes, `{:#}` the units KiB, MiB, ….
-    pub fn report(&self) -> PeakReport {
-        PeakReport::of(self.samples())
     }
 
     fn ring(&self) -> MutexGuard<'_, VecDeque<Arc<Sample>>> {

@@ -4,9 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-#[cfg(doc)]
-use super::History;
-use super::history::{Sample, SampledMemcg};
+use super::history::{History, Sample, SampledMemcg};
 use crate::sys::text::{Bytes, Short};
 
 /// What the peak of a [`History`] was made of: its `Display`.
@@ -36,9 +34,10 @@ pub struct PeakReport {
     samples: Vec<Arc<Sample>>,
 }
 
-impl PeakReport {
-    pub(super) fn of(samples: Vec<Arc<Sample>>) -> Self {
-        PeakReport { samples }
+impl History {
+    /// What the peak was made of, as text: `{}` writes bytes, `{:#}` the units KiB, MiB, ….
+    pub fn report(&self) -> PeakReport {
+        PeakReport { samples: self.samples() }
     }
 }
 

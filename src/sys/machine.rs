@@ -33,7 +33,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use super::cpu::MAX_NODES;
-use super::sysfs::real_cpu_id_limit;
+use super::cpu_list::real_cpu_id_limit;
 use super::{CpuId, FaultInjection, MAX_CPUS, MachineError, NodeId};
 
 /// From a node to itself, unless told otherwise: the unit of ACPI's distance table.

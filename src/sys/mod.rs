@@ -40,6 +40,7 @@
 mod atomic_ref;
 mod atomic_word;
 mod cpu;
+mod cpu_list;
 mod error;
 mod faults;
 pub(crate) mod forks;

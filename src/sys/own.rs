@@ -5,17 +5,8 @@
 //! a thread, or as long as it looks at something, has one. No code of users runs under a mark, except the
 //! function that is asked at a limit.
 
+pub(crate) use super::thread_state::For;
 use super::thread_state::of_thread;
-
-/// What a thread allocates for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum For {
-    /// For users, and it has charged nothing yet.
-    UsersFirst,
-    Users,
-    /// For the library.
-    Own,
-}
 
 /// For what the thread allocates.
 #[inline(always)]

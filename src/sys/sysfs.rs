@@ -21,15 +21,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::{fs, thread};
 
+use super::cpu_list::{ROOT, parse_list, parse_number};
 use super::machine::{Machine, MachineBuilder};
 use super::text::kept;
 use super::{CpuId, MAX_CPUS, MachineError, NodeId};
-
-/// Where Linux shows CPUs and nodes.
-const ROOT: &str = "/sys/devices/system";
 
 impl Machine {
     /// Reads the machine this process runs on from sysfs.
@@ -105,22 +102,6 @@ fn read(root: &Path) -> Result<MachineBuilder, MachineError> {
     Ok(builder)
 }
 
-/// The ids of the real CPUs are below this, whatever machine is injected; `None` when that is not known.
-///
-/// The kernel fixes the possible CPUs when it starts. A container may show others: those that the process
-/// may run on are asked for as well.
-pub(super) fn real_cpu_id_limit() -> Option<usize> {
-    static LIMIT: OnceLock<Option<usize>> = OnceLock::new();
-    *LIMIT.get_or_init(|| {
-        let text = fs::read_to_string(Path::new(ROOT).join("cpu/possible")).ok()?;
-        let highest = parse_list(&text)?.into_iter().map(|(_, last)| last as usize).max()?;
-        let usable = rustix::thread::sched_getaffinity(None).ok()?;
-        let is_usable = |cpu: &usize| usable.is_set(*cpu);
-        let highest_usable = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(is_usable)?;
-        (highest_usable <= highest).then_some(highest + 1)
-    })
-}
-
 /// CPUs 0 up to the number this process may run on.
 ///
 /// Their ids are a guess: a process confined to CPUs 8 and 9 gets 0 and 1.
@@ -178,26 +159,6 @@ impl TextFile<'_> {
     fn malformed(&self) -> MachineError {
         MachineError::Malformed { path: self.path.to_path_buf(), text: kept(self.text.trim()) }
     }
-}
-
-/// Parses the kernel's list format, `0-3,8,10-11`, into inclusive ranges; blank text is no range.
-fn parse_list(text: &str) -> Option<Vec<(u32, u32)>> {
-    let text = text.trim();
-    if text.is_empty() {
-        return Some(Vec::new());
-    }
-    text.split(',').map(parse_range).collect()
-}
-
-fn parse_range(text: &str) -> Option<(u32, u32)> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (parse_number(first)?, parse_number(last)?);
-    (first <= last).then_some((first, last))
-}
-
-/// Digits only: `u32::from_str` would also take a sign.
-fn parse_number(text: &str) -> Option<u32> {
-    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
 #[cfg(test)]

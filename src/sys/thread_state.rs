@@ -3,7 +3,15 @@
 
 use std::cell::Cell;
 
-use super::own::For;
+/// What a thread allocates for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// For users, and it has charged nothing yet.
+    UsersFirst,
+    Users,
+    /// For the library.
+    Own,
+}
 
 pub(super) struct ThreadState {
     /// Locks of the library that the thread holds or waits for.
