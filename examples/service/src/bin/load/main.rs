@@ -13,6 +13,9 @@
 //!    code is 1.
 //! 2. What is the 99th percentile of the *other* tenants' latencies before, and while the one is at its limit?
 //!
+//! On a busy machine a 99th percentile changes by half from one minute to the next. `--pairs` repeats both halves,
+//! and the median of the changes counts. `--control` pushes no tenant, and shows what the machine changes.
+//!
 //! Requests are sent at a fixed rate, whether answers are fast or not. So a slow answer delays no other
 //! question, and a request that had to wait for its connection counts that wait.
 
