@@ -22,6 +22,8 @@ use crate::{Charge, ChargeError, Gfp, Memcg};
 /// 3. `answer` is called instead of the service when a limit refuses that charge, and returns the response:
 ///    429 or 503 in HTTP. Where [`requested`](crate::cgroup::Refusal::requested) is more than
 ///    [`max`](crate::cgroup::Refusal::max), no wait will help: that is 413.
+///    The body of the refused request is dropped unread. Over HTTP/1 a server then closes the connection,
+///    and a client that is still sending may not read the answer.
 ///
 /// The service and its future run within the cgroup, on whatever thread, as a future
 /// [in a cgroup](InMemcg::in_memcg) does. The body of a response that is produced while it is sent does not:
