@@ -11,8 +11,6 @@
 //! tenant can cause as often as it likes has the level `DEBUG`.
 
 #[cfg(feature = "tracing")]
-use std::cell::Cell;
-#[cfg(feature = "tracing")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 #[cfg(feature = "tracing")]
@@ -21,7 +19,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, enabled, event};
 
 #[cfg(feature = "tracing")]
-use crate::sys::locks;
+use crate::sys::{locks, of_thread};
 
 /// What happens to cgroups.
 #[cfg(feature = "tracing")]
@@ -30,23 +28,17 @@ const CGROUP: &str = "percpu_memcg::cgroup";
 #[cfg(feature = "tracing")]
 const CHUNK: &str = "percpu_memcg::chunk";
 
-#[cfg(feature = "tracing")]
-thread_local! {
-    // No destructor, so that it is there as long as the thread runs code.
-    static IS_TELLING: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Calls a subscriber. Returns nothing where it must not be called, or panicked.
 #[cfg(feature = "tracing")]
 fn call<R>(tell: impl FnOnce() -> R) -> Option<R> {
     struct Told;
     impl Drop for Told {
         fn drop(&mut self) {
-            IS_TELLING.set(false);
+            of_thread(|thread| thread.is_telling.set(false));
         }
     }
     // The library holds a lock where the program's allocator charges what the library allocates.
-    if locks::is_any_held() || IS_TELLING.replace(true) {
+    if locks::is_any_held() || of_thread(|thread| thread.is_telling.replace(true)) {
         return None;
     }
     let _told = Told;
@@ -60,7 +52,8 @@ fn call<R>(tell: impl FnOnce() -> R) -> Option<R> {
 #[cfg(feature = "tracing")]
 fn call_outside(tell: impl FnOnce() + 'static) {
     // No code of a subscriber.
-    if LevelFilter::current() >= LevelFilter::DEBUG && !IS_TELLING.get() {
+    if LevelFilter::current() >= LevelFilter::DEBUG && !of_thread(|thread| thread.is_telling.get())
+    {
         locks::outside(|| {
             call(tell);
         });

@@ -1,5 +1,5 @@
-//! What [`locks`](super::locks) and [`own`](super::own) keep for each thread, in one variable: a library
-//! that is loaded late gets little thread-local storage.
+//! What [`locks`](super::locks), [`own`](super::own) and [`telemetry`](crate::telemetry) keep for each
+//! thread, in one variable: a library that is loaded late gets little thread-local storage.
 
 use std::cell::Cell;
 
@@ -13,14 +13,19 @@ pub(crate) enum For {
     Own,
 }
 
-pub(super) struct ThreadState {
+pub(crate) struct ThreadState {
     /// Locks of the library that the thread holds or waits for.
     pub(super) held: Cell<u32>,
     /// It does what was left to do until it holds none.
     pub(super) runs_later: Cell<bool>,
     /// For what it allocates.
     pub(super) allocates_for: Cell<For>,
+    /// It is in a subscriber of `tracing`.
+    #[cfg(feature = "tracing")]
+    pub(crate) is_telling: Cell<bool>,
 }
+
+const _: () = assert!(size_of::<ThreadState>() <= 8);
 
 thread_local! {
     // No destructor, so that it is there as long as the thread runs code.
@@ -29,12 +34,14 @@ thread_local! {
             held: Cell::new(0),
             runs_later: Cell::new(false),
             allocates_for: Cell::new(For::UsersFirst),
+            #[cfg(feature = "tracing")]
+            is_telling: Cell::new(false),
         }
     };
 }
 
 /// Looks at what is kept for this thread.
 #[inline(always)]
-pub(super) fn of_thread<R>(look: impl FnOnce(&ThreadState) -> R) -> R {
+pub(crate) fn of_thread<R>(look: impl FnOnce(&ThreadState) -> R) -> R {
     STATE.with(look)
 }
