@@ -69,7 +69,7 @@ const ATTEMPTS: u32 = 16;
 
 /// What a [`ChargedAlloc`] does when a limit stands against an allocation.
 ///
-/// A limit stands against it only when the stocks below were emptied. Reclaim hooks, OOM callbacks and
+/// Before a limit refuses, the stocks below it are emptied. Reclaim hooks, OOM callbacks and
 /// [`on_high`](Memcg::on_high) callbacks do not run, because the program may allocate under locks that they
 /// wait for. The `max` event is counted.
 ///

@@ -7,7 +7,9 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::mem;
 use std::num::NonZeroUsize;
+use std::process;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
@@ -159,7 +161,7 @@ impl History {
         drop(oldest);
     }
 
-    /// Starts a thread that takes a sample now and then one in each period, until the handle is dropped.
+    /// Starts a thread that takes a sample at once, and then one in each period, until the handle is dropped.
     ///
     /// # Errors
     ///
@@ -190,7 +192,7 @@ impl History {
                 }
             }
         })?;
-        Ok(Sampler { stop, thread: Some(thread) })
+        Ok(Sampler { stop, thread: Some(thread), process: process::id() })
     }
 
     /// The samples, the oldest first.
@@ -198,7 +200,7 @@ impl History {
         self.ring().iter().map(Arc::clone).collect()
     }
 
-    /// The newest sample in which the cgroup used most; `None` when there is no sample.
+    /// The sample in which the cgroup used most, of equals the newest; `None` when there is none.
     pub fn peak(&self) -> Option<Arc<Sample>> {
         // Of equals, the last.
         self.samples().into_iter().max_by_key(|sample| sample.current())
@@ -335,10 +337,17 @@ impl Stop {
 pub struct Sampler {
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
+    /// The process that has the thread.
+    process: u32,
 }
 
 impl Drop for Sampler {
     fn drop(&mut self) {
+        if process::id() != self.process {
+            // A forked child has no such thread.
+            mem::forget(self.thread.take());
+            return;
+        }
         self.stop.set();
         // A sample does not panic; and a drop must not.
         let _ended = self.thread.take().map(JoinHandle::join);

@@ -16,6 +16,8 @@ use std::fs;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use super::own::Own;
+
 /// Forks on the way to this process.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
@@ -78,6 +80,8 @@ pub(crate) fn left_threads() -> bool {
 
 unsafe extern "C" fn before() {
     if COUNTS_THREADS.load(Ordering::Relaxed) {
+        // A cgroup without room could not pay for it.
+        let _own = Own::begin();
         let threads = fs::read_dir("/proc/self/task").map(|threads| threads.take(2).count());
         HAD_THREADS.store(threads.unwrap_or(2) > 1, Ordering::Relaxed);
     }

@@ -377,7 +377,7 @@ pub(crate) fn lock_to_copy<T, C, G: Deref<Target = Vec<T>>>(
             return list;
         }
         drop(list);
-        copy.reserve_exact(len);
+        own(|| copy.reserve_exact(len));
     }
 }
 

@@ -11,6 +11,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
+use super::own::own;
+
 /// The most bytes that a message shows of a text: a whole name of a cgroup, which has 255 bytes.
 pub(crate) const SHOWN: usize = 256;
 
@@ -156,12 +158,12 @@ impl fmt::Display for ByLabel<'_> {
 
 /// As much of a path as an error keeps.
 pub(crate) fn kept_path(path: impl Into<String>) -> String {
-    cut(path.into(), KEPT)
+    own(|| cut(path.into(), KEPT))
 }
 
 /// As much of any other text as an error keeps.
 pub(crate) fn kept(text: impl Into<String>) -> String {
-    cut(text.into(), SHOWN)
+    own(|| cut(text.into(), SHOWN))
 }
 
 fn cut(mut text: String, most: usize) -> String {

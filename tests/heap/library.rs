@@ -1,7 +1,7 @@
 //! What the library allocates for itself is charged to nobody.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use percpu_memcg::{Gfp, Limit, Memcg, PerCpu, PerCpuAllocator};
@@ -92,4 +92,53 @@ fn a_new_thread_that_charges_first_within_the_library() {
         thread.join().unwrap();
     }
     assert_eq!(tenant.current(), 0);
+}
+
+/// What the library does in the scope of a cgroup at its limit needs no memory of that cgroup: a refused
+/// allocation of the library would end this process.
+#[test]
+fn a_cgroup_without_room_can_be_used() {
+    let tenant = tenant("without-room");
+    let [child, other] = ["child", "other"].map(|name| tenant.create(name).unwrap());
+    let charge = child.charge(1000).unwrap();
+    let mut moving = other.charge(100).unwrap();
+    let called = &*Box::leak(Box::new(AtomicU64::new(0)));
+    let call = move || called.fetch_add(1, Ordering::Relaxed);
+    let ignore = |_: u64| ();
+    let _callbacks = [
+        tenant.on_reclaim(0, move |_| call().min(0)),
+        child.on_reclaim(1, move |_| call().min(0)),
+        tenant.on_oom(move |_| call() > u64::MAX - 1),
+        tenant.on_high(move |_| ignore(call())),
+        child.on_kill(move |_| ignore(call())),
+        child.on_freeze(move |_| ignore(call())),
+    ];
+    let (mut watch, mut of_tree) = (tenant.watch_events(), tenant.watch_tree(Duration::ZERO));
+    tenant.drain();
+    tenant.set_max(Limit::bytes(tenant.current())).unwrap();
+    tenant.scope(|| {
+        assert!(tenant.try_charge(100).is_err());
+        assert!(child.charge(100).is_err());
+        assert!(charge.grow(100).is_err());
+        assert!(tenant.reclaim(100).is_err());
+        assert!(tenant.create("third").is_err());
+        assert!(moving.transfer_to(&pcpu().root()).is_ok());
+        assert!(moving.transfer_to(&tenant).is_ok());
+        assert!(pcpu().root().charge(1).unwrap().transfer_to(&child).is_err());
+        child.kill().unwrap();
+        child.freeze().unwrap();
+        child.thaw().unwrap();
+        tenant.set_high(Limit::bytes(1)).unwrap();
+        let over = child.charge_forced(10);
+        tenant.throttle();
+        assert!(child.is_frozen() || tenant.cached() < u64::MAX);
+        assert_eq!((tenant.low(), tenant.peak() > 0), (Limit::bytes(0), true));
+        drop(over);
+        tenant.drain();
+        tenant.attach_thread().unwrap();
+        pcpu().root().attach_thread().unwrap();
+    });
+    assert!(called.load(Ordering::Relaxed) >= 5, "{called:?}");
+    assert!(watch.wait_timeout(Duration::ZERO).is_some_and(|events| events.max > 0));
+    assert!(of_tree.wait_timeout(Duration::ZERO).is_some());
 }

@@ -158,3 +158,10 @@ fn a_forked_child_charges_its_own_copies() {
         assert!(output.status.success(), "{}", text(&output));
     }
 }
+
+#[test]
+fn a_thread_of_a_full_cgroup_forks() {
+    let tenant = tenant("full-forks");
+    tenant.set_max(Limit::bytes(0)).unwrap();
+    assert!(tenant.scope(|| forked(|| true)));
+}

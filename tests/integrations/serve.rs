@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -174,10 +174,73 @@ fn writes_are_off_unless_allowed() {
 }
 
 #[test]
+fn a_forked_child_that_drops_the_server_leaves_it_to_its_parent() {
+    let (pcpu, _tenant) = tree();
+    let (server, path) = start(Server::builder(&pcpu));
+    let history = Arc::new(History::of(&pcpu.root()));
+    let sampler = History::start(&history, Duration::from_secs(60)).unwrap();
+    // SAFETY: the child drops values and ends.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let drops = std::panic::AssertUnwindSafe(|| drop((server, sampler)));
+        let is_well = std::panic::catch_unwind(drops).is_ok();
+        // SAFETY: ends the child here, without the end of the test.
+        unsafe { libc::_exit(i32::from(!is_well)) };
+    }
+    let mut status = 0;
+    // SAFETY: the child is this process's, and the number is there.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert_eq!(get(&path, "/tree").0, 200);
+    drop((server, sampler));
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_callback_that_a_write_calls_may_drop_the_server() {
+    let (pcpu, tenant) = tree();
+    let (server, path) = start(Server::builder(&pcpu).allow_writes(true));
+    let server = Arc::new(Mutex::new(Some(server)));
+    let (taken, dropped) = (Arc::clone(&server), Arc::new(AtomicBool::new(false)));
+    let note = Arc::clone(&dropped);
+    let _callback = tenant.on_kill(move |_| {
+        drop(taken.lock().unwrap().take());
+        note.store(true, Ordering::SeqCst);
+    });
+    let mut client = UnixStream::connect(&path).unwrap();
+    let write = b"PUT /cgroups/tenant/cgroup.kill HTTP/1.1\r\nContent-Length: 1\r\n\r\n1";
+    client.write_all(write).unwrap();
+    let mut answer = Vec::new();
+    // The answer may or may not come before the connection is closed.
+    let _closed = client.read_to_end(&mut answer);
+    assert!(dropped.load(Ordering::SeqCst), "it returned");
+    while path.exists() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_is_refused_has_no_body_for_head() {
+    let (pcpu, _tenant) = tree();
+    let (_server, path) = start(Server::builder(&pcpu));
+    let ask = |request: &str| {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let answer = ask("HEAD /a%00 HTTP/1.1\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+    let answer = ask("PUT /tree HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 417 "), "{answer}");
+}
+
+#[test]
 fn the_file_of_the_socket_is_private_and_is_removed() {
     let (pcpu, _tenant) = tree();
     let (server, path) = start(Server::builder(&pcpu));
-    assert_eq!(server.unix_path(), Some(&*path));
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let taken = Server::builder(&pcpu).unix(&path).start().unwrap_err();
     assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);

@@ -228,8 +228,17 @@ async fn write(
     Path(path): Path<String>,
     text: String,
 ) -> Result<StatusCode, Response> {
-    if path.ends_with("cgroup.procs") || path.ends_with("cgroup.threads") {
-        let text = "a write would move a thread that serves all tenants\n";
+    let path = path.trim_end_matches('/').to_owned();
+    let refused = match path.rsplit('/').next() {
+        Some("cgroup.procs" | "cgroup.threads") => {
+            Some("a write would move a thread that serves all tenants\n")
+        }
+        Some("cgroup.kill" | "cgroup.freeze") => {
+            Some("this service has no work that it could end or freeze: remove the tenant\n")
+        }
+        _ => None,
+    };
+    if let Some(text) = refused {
         return Err((StatusCode::FORBIDDEN, text).into_response());
     }
     // It may call reclaim hooks.

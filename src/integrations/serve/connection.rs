@@ -138,16 +138,18 @@ impl Connection {
                 return Ok(false);
             }
             bytes.extend_from_slice(&buffer[..read]);
-            let (response, method) = match Request::parse(bytes) {
+            // Of what is refused as well.
+            let method = if bytes.starts_with(b"HEAD ") { Method::Head } else { Method::Get };
+            let response = match Request::parse(bytes) {
                 Ok(None) => return Ok(true),
                 Ok(Some(_)) if waiting > MOST_WAITING => {
-                    (Response::refused(503, "too many answers wait to be read"), Method::Get)
+                    Response::refused(503, "too many answers wait to be read")
                 }
                 Ok(Some(request)) => {
                     let is_local = matches!(self.stream, Stream::Unix(_));
-                    (routes.respond(&request, is_local), request.method)
+                    routes.respond(&request, is_local)
                 }
-                Err((status, why)) => (Response::refused(status, why), Method::Get),
+                Err((status, why)) => Response::refused(status, why),
             };
             self.state = State::Writing { answer: response.into_bytes(method), written: 0 };
             self.deadline = now + RESPONSE;

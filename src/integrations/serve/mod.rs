@@ -26,7 +26,7 @@
 //!
 //! One thread serves everybody. It waits for no client: connections do not block, a request has 5 seconds to
 //! arrive, and a client has 20 seconds to read the answer. At most 32 connections are open. The next one takes
-//! the place of the one that has waited longest for its request. A request has at most 16 KiB, and all
+//! the place of the one that has waited longest for its request, or else of the oldest. A request has at most 16 KiB, and all
 //! answers that wait to be read are together at most 64 MiB, and one more.
 //!
 //! A figure takes as long as the call that it comes from, and others wait for that. A write runs hooks and
@@ -45,9 +45,11 @@ mod socket;
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -70,7 +72,7 @@ const NO_DESCRIPTOR: Duration = Duration::from_millis(100);
 /// Serves the figures of an allocator until it is dropped. See the [module](self) for what there is.
 ///
 /// Dropping it closes all connections, ends the thread and removes the socket's file. It waits for the
-/// request that is being answered.
+/// request that is being answered, unless that request drops it. In a forked child the drop does nothing.
 ///
 /// # Examples
 ///
@@ -102,6 +104,8 @@ pub struct Server {
     unix: Option<PathBuf>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
+    /// The process that has the thread.
+    process: u32,
 }
 
 /// Settings for a [`Server`].
@@ -144,11 +148,6 @@ impl Server {
     /// The address that it listens on, if it has one: with port 0 the system chose the port.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp
-    }
-
-    /// The path of the socket, if it has one.
-    pub fn unix_path(&self) -> Option<&Path> {
-        self.unix.as_deref()
     }
 }
 
@@ -197,6 +196,7 @@ impl ServerBuilder {
             unix: unix.as_ref().map(|unix| unix.path().to_owned()),
             stop: Arc::clone(&stop),
             thread: None,
+            process: process::id(),
         };
         let routes = Routes::new(self.allocator, self.history, self.allows_writes);
         let work = Loop { routes, unix, tcp, stop, connections: Vec::new() };
@@ -208,10 +208,17 @@ impl ServerBuilder {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // A forked child has no such thread, and shares the descriptors with the one that has.
+        if process::id() != self.process {
+            mem::forget(self.thread.take());
+            return;
+        }
         // It fails only where it is set already.
         let _set = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
         // Panics of callbacks do not reach the thread; and a drop must not panic.
-        let _ended = self.thread.take().map(JoinHandle::join);
+        // A callback that a write has called may drop it on the thread itself, which ends then.
+        let is_other = |of: &JoinHandle<()>| of.thread().id() != thread::current().id();
+        let _ended = self.thread.take().filter(is_other).map(JoinHandle::join);
     }
 }
 

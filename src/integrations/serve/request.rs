@@ -58,6 +58,10 @@ impl Request {
             if header.name.eq_ignore_ascii_case("transfer-encoding") {
                 return Err((501, "the body needs a Content-Length"));
             }
+            if header.name.eq_ignore_ascii_case("expect") {
+                // The client sends the body without being asked to.
+                return Err((417, "send the body at once"));
+            }
             if header.name.eq_ignore_ascii_case("content-length") {
                 let digits = str::from_utf8(header.value).ok().filter(|text| is_number(text));
                 let value: Option<usize> = digits.and_then(|digits| digits.parse().ok());

@@ -239,6 +239,7 @@ impl Response {
             409 => "Conflict",
             410 => "Gone",
             413 => "Content Too Large",
+            417 => "Expectation Failed",
             431 => "Request Header Fields Too Large",
             501 => "Not Implemented",
             503 => "Service Unavailable",

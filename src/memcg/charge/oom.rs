@@ -7,6 +7,7 @@ use crate::memcg::node::Node;
 use crate::memcg::node::turn::Patience;
 use crate::memcg::notify::callbacks::{OomAnswer, OomAsk, OomCallback};
 use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
+use crate::sys::own::own;
 use crate::telemetry;
 
 /// Calls the callbacks of a cgroup, and then those of its ancestors, until one does not refuse.
@@ -19,7 +20,7 @@ pub(crate) fn ask(node: &Arc<Node>, bytes: u64, patience: &mut Patience) -> OomA
 /// As [`ask`], but no subscriber is told, because this thread has a turn and is inside.
 fn ask_untold(node: &Arc<Node>, bytes: u64, patience: &mut Patience) -> OomAnswer {
     let callbacks: Vec<_> =
-        node.ancestors().flat_map(|node| node.callbacks.oom.snapshot()).collect();
+        own(|| node.ancestors().flat_map(|node| node.callbacks.oom.snapshot()).collect());
     if callbacks.is_empty() {
         return OomAnswer::Refuse;
     }
@@ -35,7 +36,7 @@ fn ask_untold(node: &Arc<Node>, bytes: u64, patience: &mut Patience) -> OomAnswe
     let _end = EndOfLease(&lease);
     let live = callbacks.iter().filter_map(|(_, callback)| callback.upgrade());
     let mut answers = live.map(|callback| {
-        called.push(Arc::clone(&callback));
+        own(|| called.push(Arc::clone(&callback)));
         callback(&OomAsk { node, bytes, lease: &lease })
     });
     answers.find(|answer| *answer != OomAnswer::Refuse).unwrap_or(OomAnswer::Refuse)

@@ -32,6 +32,7 @@ use crate::memcg::node::turn::{HookId, Patience};
 use crate::memcg::notify::callbacks::{ReclaimAsk, ReclaimHook, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
+use crate::sys::own::{Own, own};
 use crate::telemetry;
 
 /// The most bytes that hooks are asked for beyond the need: 32 pages, the kernel's
@@ -61,7 +62,7 @@ struct Overridden(Vec<Arc<Node>>);
 impl Overridden {
     fn note(&mut self, node: &Arc<Node>) {
         if !self.0.iter().any(|other| Arc::ptr_eq(other, node)) {
-            self.0.push(Arc::clone(node));
+            own(|| self.0.push(Arc::clone(node)));
         }
     }
 }
@@ -140,7 +141,7 @@ fn run_hooks(
                 return freed;
             }
             let (node, Some(hook)) = (&turn.node, turn.hook.upgrade()) else { continue };
-            called.hooks.push(Arc::clone(&hook));
+            own(|| called.hooks.push(Arc::clone(&hook)));
             let usage = node.current();
             let (min, low) = effective_protection(node, target, &mut claims);
             if usage == 0 || is_within(usage, min) {
@@ -191,6 +192,7 @@ fn hooks_below(target: &Arc<Node>) -> Vec<Turn> {
     if !target.shared.has_hooks() {
         return Vec::new();
     }
+    let _own = Own::begin();
     let mut hooks = Vec::new();
     for node in target.subtree() {
         let of_node = node.callbacks.reclaim.snapshot().into_iter();
@@ -202,6 +204,7 @@ fn hooks_below(target: &Arc<Node>) -> Vec<Turn> {
 
 /// The effective `min` and `low` of a cgroup when memory of `target` is reclaimed.
 fn effective_protection(node: &Arc<Node>, target: &Arc<Node>, claims: &mut Claims) -> (u64, u64) {
+    let _own = Own::begin();
     let mut levels: Vec<&Arc<Node>> =
         node.ancestors().take_while(|level| !Arc::ptr_eq(level, target)).collect();
     levels.reverse();

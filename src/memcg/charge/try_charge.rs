@@ -47,7 +47,7 @@ use crate::memcg::notify::inside::{Inside, What};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::{gate, locks};
-use crate::sys::own::Own;
+use crate::sys::own::{Own, own};
 use crate::telemetry;
 
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.
@@ -498,8 +498,11 @@ fn refusal(
     let cached = if locks::is_any_held() { 0 } else { level.cached() };
     let usage = usage.saturating_sub(cached);
     let top = Arc::downgrade(level);
-    let (refusing, charged) = (level.path(), charged.live().path());
-    ChargeError::new(refusing, charged, requested, usage, max, cached, top)
+    // A cgroup without room could not pay for what the refusal says.
+    own(|| {
+        let (refusing, charged) = (level.path(), charged.live().path());
+        ChargeError::new(refusing, charged, requested, usage, max, cached, top)
+    })
 }
 
 /// A refusal that a subscriber is told of. Under no lock.

@@ -14,6 +14,7 @@ use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{Callbacks, LifeCallback};
 use crate::memcg::notify::registration::{Registration, Registry};
+use crate::sys::own::Own;
 
 impl Memcg {
     /// Registers a callback that ends the work of this cgroup when [`kill`](Memcg::kill) asks for it.
@@ -229,6 +230,7 @@ impl Memcg {
         while let Some(Callback { node, callback, most }) = next() {
             let index = calls.iter().position(|(other, _)| Arc::ptr_eq(other, &callback));
             let index = index.unwrap_or_else(|| {
+                let _own = Own::begin();
                 calls.push((Arc::clone(&callback), 0));
                 calls.len() - 1
             });
@@ -274,6 +276,7 @@ fn callbacks_of(nodes: &[Arc<Node>], of: Kind, most: usize) -> VecDeque<Callback
         let callbacks = of(&node.callbacks).live();
         callbacks.map(move |callback| Callback { node: Arc::clone(&node), callback, most })
     };
+    let _own = Own::begin();
     nodes.iter().flat_map(of_node).collect()
 }
 
@@ -290,6 +293,7 @@ impl UnderWay {
     /// Takes the callbacks. True when this begins a call. Otherwise they are left to the call that is
     /// under way.
     fn begin_or_add(&self, callbacks: &mut Option<VecDeque<Callback>>) -> bool {
+        let _own = Own::begin();
         let under_way = self.0.take();
         let begins = under_way.is_none();
         let mut all = under_way.unwrap_or_default();

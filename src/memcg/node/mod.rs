@@ -48,6 +48,7 @@ use crate::memcg::stock::objcg::{Inherited, ObjCgroup, ObjcgRef};
 use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use crate::memcg::sync::forks::{self, ThreadMark};
 use crate::memcg::sync::{Mutex, WordPair, locks};
+use crate::sys::own::Own;
 use crate::telemetry;
 
 /// What charges of a cgroup refer to.
@@ -225,6 +226,8 @@ impl Node {
 
     /// `/` for the root, `/a/b` below.
     pub(crate) fn path(&self) -> String {
+        // Errors and events have paths, also those of a cgroup that could not pay for them.
+        let _own = Own::begin();
         let above = self.ancestors_above().map(|node| &*node.name);
         let mut names: Vec<&str> = std::iter::once(&*self.name).chain(above).collect();
         names.reverse();
@@ -284,6 +287,7 @@ impl Node {
         self: &Arc<Self>,
         is_end: impl Fn(&Node) -> bool,
     ) -> Vec<Arc<Node>> {
+        let _own = Own::begin();
         let (mut nodes, mut next) = (Vec::new(), vec![Arc::clone(self)]);
         while let Some(node) = next.pop() {
             let children = node.children.lock();

@@ -53,6 +53,7 @@ impl Node {
 
     /// What is in stocks for this cgroup and everything below it, by cgroup.
     pub(crate) fn cached_by_cgroup(self: &Arc<Self>) -> BTreeMap<*const Node, u64> {
+        let _own = Own::begin();
         let mut cached = BTreeMap::new();
         for node in stocked(self) {
             let bytes = node.stock().amount(node.token);

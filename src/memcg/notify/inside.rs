@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::memcg::sync;
+use crate::sys::own::own;
 
 /// Tells trees apart as long as they exist: an address that is a multiple of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +131,7 @@ pub(crate) fn drop_outside<T: 'static>(value: T) {
         return;
     }
     // Allocated before the list is looked at, because an allocator may drop more.
-    let mut later = Box::new(Later { value: Box::new(value), before: None });
+    let mut later = own(|| Box::new(Later { value: Box::new(value), before: None }));
     // A thread whose thread-local values were dropped drops this one now.
     let _ = KEPT.try_with(|kept| {
         later.before = kept.later.take();
@@ -148,7 +149,7 @@ pub(crate) struct Lease {
 
 impl Lease {
     pub(crate) fn new(tree: TreeKey, what: What) -> Arc<Self> {
-        Arc::new(Lease { tree, what, is_over: AtomicBool::new(false) })
+        own(|| Arc::new(Lease { tree, what, is_over: AtomicBool::new(false) }))
     }
 
     fn is_of(&self, tree: TreeKey, what: What) -> bool {

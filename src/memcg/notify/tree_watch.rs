@@ -192,10 +192,10 @@ impl TreeWatches {
         if watches.peek().is_none() {
             return;
         }
-        let event = TreeEvent { cgroup: path(), kind, count: 1 };
+        let event = own(|| TreeEvent { cgroup: path(), kind, count: 1 });
         watches
             .filter(|watch| watch.covers(&event.cgroup))
-            .for_each(|watch| watch.collect(event.clone()));
+            .for_each(|watch| watch.collect(own(|| event.clone())));
     }
 
     /// The tree is dropped. Under no lock.

@@ -27,6 +27,7 @@ use crate::memcg::sync::atomic::Ordering;
 use crate::memcg::sync::forks::ThreadMark;
 use crate::memcg::sync::{RwLock, WordPair, locks};
 use crate::memcg::tree::current::TreeId;
+use crate::sys::own::own;
 use crate::sys::text::kept_path;
 use crate::telemetry::{self, Left};
 
@@ -128,7 +129,7 @@ impl Tree {
         if let Some(charged) = charged.filter(|_| is_owned) {
             charged.commit().count(self.shared.cost.full_size(WORDS_SIZE) as i64);
         }
-        let node = Arc::new(Node::new(name, Some(parent), &self.shared));
+        let node = own(|| Arc::new(Node::new(name, Some(parent), &self.shared)));
         node.token().belong_to(&node, words);
         node.link();
         Ok(node)
@@ -259,7 +260,7 @@ fn left_by(node: &Arc<Node>, parent: &Arc<Node>) -> Left {
 
 /// The path of a child of that name, for an error.
 fn child_path(parent: &Node, name: &str) -> String {
-    kept_path(format!("{}/{name}", parent.path().trim_end_matches('/')))
+    own(|| kept_path(format!("{}/{name}", parent.path().trim_end_matches('/'))))
 }
 
 /// Checks whether `parent` may have a new child of that name. Under the topology lock.

@@ -29,7 +29,10 @@ fn what_cannot_be_done_is_refused() {
     assert_eq!(server.get("/cgroups/tenants/a/memory.max/x").status, 404);
     assert_eq!(server.put("/cgroups/tenants/a/memory.max", b"much").status, 400);
     assert_eq!(server.put("/cgroups/tenants/a/memory.current", b"1").status, 405);
-    assert_eq!(server.put("/cgroups/tenants/a/cgroup.procs", b"0").status, 403);
+    for file in ["procs", "procs/", "procs//", "procs%2f", "threads/", "kill", "freeze"] {
+        let path = format!("/cgroups/tenants/a/cgroup.{file}");
+        assert_eq!(server.put(&path, b"0").status, 403, "{path}");
+    }
     assert_eq!(server.put("/cgroups/tenants/a/cgroup.threads", b"0").status, 403);
 }
 
