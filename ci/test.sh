@@ -17,5 +17,5 @@ fi
 step cargo test --locked --test conformance --test packing -- --nocapture
 step cargo test --workspace --locked
 # Features are off by default, and have tests and examples of their own.
-step cargo test --locked --all-features --test integrations --test global_allocator --test unload
+step cargo test --locked --all-features --test integrations --test global_allocator
 step cargo test --locked --all-features --doc integrations

@@ -38,7 +38,7 @@ impl TreeKey {
 
 /// So many marks can be on a thread at once: one more is set only by a callback of one tree that
 /// charges in another tree, and so on. With all of them set, a thread counts as inside of all trees.
-const MARKS: usize = 4;
+const MARKS: usize = 3;
 
 /// A tree's key and, in its lowest bits, [`What`]; 0 for none. They take little of a thread's storage,
 /// of which a library that is loaded late gets little.
