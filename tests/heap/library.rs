@@ -106,8 +106,8 @@ fn a_cgroup_without_room_can_be_used() {
     let call = move || called.fetch_add(1, Ordering::Relaxed);
     let ignore = |_: u64| ();
     let _callbacks = [
-        tenant.on_reclaim(0, move |_| call().min(0)),
-        child.on_reclaim(1, move |_| call().min(0)),
+        tenant.on_reclaim(0, move |_| u64::from(call() == u64::MAX)),
+        child.on_reclaim(1, move |_| u64::from(call() == u64::MAX)),
         tenant.on_oom(move |_| call() > u64::MAX - 1),
         tenant.on_high(move |_| ignore(call())),
         child.on_kill(move |_| ignore(call())),
