@@ -6,8 +6,11 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+/// Writes a document.
+pub type Document = fn() -> String;
+
 /// A kind of document, of some MB.
-pub const DOCUMENTS: [(&str, fn() -> String); 3] =
+pub const DOCUMENTS: [(&str, Document); 3] =
     [("orders", orders), ("numbers", numbers), ("texts", texts)];
 
 /// A generator of numbers that are the same in every run.
