@@ -7,7 +7,7 @@ use crate::Charge;
 /// Wraps data as [`Bytes`] that hold its charge: it ends when the last clone and the last slice is dropped.
 ///
 /// So a body that is handed to a connection, a cache or another task stays charged until its memory is
-/// freed, whoever holds it last. Nothing is copied.
+/// freed, in whatever thread that is. Nothing is copied.
 ///
 /// The charge is whatever the caller made, so that it can be made before the memory is allocated. A slice of
 /// no bytes holds nothing. A conversion to `Vec` or `BytesMut` copies the data, and the copy is not charged.

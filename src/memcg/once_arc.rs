@@ -27,7 +27,7 @@ impl<T: Default> OnceArc<T> {
     /// The value, made now if there is none. All callers get the same one.
     pub(crate) fn get_or_init(&self) -> Arc<T> {
         self.get().unwrap_or_else(|| {
-            // It is the library's, whoever asks first.
+            // The library keeps it for all callers, so the first one does not pay.
             let new = own(|| Arc::new(T::default()));
             let none: Option<Arc<T>> = None;
             let before = self.value.compare_and_swap(&none, Some(Arc::clone(&new)));

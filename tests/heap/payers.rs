@@ -1,4 +1,4 @@
-//! Whoever frees a block, the cgroup that paid is uncharged.
+//! On whatever thread a block is freed, the cgroup that paid is uncharged.
 
 use std::alloc::System;
 use std::thread;
