@@ -82,9 +82,21 @@ where
 
 /// Has the cache evict what exceeds a lower capacity. What a reader holds is not free yet, so that more may
 /// be asked for.
+///
+/// Each shard of the cache gets an equal part of a capacity, whatever it holds. So the capacity is lowered in
+/// steps, from one that nearly all shards have room for: full shards give first, and a step more than is
+/// needed is all that goes too much.
 fn evict<K: Hash + Eq, V>(cache: &Bytes<K, V>, capacity: u64, wanted: u64) -> u64 {
+    const STEPS: u64 = 16;
     let before = cache.weight();
-    cache.set_capacity(before.saturating_sub(wanted));
+    let lowest = before.saturating_sub(wanted);
+    let step = (2 * before - lowest).div_ceil(STEPS);
+    for above in (0..STEPS).rev() {
+        cache.set_capacity(lowest + above * step);
+        if before.saturating_sub(cache.weight()) >= wanted {
+            break;
+        }
+    }
     cache.set_capacity(capacity);
     before.saturating_sub(cache.weight())
 }
