@@ -261,6 +261,31 @@ fn a_panic_of_reset_frees_the_object_and_no_other() {
 }
 
 #[test]
+fn a_panic_of_reset_while_another_unwinds_does_not_abort() {
+    const ALONE: &str = "PERCPU_MEMCG_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        // In a process of its own, where an abort is noticed.
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let test = "a_panic_of_reset_while_another_unwinds_does_not_abort";
+        let output = again.args([test, "--exact"]).env(ALONE, "1").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let (pcpu, [spare, tenant]) = cgroups(["spare", "tenant"]);
+    let alive = Alive::default();
+    let value = alive.clone();
+    let reset = |_: &mut PerCpu<Value>| std::panic::resume_unwind(Box::new("reset"));
+    let pool = PerCpuPool::new_for(&spare, move |_| value.value(), reset).unwrap();
+    assert!(panics(|| {
+        let _object = pool.take(&tenant).unwrap();
+        std::panic::resume_unwind(Box::new("first"));
+    }));
+    assert_eq!((alive.objects(), tenant.current(), pool.idle()), (0, 0, 0));
+    drop(pool);
+    assert_eq!((spare.current(), pcpu.stats().nr_cur_alloc), (0, 0));
+}
+
+#[test]
 fn a_panic_of_a_drop_spares_no_other_object() {
     let (pcpu, [spare, tenant]) = cgroups(["spare", "tenant"]);
     let (alive, made) = (Alive::default(), AtomicUsize::new(0));

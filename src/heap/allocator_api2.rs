@@ -6,13 +6,15 @@ use std::ptr::NonNull;
 
 use allocator_api2::alloc::{AllocError, Allocator, Global};
 
-use crate::memcg::{Gfp, Memcg, Payer};
+use crate::heap::LARGE;
+use crate::memcg::{Gfp, Memcg, Payer, try_heap};
 use crate::sys::own::Own;
 
 /// Allocates from the program's global allocator, and charges a cgroup: the collection's own, whatever thread
 /// works with it.
 ///
-/// A block is charged its size in bytes. Where the program's allocator charges as well
+/// A block is charged its size in bytes. What the heap does not have makes no peak, and for 1 GiB and more
+/// it is not charged, not even for a moment: the heap is asked first. Where the program's allocator charges as well
 /// ([`ChargedAlloc`](crate::heap::ChargedAlloc)), the block is charged here only.
 ///
 /// The cgroup may be removed: its parent pays from then on. Clones charge the same cgroup, and free each
@@ -72,14 +74,19 @@ impl MemcgAllocator {
         bytes: usize,
         make: impl FnOnce() -> Result<T, AllocError>,
     ) -> Result<T, AllocError> {
-        if bytes > 0 {
-            self.payer.charge_with(bytes as u64, self.gfp).map_err(|_| AllocError)?;
-        }
-        let made = {
+        let bytes = bytes as u64;
+        let make = || {
             let _own = Own::begin();
             make()
         };
-        made.inspect_err(|_| self.payer.uncharge(bytes as u64))
+        if bytes == 0 {
+            return make();
+        }
+        if bytes >= LARGE {
+            let _own = Own::begin();
+            try_heap(bytes).map_err(|_| AllocError)?;
+        }
+        self.payer.charge_for(bytes, self.gfp, |_| AllocError, make)
     }
 }
 

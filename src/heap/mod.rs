@@ -53,6 +53,7 @@ mod allocator_api2;
 mod place;
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fmt, process, ptr};
 
@@ -64,6 +65,10 @@ use crate::memcg::{Limit, Memcg, Payer, Payers, Refused, Taken};
 use crate::sys::own::{self, For, Own};
 use crate::sys::{AtomicRef, forks, locks};
 
+/// From so many bytes on, the memory comes before the charge. So what no heap has is charged to nobody, not
+/// even for a moment.
+const LARGE: u64 = 1 << 30;
+
 /// A callback may say so often that it has made room before a block is refused.
 const ATTEMPTS: u32 = 16;
 
@@ -74,6 +79,9 @@ const ATTEMPTS: u32 = 16;
 /// wait for. The `max` event is counted.
 ///
 /// Nothing is refused while the thread panics or is inside of a reclaim hook.
+///
+/// A block of 1 GiB or more is allocated before it is charged, and freed if it is refused. So what the heap
+/// does not have is charged to nobody, and raises no event.
 ///
 /// # Examples
 ///
@@ -126,8 +134,9 @@ pub enum Answer {
 ///
 /// /// A tenant may exceed its limit by a quarter.
 /// fn at_limit(asked: &OverLimit) -> Answer {
-///     let most = asked.max.get().map_or(u64::MAX, |max| max + max / 4);
-///     if asked.usage + asked.bytes <= most { Answer::Exceed } else { Answer::Refuse }
+///     let most = asked.max.get().map_or(u64::MAX, |max| max.saturating_add(max / 4));
+///     let needed = asked.usage.saturating_add(asked.bytes);
+///     if needed <= most { Answer::Exceed } else { Answer::Refuse }
 /// }
 /// ```
 #[derive(Clone, Debug)]
@@ -393,6 +402,9 @@ impl<A: GlobalAlloc> ChargedAlloc<A> {
     #[inline(always)]
     fn allocate(&self, block: Layout, alloc: impl FnOnce(Layout) -> *mut u8) -> *mut u8 {
         let Some(place) = Place::new(block.size(), block.align()) else { return ptr::null_mut() };
+        if place.bytes() >= LARGE {
+            return self.charge_large(&place, alloc(place.whole));
+        }
         let Some(charged) = self.charge(place.bytes()) else { return ptr::null_mut() };
         let start = alloc(place.whole);
         if start.is_null() {
@@ -403,6 +415,38 @@ impl<A: GlobalAlloc> ChargedAlloc<A> {
         unsafe { place.write(start, charged.keep()) };
         // SAFETY: as above.
         unsafe { place.block(start) }
+    }
+
+    /// Charges a large block that the inner allocator has given at `start`, if it has.
+    #[cold]
+    fn charge_large(&self, place: &Place, start: *mut u8) -> *mut u8 {
+        if start.is_null() {
+            return start;
+        }
+        let Some(charged) = self.charge(place.bytes()) else {
+            // SAFETY: the inner allocator has just given it, with this layout, and nobody uses it.
+            unsafe { self.inner.dealloc(start, place.whole) };
+            return ptr::null_mut();
+        };
+        // SAFETY: the inner allocator has just given it, with this layout.
+        unsafe { place.write(start, charged.keep()) };
+        // SAFETY: as above.
+        unsafe { place.block(start) }
+    }
+
+    /// Whether the inner allocator has so much memory more. It gets it back untouched.
+    #[cold]
+    fn has_memory(&self, bytes: u64) -> bool {
+        let layout = usize::try_from(bytes).ok().and_then(|size| Layout::array::<u8>(size).ok());
+        let Some(layout) = layout else { return false };
+        // SAFETY: what is asked for is `LARGE` at least. Otherwise the compiler may leave both calls out.
+        let start = black_box(unsafe { self.inner.alloc(layout) });
+        if start.is_null() {
+            return false;
+        }
+        // SAFETY: it was just allocated, with this layout, and nobody uses it.
+        unsafe { self.inner.dealloc(start, layout) };
+        true
     }
 }
 
@@ -446,6 +490,9 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for ChargedAlloc<A> {
         // SAFETY: as above. All that allocates or reallocates writes the note.
         let note = unsafe { old.read(start) };
         let grown = new.bytes().saturating_sub(old.bytes());
+        if grown >= LARGE && note.is_some() && !self.has_memory(grown) {
+            return ptr::null_mut();
+        }
         let Some(charged) = self.grow(note, grown) else { return ptr::null_mut() };
         // SAFETY: as the inner allocator gave it. The new size is not 0, and small enough for a layout.
         let start = unsafe { self.inner.realloc(start, old.whole, new.whole.size()) };

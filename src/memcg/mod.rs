@@ -53,10 +53,13 @@ mod sync;
 mod tests;
 mod tree;
 
+pub(crate) use charge::unwinding::contained_while_unwinding;
 pub(crate) use counter::amount;
 pub use counter::amount::{Limit, NumberError};
 pub use error::{AllocError, ChargeError, FreeError, Refusal, TopConsumer, TreeError};
 pub use gfp::Gfp;
+#[cfg(feature = "allocator-api2")]
+pub(crate) use handle::accounted::try_heap;
 pub use handle::accounted::{Accounted, AccountedMut, Footprint, ReserveError};
 pub(crate) use handle::block::{Payer, Payers, Refused, Taken};
 pub use handle::charge::{Charge, ShrinkError};

@@ -35,7 +35,7 @@ use crossbeam_utils::CachePadded;
 use super::PerCpu;
 use super::idle_lists::IdleLists;
 use super::object::Source;
-use crate::memcg::{AllocError, Charge, Memcg, Registration};
+use crate::memcg::{AllocError, Charge, Memcg, Registration, contained_while_unwinding};
 use crate::sys::locks::Mutex;
 use crate::sys::{CpuId, gate};
 
@@ -483,7 +483,7 @@ impl<T, P: Deref<Target = PerCpuPool<T>>> Drop for Pooled<T, P> {
     fn drop(&mut self) {
         // SAFETY: it is not used again.
         let object = unsafe { ManuallyDrop::take(&mut self.object) };
-        self.pool.inner.put(object);
+        contained_while_unwinding(|| self.pool.inner.put(object));
     }
 }
 

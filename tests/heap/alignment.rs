@@ -1,8 +1,9 @@
 //! Every size and alignment: where blocks lie, what they cost, and what is refused.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
+use percpu_memcg::Limit;
 use percpu_memcg::heap::ChargedAlloc;
 
 use crate::{Block, HEAP, cost, layout, pcpu, tenant};
@@ -102,6 +103,53 @@ fn what_is_larger_than_memory_is_refused_and_leaves_no_peak() {
     assert_eq!(tenant.current(), 0);
     // A grant may be charged ahead, but no block that was refused.
     assert!(tenant.peak() < 10_000, "{}", tenant.peak());
+}
+
+#[test]
+fn what_no_heap_has_raises_no_event_and_refuses_nobody() {
+    let region = tenant("impossible");
+    region.set_high(Limit::bytes(1 << 30)).unwrap();
+    let [greedy, other] = ["greedy", "other"].map(|name| region.create(name).unwrap());
+    let largest = isize::MAX as usize - 4096;
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let _in = greedy.enter();
+                while !is_over.load(SeqCst) {
+                    for size in [largest, largest / 2] {
+                        assert!(Block::new(&HEAP, layout(size, 8)).is_none());
+                        let mut block = Block::zeroed(&HEAP, layout(10, 8)).unwrap();
+                        assert!(!block.resize(size));
+                    }
+                }
+            });
+        }
+        let refused = (0..50_000).filter(|_| other.try_charge(300 << 10).is_err()).count();
+        is_over.store(true, SeqCst);
+        assert_eq!(refused, 0);
+    });
+    assert_eq!(region.events(), Default::default());
+}
+
+/// It comes before the charge, and goes if that is refused.
+#[test]
+fn large_blocks_obey_limits() {
+    const GIB: usize = 1 << 30;
+    let tenant = tenant("large");
+    tenant.set_max(Limit::bytes(3 << 30)).unwrap();
+    let _in = tenant.enter();
+    let mut block = Block::zeroed(&HEAP, layout(GIB, 8)).unwrap();
+    assert_eq!(tenant.current(), cost(layout(GIB, 8)));
+    assert!(block.resize(2 * GIB));
+    assert!(!block.resize(4 * GIB));
+    assert!(Block::new(&HEAP, layout(GIB, 64)).is_none(), "with the note it is too much");
+    assert_eq!((tenant.current(), tenant.events().max), (cost(layout(2 * GIB, 8)), 2));
+    assert_eq!(tenant.peak(), tenant.current());
+    assert!(block.resize(10));
+    block.fill(1);
+    drop(block);
+    assert_eq!(tenant.current(), 0);
 }
 
 /// An allocator that has no memory after so many calls.

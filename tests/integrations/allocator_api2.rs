@@ -102,3 +102,60 @@ fn empty_layouts_and_dropped_trees_cost_nothing() {
         true
     }));
 }
+
+#[test]
+fn what_the_heap_does_not_have_is_charged_to_nobody() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let (tenant, other) =
+        (pcpu.root().create("tenant").unwrap(), pcpu.root().create("other").unwrap());
+    tenant.set_high(Limit::bytes(1 << 30)).unwrap();
+    let peaks = || (tenant.peak(), pcpu.root().peak());
+    let mut rows: Vec<u8, _> = Vec::new_in(tenant.allocator());
+    rows.try_reserve_exact(100).unwrap();
+    rows.shrink_to_fit();
+    let before = peaks();
+    let largest = isize::MAX as usize;
+    for size in [largest, largest - 100, largest / 2, 1 << 60, 1 << 47, 1 << 46] {
+        let mut rows: Vec<u8, _> = Vec::new_in(tenant.allocator());
+        assert!(rows.try_reserve_exact(size).is_err());
+        rows.try_reserve_exact(1).unwrap();
+        assert!(rows.try_reserve_exact(size).is_err());
+        let layout = Layout::from_size_align(size & !4095, 4096).unwrap();
+        assert!(std::hint::black_box(tenant.allocator().allocate_zeroed(layout)).is_err());
+    }
+    for align in [1_usize << 62, 1 << 60, 1 << 47] {
+        let layout = std::hint::black_box(Layout::from_size_align(300_000, align).unwrap());
+        assert!(std::hint::black_box(tenant.allocator().allocate(layout)).is_err());
+    }
+    assert_eq!((peaks(), tenant.events()), (before, Default::default()));
+    // Two of these at once would overflow the counter that all have in common.
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(Relaxed) {
+                    let mut rows: Vec<u8, _> = Vec::new_in(tenant.allocator());
+                    assert!(rows.try_reserve_exact(largest).is_err());
+                }
+            });
+        }
+        let refused = (0..50_000).filter(|_| other.try_charge(300 << 10).is_err()).count();
+        is_over.store(true, Relaxed);
+        assert_eq!(refused, 0);
+    });
+}
+
+#[test]
+fn a_full_cgroup_gives_what_is_empty() {
+    let tenant = tenant(100);
+    let _held = tenant.charge_forced(1000);
+    tenant.set_high(Limit::bytes(0)).unwrap();
+    let before = (tenant.events(), tenant.peak(), tenant.current());
+    let mut nothing: Vec<(), _> = Vec::new_in(tenant.allocator());
+    nothing.extend([(); 100]);
+    assert!(nothing.try_reserve(usize::MAX / 2).is_ok());
+    let mut none: Vec<u64, _> = Vec::new_in(tenant.allocator());
+    none.try_reserve(0).unwrap();
+    none.shrink_to_fit();
+    assert_eq!((tenant.events(), tenant.peak(), tenant.current()), before);
+}

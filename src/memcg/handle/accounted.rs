@@ -440,7 +440,7 @@ fn believed(footprint: u64) -> u64 {
 }
 
 /// Asks the heap for so much, and gives it back untouched.
-fn try_heap(bytes: u64) -> Result<(), TryReserveError> {
+pub(crate) fn try_heap(bytes: u64) -> Result<(), TryReserveError> {
     if bytes >= TRIED {
         let mut memory = Vec::<u8>::new();
         memory.try_reserve_exact(usize::try_from(bytes).unwrap_or(usize::MAX))?;

@@ -195,13 +195,23 @@ impl Payer {
         self.0.put();
     }
 
-    /// Charges so many bytes without a block, as [`Charge::grow_with`](crate::Charge::grow_with) does.
-    pub(crate) fn charge_with(self, bytes: u64, gfp: Gfp) -> Result<(), ChargeError> {
-        if !self.take(bytes) {
-            let charged = try_charge::grow_slowly(self.0, bytes, gfp)?;
-            charged.map(|charged| charged.commit());
-        }
-        Ok(())
+    /// Charges so many bytes without a block for what `make` allocates, as
+    /// [`Charge::grow_with`](crate::Charge::grow_with) does. When `make` fails, the charge is undone and
+    /// no peak has counted it.
+    pub(crate) fn charge_for<T, E>(
+        self,
+        bytes: u64,
+        gfp: Gfp,
+        refused: impl FnOnce(ChargeError) -> E,
+        make: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let charged = match self.take(bytes) {
+            true => Some(Uncommitted::new(self.0, bytes, false, Paid::Stock)),
+            false => try_charge::grow_slowly(self.0, bytes, gfp).map_err(refused)?,
+        };
+        let made = make()?;
+        charged.map(Uncommitted::commit);
+        Ok(made)
     }
 }
 
