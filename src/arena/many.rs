@@ -6,6 +6,25 @@ use super::{
 };
 use crate::placement::{Area, Request};
 
+/// Memory for the lists of so many areas: it is had before anything is charged or placed.
+#[derive(Debug)]
+pub(crate) struct Lists {
+    count: usize,
+    /// Neighbours together, and how many there are.
+    runs: Vec<(Area, usize)>,
+    areas: Vec<Allocated>,
+}
+
+impl Lists {
+    pub(crate) fn new(count: usize) -> Result<Self, NoArea> {
+        let mut lists = Lists { count, runs: Vec::new(), areas: Vec::new() };
+        let Lists { runs, areas, .. } = &mut lists;
+        let room = runs.try_reserve(count).and_then(|()| areas.try_reserve(count));
+        room.map_err(|_| NoArea::NoRoom)?;
+        Ok(lists)
+    }
+}
+
 impl<O: Owner> Arena<O> {
     /// Places so many areas as [`alloc`](Self::alloc) does, or none of them, under one hold of the locks.
     ///
@@ -14,30 +33,27 @@ impl<O: Owner> Arena<O> {
     pub(crate) fn alloc_many(
         &self,
         request: &Request,
-        count: usize,
+        mut lists: Lists,
         owner: Option<&'static O::Target>,
         content: Content,
     ) -> Result<Vec<Allocated>, NoArea> {
-        let (mut runs, mut areas) = (Vec::new(), Vec::new());
-        let room = runs.try_reserve(count).and_then(|()| areas.try_reserve(count));
-        room.map_err(|_| NoArea::NoRoom)?;
-        let mut place = || self.place_many(request, count, owner, content, &mut runs, &mut areas);
+        let mut place = || self.place_many(request, &mut lists, owner, content);
         match place() {
             Err(_) if self.drain_for(request) => place()?,
             result => result?,
         }
-        Ok(areas)
+        Ok(lists.areas)
     }
 
     fn place_many(
         &self,
         request: &Request,
-        count: usize,
+        lists: &mut Lists,
         owner: Option<&'static O::Target>,
         content: Content,
-        runs: &mut Vec<(Area, usize)>,
-        areas: &mut Vec<Allocated>,
     ) -> Result<(), NoArea> {
+        let Lists { count, runs, areas } = lists;
+        let count = *count;
         // Neighbours in the paged window have no memory yet.
         let is_backed = self.populate == Populate::Lazy || request.window() == Window::Coloured;
         let atomic = request.flags.atomic;

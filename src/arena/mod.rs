@@ -55,6 +55,7 @@ use crate::sys::{CopyLocator, CpuId, Machine, MapError, UNIT_STRIDE, detached_is
 pub(crate) use areas::Held;
 pub use balance::BalanceMode;
 pub(crate) use geometry::Window;
+pub(crate) use many::Lists;
 pub(crate) use revocable::{RevocableWords, TakenOut, WordPair};
 pub(crate) use words::Words;
 

@@ -225,3 +225,44 @@ fn no_room_in_the_reserved_region_asks_nobody_for_memory() {
     assert!(!was_asked.load(Ordering::SeqCst));
     assert!(a.current() < 1000);
 }
+
+/// A cgroup that tells whether anything happened to it, and two tenants of it.
+fn watched(pcpu: &PerCpuAllocator) -> (Memcg, Memcg, impl Fn() -> bool) {
+    let org = pcpu.root().create("org").unwrap();
+    org.set_high(Limit::bytes(1 << 30)).unwrap();
+    let (other, was_asked) = cache(&org, "other", 100_000);
+    let tenant = org.create("tenant").unwrap();
+    let (held, peaks) = (org.clone(), (org.peak(), pcpu.root().peak()));
+    let root = pcpu.root();
+    let is_untouched = move || {
+        let is_quiet = held.events() == Default::default() && !was_asked.load(Ordering::SeqCst);
+        is_quiet && (held.peak(), root.peak()) == peaks && other.current() == 100_000
+    };
+    (org, tenant, is_untouched)
+}
+
+#[test]
+fn more_areas_than_the_heap_can_list_touch_nobody() {
+    use percpu_memcg::PerCpu;
+    use std::alloc::Layout;
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let (org, tenant, is_untouched) = watched(&pcpu);
+    let layout = Layout::new::<u64>();
+    for count in COUNTS.into_iter().chain([1 << 58, 1 << 53]) {
+        for gfp in [Gfp::KERNEL, Gfp::NOWAIT, Gfp::ATOMIC, Gfp::NOFAIL] {
+            let error = pcpu.alloc_many_for(&tenant, layout, count, gfp).unwrap_err();
+            assert!(error.is_no_room(), "{error}");
+            assert!(pcpu.reserve(Some(&tenant), layout, count, gfp).unwrap_err().is_no_room());
+            let _in = tenant.enter();
+            let of_current = pcpu.alloc_many(layout, count, gfp | Gfp::ACCOUNT).unwrap_err();
+            assert!(of_current.is_no_room());
+        }
+        assert!(PerCpu::<[u64; 2]>::zeroed_many_for(&tenant, count).is_err());
+        assert!(is_untouched(), "{count:#x}");
+    }
+    // A limit answers first.
+    org.set_max(Limit::bytes(1 << 40)).unwrap();
+    let refused = pcpu.alloc_many_for(&tenant, layout, 1 << 47, Gfp::KERNEL).unwrap_err();
+    assert!(refused.is_limit(), "{refused}");
+    assert_eq!((org.events_local().max, org.events_local().high), (1, 0));
+}

@@ -4,12 +4,13 @@ use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::arena::{Arena, Content, Remains};
-use crate::memcg::charge::try_charge::{charge, charge_slowly};
+use crate::arena::{Arena, Content, Lists, Remains};
+use crate::memcg::charge::try_charge::{charge, charge_slowly, check_limits};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, FreeError};
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::{Node, TokenRef, reparent};
+use crate::memcg::stock::objcg::Payer as _;
 use crate::memcg::tree::{Tree, current, no_area};
 use crate::placement::{GRANULE_SIZE, Place, Request, RequestFlags};
 
@@ -122,6 +123,17 @@ impl Tree {
         let (size, one) = (request.size(), self.shared.cost.full_size(request.size()));
         // A charge of so much as no counter can hold is refused.
         let bytes = one.saturating_mul(count as u64);
+        let lists = match Lists::new(count) {
+            Ok(lists) => lists,
+            Err(error) => {
+                // The limits answer first, as they do for areas that there are.
+                let current =
+                    || gfp.contains(Gfp::ACCOUNT).then(|| current::token(self.id)).flatten();
+                let payer = node.map_or_else(current, |node| Some(node.live().token()));
+                payer.map_or(Ok(()), |payer| check_limits(payer, bytes))?;
+                return Err(no_area(error, size));
+            }
+        };
         let charged = match node.map(Node::live) {
             Some(node) => (!node.is_root()).then(|| charge(node, bytes, gfp)).transpose()?,
             None if gfp.contains(Gfp::ACCOUNT) => self.charge_current(bytes, gfp)?,
@@ -129,7 +141,7 @@ impl Tree {
         };
         request.flags.account = charged.is_some();
         let owner = charged.as_ref().map(Uncommitted::token);
-        let allocated = self.arena.alloc_many(&request, count, owner, Content::Zero);
+        let allocated = self.arena.alloc_many(&request, lists, owner, Content::Zero);
         let allocated = allocated.map_err(|error| no_area(error, size))?;
         let owned = allocated.iter().filter(|area| area.is_owned).count();
         if let Some(charged) = charged {
