@@ -351,6 +351,9 @@ fn charge_hard_quietly(payer: &Arc<Node>, bytes: u64, may_exceed: bool) -> Resul
         let full = || (Arc::clone(payer), (counter.usage(), counter.get(Bound::Max)));
         return walk::force(payer.token(), bytes).then_some(false).ok_or_else(full);
     }
+    if let Some(limit) = uncountable(payer, bytes) {
+        return Err(limit);
+    }
     let Err((level, full)) = try_without_stocks(payer, usize::MAX, bytes) else {
         return Ok(false);
     };
@@ -364,19 +367,15 @@ fn charge_hard_quietly(payer: &Arc<Node>, bytes: u64, may_exceed: bool) -> Resul
     }
 }
 
-/// The refusal of a charge that a counter without a limit could not count, whatever is in stocks. Such
-/// a charge empties nobody's stocks, asks nobody for memory, and raises no event.
+/// The counter without a limit that could not count a charge, whatever is in stocks. Such a charge is
+/// refused: it empties nobody's stocks, asks nobody for memory, and raises no event.
 #[cold]
-fn check_countable(payer: &Arc<Node>, bytes: u64) -> Result<(), ChargeError> {
-    let Err(Refused { level, full }) = walk::check_levels(payer.token(), usize::MAX, bytes) else {
-        return Ok(());
-    };
+fn uncountable(payer: &Arc<Node>, bytes: u64) -> Option<AtLimit> {
+    let Refused { level, full } = walk::check_levels(payer.token(), usize::MAX, bytes).err()?;
     let level = level_of(payer, level);
     let in_use = full.0.saturating_sub(level.cached());
-    match full.1 == Limit::MAX && in_use.checked_add(bytes).is_none() {
-        true => Err(told(refusal(level, payer, bytes, full))),
-        false => Ok(()),
-    }
+    let has_no_room = full.1 == Limit::MAX && in_use.checked_add(bytes).is_none();
+    has_no_room.then(|| (Arc::clone(level), full))
 }
 
 /// Charges what the library allocates under a lock, where the program's global allocator charges the
@@ -401,7 +400,9 @@ fn charge_hard(
     bytes: u64,
     gfp: Gfp,
 ) -> Result<Arc<Node>, ChargeError> {
-    check_countable(payer, bytes)?;
+    if let Some((level, full)) = uncountable(payer, bytes) {
+        return Err(told(refusal(&level, payer, bytes, full)));
+    }
     let (mut retries, mut had_oom, mut has_raised) = (RETRIES, false, false);
     let mut payer = Arc::clone(payer);
     let is_inside = Inside::is(payer.shared.key(), What::Reclaim);
