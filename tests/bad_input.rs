@@ -10,7 +10,7 @@ use percpu_memcg::error::{BuildError, MachineError, TreeError};
 use percpu_memcg::machine::{CpuId, MAX_CPUS, NodeId};
 use percpu_memcg::placement::{
     AllocInfo, InvalidRequest, LayoutError, MAX_ALIGN, MAX_AREA_SIZE, Regions, Request,
-    RequestFlags,
+    RequestFlags, Simulator,
 };
 use percpu_memcg::report::Snapshot;
 use percpu_memcg::{AllocError, Gfp, Limit, Machine, PerCpuAllocator};
@@ -207,7 +207,7 @@ fn layouts_made_by_hand_are_checked() {
     let regions = Regions { static_size: 1 << 30, ..good.regions };
     let error = build(with(AllocInfo { regions, ..good.clone() }));
     assert!(matches!(error, BuildError::Layout(LayoutError::RegionsTooLarge { .. })));
-    let error = build(with(AllocInfo { groups: Vec::new(), ..good }));
+    let error = build(with(AllocInfo { groups: Vec::new(), ..good.clone() }));
     assert!(matches!(error, BuildError::Layout(LayoutError::OtherCpus)));
     for atom_size in [0, 4095, (1 << 30) + 4096, 1 << 40, 1 << 63, usize::MAX & !4095] {
         assert_eq!(
@@ -215,6 +215,16 @@ fn layouts_made_by_hand_are_checked() {
             Err(LayoutError::BadAtomSize { atom_size })
         );
     }
+    // Units that no CPU has are numbers for reports, which may be any.
+    let mut many = good;
+    many.groups.iter_mut().for_each(|group| group.nr_units = usize::MAX);
+    many.groups.push(many.groups[0].clone());
+    let regions = Regions { static_size: 0, reserved_size: 0, dyn_size: 20 << 10 };
+    let simulator = Simulator::new(32 << 10, regions, Profile::DEFAULT).unwrap();
+    let report = Snapshot::of_placement(simulator.placement(), &many);
+    assert_eq!(report.populated_bytes(), u64::MAX);
+    assert!(!report.to_string().is_empty());
+
     let largest = AllocInfo::compute(Regions::DEFAULT, 0, 1 << 30, machine.possible(), None);
     assert_eq!(largest.unwrap().unit_size, 1 << 29);
 }

@@ -393,9 +393,9 @@ pub struct HistogramSnapshot<const B: usize, V: HistogramValue = u64> {
 }
 
 impl<const B: usize, V: HistogramValue> HistogramSnapshot<B, V> {
-    /// How many values there are.
+    /// How many values there are. It saturates.
     pub fn count(&self) -> u64 {
-        self.counts.iter().sum::<u64>() + self.over
+        self.counts.iter().fold(self.over, |sum, count| sum.saturating_add(*count))
     }
 
     /// Each bucket, with its highest value and how many values it has; at last the bucket without a

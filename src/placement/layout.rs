@@ -319,7 +319,8 @@ impl AllocInfo {
 
     /// Units of all groups, filler included.
     pub(crate) fn nr_units(&self) -> usize {
-        self.groups.iter().map(|group| group.nr_units).sum()
+        // Anyone can write a layout down.
+        self.groups.iter().fold(0, |sum: usize, group| sum.saturating_add(group.nr_units))
     }
 }
 

@@ -68,7 +68,8 @@ impl Snapshot {
     ///
     /// With lazy population a page takes memory only on CPUs that wrote it, so this is a bound.
     pub fn populated_bytes(&self) -> u64 {
-        self.stats.nr_populated.saturating_mul((PAGE_SIZE * self.layout.nr_units()) as u64)
+        let bytes_of_page = PAGE_SIZE.saturating_mul(self.layout.nr_units());
+        self.stats.nr_populated.saturating_mul(bytes_of_page as u64)
     }
 
     fn heading(&self, chunk: &ChunkStats) -> &'static str {

@@ -178,3 +178,36 @@ fn labels_are_exact_whatever_happens_at_the_same_time() {
         assert_eq!(tenant.current(), 0);
     }
 }
+
+/// A charge that moves may be read in both cgroups.
+#[test]
+fn figures_of_labels_do_not_overflow() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (pcpu, one) = tenant();
+    let other = pcpu.root().create("other").unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let mut moving = one.charge((1 << 63) + 1).unwrap().labelled("rows");
+        let (one, other, is_over) = (&one, &other, &is_over);
+        scope.spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                moving.transfer_to(other).unwrap();
+                moving.transfer_to(one).unwrap();
+            }
+        });
+        // Also when it panics: otherwise the thread goes on.
+        struct Over<'a>(&'a AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _over = Over(is_over);
+        for _ in 0..20_000 {
+            let (snapshot, figures) = (pcpu.root().snapshot(), pcpu.root().figures());
+            for all in [&snapshot.cgroups[0].labels, &figures.labels] {
+                assert!(all.get("rows").is_none_or(|bytes| *bytes >= 1 << 63));
+            }
+        }
+    });
+}

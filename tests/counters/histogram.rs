@@ -159,6 +159,15 @@ fn without_buckets_everything_is_over() {
 }
 
 #[test]
+fn the_count_of_any_numbers_saturates() {
+    let mut seen = histogram([1, 2]).snapshot();
+    (seen.counts, seen.over) = ([u64::MAX, 1], 0);
+    assert_eq!(seen.count(), u64::MAX);
+    (seen.counts, seen.over) = ([1, 2], u64::MAX);
+    assert_eq!(seen.count(), u64::MAX);
+}
+
+#[test]
 fn there_may_be_as_many_buckets_as_an_area_has_room_for() {
     fn bounds<const B: usize>() -> [u64; B] {
         std::array::from_fn(|index| index as u64)

@@ -10,7 +10,7 @@ use crate::memcg::counter::Bound;
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
-use crate::memcg::node::labels::Labelled;
+use crate::memcg::node::labels::{self, Labelled};
 use crate::memcg::notify::counts::MemcgEvents;
 use crate::memcg::stock::objcg::Payer;
 use crate::sys::text::Label;
@@ -176,7 +176,7 @@ impl Memcg {
                     // The sum of one cgroup may be negative; see `Tree::percpu`.
                     above.percpu = above.percpu.wrapping_add_signed(percpu);
                     for (label, bytes) in &labels {
-                        *above.labels.entry(label.clone()).or_default() += bytes;
+                        labels::add_to(&mut above.labels, label.clone(), *bytes);
                     }
                 }
                 let path = match way.last() {

@@ -31,6 +31,12 @@ use crate::memcg::sync::locks;
 /// Those of a program are static. Of a snapshot that was read from a text they are not.
 pub(crate) type Labelled = BTreeMap<Cow<'static, str>, u64>;
 
+/// Adds bytes of a label. What is read while charges move may be together more than there is.
+pub(crate) fn add_to(all: &mut Labelled, label: Cow<'static, str>, bytes: u64) {
+    let sum = all.entry(label).or_default();
+    *sum = sum.saturating_add(bytes);
+}
+
 /// Counts bytes that are charged, if the token has a label.
 pub(crate) fn add(token: &Token, bytes: u64) {
     if token.account().label().is_some() {
@@ -102,7 +108,7 @@ impl Node {
         for token in self.inherited.lock().values() {
             let bytes = token.account().counter.usage();
             if let Some(label) = token.account().label().filter(|_| bytes > 0) {
-                *to.entry(Cow::Borrowed(label)).or_default() += bytes;
+                add_to(to, Cow::Borrowed(label), bytes);
             }
         }
     }
