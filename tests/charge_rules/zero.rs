@@ -124,6 +124,46 @@ fn collections_that_need_nothing_are_never_refused() {
 }
 
 #[test]
+fn no_areas_at_all_are_never_refused() {
+    use percpu_memcg::PerCpu;
+    use std::alloc::Layout;
+    let full = Full::new();
+    let (pcpu, layout) = (&full._pcpu, Layout::new::<u64>());
+    for gfp in WAYS {
+        full.is_left_alone(|| {
+            assert!(pcpu.alloc_many_for(&full.child, layout, 0, gfp).unwrap().is_empty());
+            assert!(pcpu.reserve(Some(&full.child), layout, 0, gfp).unwrap().take().is_none());
+            let _in = full.child.enter();
+            assert!(pcpu.alloc_many(layout, 0, gfp | Gfp::ACCOUNT).unwrap().is_empty());
+            assert!(PerCpu::<u64>::zeroed_many_in(pcpu, 0, gfp).unwrap().is_empty());
+        });
+    }
+    full.is_left_alone(|| {
+        assert!(PerCpu::<u64>::zeroed_many_for(&full.child, 0).unwrap().is_empty())
+    });
+    // SAFETY: nothing is freed.
+    assert_eq!(unsafe { pcpu.free_many(&[]) }, Ok(()));
+}
+
+#[test]
+fn frozen_and_protected_cgroups_are_charged_nothing() {
+    let full = Full::new();
+    full.child.set_min(Limit::MAX).unwrap();
+    full.child.set_low(Limit::MAX).unwrap();
+    full.parent.freeze().unwrap();
+    for gfp in WAYS {
+        full.is_left_alone(|| {
+            let mut charge = full.child.charge_with(0, gfp).unwrap().labelled("nothing");
+            charge.grow_with(0, gfp).unwrap();
+            charge.merge(full.child.charge(0).unwrap().labelled("nothing")).unwrap();
+            charge.transfer_to(&full.parent).unwrap();
+        });
+    }
+    full.is_left_alone(|| assert_eq!(full.parent.reclaim(0), Ok(0)));
+    assert!(full.parent.figures().labels.is_empty());
+}
+
+#[test]
 fn removed_cgroups_and_dropped_trees_are_charged_nothing() {
     let full = Full::new();
     full.parent.set_max(Limit::MAX).unwrap();
