@@ -136,7 +136,7 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
     unsafe fn zero(&self, machine: &Machine, window: Window, unit: &Range<usize>) {
         debug_assert!(unit.start.is_multiple_of(4) && unit.len().is_multiple_of(4));
         match unit.len() {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's promise, and one word, which starts at a multiple of 8.
             8 if unit.start.is_multiple_of(8) => unsafe {
                 self.zero_exactly::<1, 1>(machine, window, unit);
             },
@@ -165,7 +165,7 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
             8 => Self::zero_exactly::<8, 1>,
             _ => Self::zero_lines,
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise, and so many words, which start at a multiple of 8.
         unsafe { zero(self, machine, window, unit) };
     }
 
@@ -182,7 +182,8 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
         unit: &Range<usize>,
     ) {
         self.for_each_copies::<COPIES>(machine, window, unit, |copies| {
-            // SAFETY: as in `zero_granules`; strides are multiples of 128, so that a copy is aligned.
+            // SAFETY: as in `zero_granules`, for eight bytes. The first copy of a unit starts at a page, and strides are
+            // multiples of 128, so that a copy is aligned as the offset in the unit is: to 8 bytes.
             let words = |copy: &NonNull<u8>| unsafe { copy.cast::<[u64; N]>().as_mut() };
             let content = |copy| words(copy).iter().fold(0, |all, word| all | *word);
             if copies.iter().fold(0, |all, copy| all | content(copy)) != 0 {
@@ -320,7 +321,7 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
     ///
     /// # Safety
     ///
-    /// The caller has freed the area, in a chunk with a vector of owners.
+    /// The caller has freed the area, in a chunk with a vector of owners. It is on no list.
     #[inline]
     pub(crate) unsafe fn take_owner(&self, unit_offset: usize) -> Option<O> {
         let slot = self.owner_slot(unit_offset);
@@ -328,7 +329,8 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
         // accesses, as no other thread changes it.
         let owner = slot.load(Ordering::Relaxed);
         slot.store(ptr::null_mut(), Ordering::Relaxed);
-        // SAFETY: by R3 a pointer that is not null was a reference for good.
+        // SAFETY: by R3 a pointer that is not null was a reference for good: it is no link, as the area is on
+        // no list.
         unsafe { owner.as_ref() }.map(O::from_static)
     }
 
@@ -347,7 +349,7 @@ impl<'a, O: Owner> ChunkBytes<'a, O> {
             // A link.
             return None;
         }
-        // SAFETY: as in `take_owner`; it stays there.
+        // SAFETY: by R3 a pointer that is not null and no link was a reference for good; it stays there.
         unsafe { owner.as_ref() }
     }
 }

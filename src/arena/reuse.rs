@@ -232,7 +232,7 @@ impl<O: Owner> Arena<O> {
         mark.set_cached(remains);
         // A branch, and code of its own for each: the processor goes on before it has read the answer.
         Some(match memory.keeps_owners() {
-            // SAFETY: this thread frees the area, whose mark says that it is cached.
+            // SAFETY: this thread frees the area, whose mark says that it is cached. It is on no list yet.
             true => unsafe { self.put_in::<true>(cache, bytes, unit, granules) },
             // SAFETY: as above.
             false => unsafe { self.put_in::<false>(cache, bytes, unit, granules) },
@@ -243,7 +243,7 @@ impl<O: Owner> Arena<O> {
     ///
     /// # Safety
     ///
-    /// This thread has the area alone, and its mark says that it is cached. Its chunk has a vector of owners,
+    /// This thread has the area alone, on no list, and its mark says that it is cached. Its chunk has a vector of owners,
     /// or not.
     #[inline(always)]
     unsafe fn put_in<const KEEPS_OWNERS: bool>(

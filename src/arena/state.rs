@@ -269,7 +269,7 @@ impl<O: Owner> State<O> {
         if mark.get() != Marked::Nothing {
             mark.clear();
         }
-        // SAFETY: the area was just freed.
+        // SAFETY: the area was just freed, and is not one that is cached.
         let owner =
             memory.keeps_owners().then(|| unsafe { memory.bytes().take_owner(unit) }).flatten();
         self.give_back(&area, 1, remains);
@@ -416,7 +416,7 @@ impl<O: Owner> State<O> {
                 if let Marked::Cached(_) = backing.memory.bytes().mark(unit).get() {
                     continue;
                 }
-                // SAFETY: nobody uses the area any more: the arena goes.
+                // SAFETY: nobody uses the area any more: the arena is dropped. It is not cached.
                 drop(unsafe { backing.memory.bytes().take_owner(unit) });
             }
         }
