@@ -260,6 +260,9 @@ fn more_areas_than_the_heap_can_list_touch_nobody() {
         assert!(PerCpu::<[u64; 2]>::zeroed_many_for(&tenant, count).is_err());
         assert!(is_untouched(), "{count:#x}");
     }
+    let elsewhere = PerCpuAllocator::new().unwrap().root().create("elsewhere").unwrap();
+    let of_another = elsewhere.scope(|| pcpu.alloc_many(layout, usize::MAX, Gfp::KERNEL_ACCOUNT));
+    assert!(of_another.unwrap_err().is_other_tree());
     // A limit answers first.
     org.set_max(Limit::bytes(1 << 40)).unwrap();
     let refused = pcpu.alloc_many_for(&tenant, layout, 1 << 47, Gfp::KERNEL).unwrap_err();

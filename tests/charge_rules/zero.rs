@@ -16,6 +16,8 @@ struct Full {
     _pcpu: PerCpuAllocator,
     parent: Memcg,
     child: Memcg,
+    /// Below the parent as well. Nothing was ever charged to it.
+    fresh: Memcg,
     calls: Arc<AtomicU32>,
     _held: percpu_memcg::Charge,
 }
@@ -23,7 +25,7 @@ struct Full {
 impl Full {
     fn new() -> Self {
         let (pcpu, parent) = tenant();
-        let child = parent.create("child").unwrap();
+        let [child, fresh] = ["child", "fresh"].map(|name| parent.create(name).unwrap());
         let held = child.charge_forced(1_000_000);
         for memcg in [&parent, &child] {
             memcg.set_max(Limit::bytes(0)).unwrap();
@@ -40,7 +42,7 @@ impl Full {
             memcg.on_high(move |_| _ = high()).detach();
             memcg.on_oom(move |_| oom() == u32::MAX).detach();
         }
-        Full { _pcpu: pcpu, parent, child, calls, _held: held }
+        Full { _pcpu: pcpu, parent, child, fresh, calls, _held: held }
     }
 
     /// Does something that must change nothing here.
@@ -93,6 +95,12 @@ fn charging_nothing_is_never_refused_and_raises_nothing() {
             drop(charge.split(0).unwrap());
         });
     }
+    // Its stock has no words in use yet.
+    full.is_left_alone(|| {
+        let charge = full.fresh.charge(0).unwrap();
+        charge.grow(0).unwrap();
+        drop(full.fresh.account(Vec::<u64>::new()));
+    });
     full.is_left_alone(|| {
         full.child.reclaim(0).unwrap();
         full.parent.reclaim(0).unwrap();

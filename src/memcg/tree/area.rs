@@ -9,7 +9,7 @@ use crate::memcg::charge::try_charge::{charge, charge_slowly, check_limits};
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
 use crate::memcg::error::{AllocError, FreeError};
 use crate::memcg::gfp::Gfp;
-use crate::memcg::node::{Node, TokenRef, reparent};
+use crate::memcg::node::{Node, Token, TokenRef, reparent};
 use crate::memcg::stock::objcg::Payer as _;
 use crate::memcg::tree::{Tree, current, no_area};
 use crate::placement::{GRANULE_SIZE, Place, Request, RequestFlags};
@@ -127,9 +127,11 @@ impl Tree {
             Ok(lists) => lists,
             Err(error) => {
                 // The limits answer first, as they do for areas that there are.
-                let current =
-                    || gfp.contains(Gfp::ACCOUNT).then(|| current::token(self.id)).flatten();
-                let payer = node.map_or_else(current, |node| Some(node.live().token()));
+                let payer = match node {
+                    Some(node) => Some(node.live().token()),
+                    None if gfp.contains(Gfp::ACCOUNT) => self.current_token()?,
+                    None => None,
+                };
                 payer.map_or(Ok(()), |payer| check_limits(payer, bytes))?;
                 return Err(no_area(error, size));
             }
@@ -182,16 +184,20 @@ impl Tree {
         Ok(allocated.first)
     }
 
+    /// The token of the thread's current cgroup. Fails in a scope of another tree alone.
+    fn current_token(&self) -> Result<Option<&'static Token>, AllocError> {
+        let token = current::token(self.id);
+        // The caller means to charge someone, who cannot pay here.
+        if token.is_none() && current::is_elsewhere(self.id) {
+            return Err(AllocError::OtherTree);
+        }
+        Ok(token)
+    }
+
     /// Charges `bytes` to the thread's current cgroup. The root is not charged for areas, although it
     /// has a stock for charges that passed to it.
     fn charge_current(&self, bytes: u64, gfp: Gfp) -> Result<Option<Uncommitted>, AllocError> {
-        let Some(token) = current::token(self.id) else {
-            // The caller means to charge someone, who cannot pay here.
-            return match current::is_elsewhere(self.id) {
-                true => Err(AllocError::OtherTree),
-                false => Ok(None),
-            };
-        };
+        let Some(token) = self.current_token()? else { return Ok(None) };
         if token.take(bytes, 1) {
             return Ok(Some(Uncommitted::new(token, bytes, true, Paid::Stock)));
         }
