@@ -285,7 +285,8 @@ impl<T> PerCpuPool<T> {
     /// # Panics
     ///
     /// A panic of `init` is passed on to the caller of `take`, one of `reset` to the thread that drops a
-    /// [`Pooled`]. The object is freed then, and nothing stays charged for it.
+    /// [`Pooled`]. The object is freed then, and nothing stays charged for it. In a thread that unwinds from
+    /// another panic, that of `reset` is not passed on.
     ///
     /// # Examples
     ///
