@@ -147,7 +147,7 @@ fn no_areas_at_all_are_never_refused() {
         });
     }
     full.is_left_alone(|| {
-        assert!(PerCpu::<u64>::zeroed_many_for(&full.child, 0).unwrap().is_empty())
+        assert!(PerCpu::<u64>::zeroed_many_for(&full.child, 0).unwrap().is_empty());
     });
     // SAFETY: nothing is freed.
     assert_eq!(unsafe { pcpu.free_many(&[]) }, Ok(()));
