@@ -5,6 +5,7 @@ use super::{
     Window,
 };
 use crate::placement::{Area, Request};
+use crate::sys::own::own;
 
 /// Memory for the lists of so many areas: it is had before anything is charged or placed.
 #[derive(Debug)]
@@ -114,12 +115,12 @@ impl<O: Owner> Arena<O> {
         addresses: &[usize],
         remains: Remains,
     ) -> Result<Vec<Freed<O>>, (usize, NotLive)> {
-        let mut sorted = addresses.to_vec();
+        let mut sorted = own(|| addresses.to_vec());
         sorted.sort_unstable();
         if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err((twice[0], NotLive::NoArea));
         }
-        let mut freed = Vec::with_capacity(addresses.len());
+        let mut freed = own(|| Vec::with_capacity(addresses.len()));
         let mut state = self.state.lock();
         for &address in addresses {
             state

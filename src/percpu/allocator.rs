@@ -10,6 +10,7 @@ use super::{BuildError, PcpuPtr, PerCpuAllocatorBuilder};
 use crate::arena::{Content, Remains};
 use crate::memcg::{AllocError, FreeError, Gfp, Memcg, Tree, TreeError};
 use crate::placement::{AllocInfo, ChunkStats, Place, Placement, Stats};
+use crate::sys::own::own;
 use crate::sys::{CpuId, Machine};
 
 /// Allocates per-CPU memory and charges it to cgroups.
@@ -404,7 +405,8 @@ impl PerCpuAllocator {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn free_many(&self, ptrs: &[PcpuPtr]) -> Result<(), FreeError> {
-        let addresses: Vec<usize> = ptrs.iter().map(|ptr| ptr.as_ptr().addr().get()).collect();
+        let addresses: Vec<usize> =
+            own(|| ptrs.iter().map(|ptr| ptr.as_ptr().addr().get()).collect());
         self.tree.free_many(&addresses, Remains::Initialised)
     }
 

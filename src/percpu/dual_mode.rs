@@ -16,6 +16,7 @@ use std::{fmt, mem};
 use super::object::Source;
 use super::{Local, PerCpu};
 use crate::memcg::{Charge, Gfp, Memcg};
+use crate::sys::own::own;
 
 const IS_SPREAD: usize = 1;
 const IS_REFUSED: usize = 2;
@@ -142,7 +143,7 @@ impl DualModeCounter {
         if word.addr() & (IS_SPREAD | IS_REFUSED) != 0 {
             return word;
         }
-        let spread = Spread::new(memcg).map(|spread| Box::into_raw(Box::new(spread)));
+        let spread = Spread::new(memcg).map(|spread| Box::into_raw(own(|| Box::new(spread))));
         loop {
             let new = match spread {
                 Some(spread) => {

@@ -37,6 +37,7 @@ use super::idle_lists::IdleLists;
 use super::object::Source;
 use crate::memcg::{AllocError, Charge, Memcg, Registration, contained_while_unwinding};
 use crate::sys::locks::Mutex;
+use crate::sys::own::own;
 use crate::sys::{CpuId, gate};
 
 /// As many as a CPU keeps by default.
@@ -232,7 +233,8 @@ impl<T> Inner<T> {
     #[cold]
     fn construct(&self) -> Result<Boxed<T>, AllocError> {
         let value = PerCpu::new_from(Source::Tree(self.memcg.tree()), &self.init)?;
-        Ok(Box::new(Object { link: 0, value, charge: None }))
+        // The pool keeps it, whoever comes first.
+        Ok(own(|| Box::new(Object { link: 0, value, charge: None })))
     }
 
     fn put(&self, mut object: Boxed<T>) {
@@ -250,6 +252,8 @@ impl<T> Inner<T> {
         };
         if objects.len() < count {
             let addresses = self.lists.take_any(count - objects.len());
+            // A cgroup without room can have memory freed.
+            own(|| objects.reserve(addresses.len()));
             // SAFETY: they were on lists (U1).
             objects.extend(addresses.into_iter().map(|at| unsafe { Object::from_address(at) }));
         }
@@ -262,7 +266,7 @@ impl<T> Drop for Inner<T> {
     fn drop(&mut self) {
         // SAFETY: they were on lists (U1).
         let object = |address| unsafe { Object::<T>::from_address(address) };
-        let objects: Vec<_> = self.lists.drain().into_iter().map(object).collect();
+        let objects: Vec<_> = own(|| self.lists.drain().into_iter().map(object).collect());
         drop(objects);
     }
 }

@@ -116,8 +116,9 @@ impl fmt::Display for Bytes {
         if !f.alternate() {
             return self.0.fmt(f);
         }
+        // Refusals are written where a cgroup has no room.
         if self.0 < 1024 {
-            return f.pad(&format!("{} B", self.0));
+            return f.pad(&own(|| format!("{} B", self.0)));
         }
         // The first unit of which there are less than 1024, after rounding.
         let tenths_of = |unit: u32| (u128::from(self.0) * 10 + (1 << unit) / 2) >> unit;
@@ -127,8 +128,8 @@ impl fmt::Display for Bytes {
         let (tenths, unit) = size.expect("2^64 bytes are 16 EiB");
         let is_exact = self.0.is_multiple_of(1024) && tenths % 10 == 0;
         match is_exact {
-            true => f.pad(&format!("{} {unit}", tenths / 10)),
-            false => f.pad(&format!("{}.{} {unit}", tenths / 10, tenths % 10)),
+            true => f.pad(&own(|| format!("{} {unit}", tenths / 10))),
+            false => f.pad(&own(|| format!("{}.{} {unit}", tenths / 10, tenths % 10))),
         }
     }
 }

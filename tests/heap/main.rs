@@ -2,6 +2,7 @@
 
 mod alignment;
 mod at_limit;
+mod full;
 mod library;
 mod payers;
 mod processes;
@@ -13,12 +14,12 @@ use std::cell::Cell;
 use std::panic;
 use std::sync::{Once, OnceLock};
 
-use percpu_memcg::heap::ChargedAlloc;
+use percpu_memcg::heap::{AtLimit, ChargedAlloc};
 use percpu_memcg::{Memcg, PerCpuAllocator};
 
-/// The program's. It refuses.
+/// The program's. It refuses, but for operations that `full` watches.
 #[global_allocator]
-static HEAP: ChargedAlloc<System> = ChargedAlloc::new(System);
+static HEAP: ChargedAlloc<System> = ChargedAlloc::new(System).at_limit(AtLimit::Ask(full::answer));
 
 /// The tree to which the heap is charged.
 fn pcpu() -> &'static PerCpuAllocator {

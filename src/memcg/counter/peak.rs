@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 
 use crate::memcg::once_arc::OnceArc;
 use crate::sys::locks::Mutex;
+use crate::sys::own::own;
 
 /// One reader's peak.
 #[derive(Debug, Default)]
@@ -62,7 +63,7 @@ impl Peaks {
 
     /// Adds the peak of a new reader.
     pub(crate) fn insert(&self) -> Arc<Peak> {
-        let peak = Arc::new(Peak::default());
+        let peak = own(|| Arc::new(Peak::default()));
         self.change(|peaks| peaks.push(Arc::clone(&peak)));
         peak
     }

@@ -71,12 +71,23 @@ impl PeakReader {
     /// ```
     pub fn reset(&self) {
         let node = self.memcg.node();
-        let peak = self.since_reset.get_or_init(|| node.counter().readers().insert());
+        let peak = self.since_reset.get().unwrap_or_else(|| self.begin());
         // Every charge is noted from here on. Bytes in stocks would count as used.
         node.drain();
         peak.reset();
         // What stocks got since the drain counts: charges will use it without being noted.
         peak.raise(node.counter().usage());
+    }
+
+    /// The peak of this reader from now on.
+    #[cold]
+    fn begin(&self) -> &Arc<Peak> {
+        let readers = self.memcg.node().counter().readers();
+        // Before it is set: this allocates, and a hook that runs for that may reset this reader.
+        if let Err(second) = self.since_reset.set(readers.insert()) {
+            readers.remove(&second);
+        }
+        self.since_reset.get().expect("it was set")
     }
 }
 

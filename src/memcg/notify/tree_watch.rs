@@ -173,7 +173,7 @@ pub(crate) struct TreeWatches(ArcSwap<Vec<Weak<Watched>>>);
 impl TreeWatches {
     /// A watch of the cgroup with this path, and of those below it.
     pub(crate) fn watch(&self, path: &str, interval: Duration) -> TreeWatch {
-        let below = path.trim_end_matches('/').to_owned();
+        let below = own(|| path.trim_end_matches('/').to_owned());
         // What a list refers to stays longer than the watch.
         let watched = own(|| Arc::new(Watched { below, collected: LeafMutex::default() }));
         own(|| {
@@ -321,7 +321,7 @@ impl TreeWatch {
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<TreeEvents> {
         // None when the deadline is too far in the future to be represented: it never comes.
         let deadline = Instant::now().checked_add(timeout);
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let waker = Unpark::waker();
         loop {
             let due = self.due_in(&waker);
             if due == Some(Duration::ZERO) {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
 use crate::sys::locks::{LeafMutex, lock_with_room};
+use crate::sys::own::own;
 
 /// Waits for events of a cgroup and its descendants, in a thread or in a task.
 ///
@@ -143,7 +144,7 @@ impl EventWatch {
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<MemcgEvents> {
         // None when the deadline is too far in the future to be represented: it never comes.
         let deadline = Instant::now().checked_add(timeout);
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let waker = Unpark::waker();
         let mut cx = Context::from_waker(&waker);
         loop {
             if let Poll::Ready(new) = self.poll_changed(&mut cx) {
@@ -210,7 +211,14 @@ impl Drop for Changed<'_> {
     }
 }
 
-pub(crate) struct Unpark(pub(crate) Thread);
+pub(crate) struct Unpark(Thread);
+
+impl Unpark {
+    /// Wakes the calling thread. A cgroup without room can wait for its events.
+    pub(crate) fn waker() -> Waker {
+        own(|| Waker::from(Arc::new(Unpark(thread::current()))))
+    }
+}
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {

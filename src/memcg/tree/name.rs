@@ -27,7 +27,7 @@ pub(super) fn check(name: &str) -> Result<(), TreeError> {
         return Err(TreeError::InvalidName { name: kept(name) });
     }
     if PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || OTHERS.contains(&name) {
-        return Err(TreeError::Reserved { name: name.into() });
+        return Err(TreeError::Reserved { name: kept(name) });
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ mod table;
 
 use crate::memcg::{Memcg, PeakReader, TreeError};
 use crate::percpu::PerCpuAllocator;
+use crate::sys::own::own;
 use crate::sys::text::kept_path;
 
 use table::{FILES, File};
@@ -357,6 +358,7 @@ impl CgroupFile {
     }
 
     fn path(&self) -> String {
-        kept_path(format!("{}/{}", self.memcg.path().trim_end_matches('/'), self.file.name))
+        let path = || format!("{}/{}", self.memcg.path().trim_end_matches('/'), self.file.name);
+        kept_path(own(path))
     }
 }
