@@ -6,15 +6,16 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::mem;
 use std::num::NonZeroUsize;
-use std::process;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{self, Arc, Condvar, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
+use std::{fmt, io};
 
 use crate::memcg::{Memcg, MemcgSnapshot};
+use crate::sys::forks::ProcessMark;
+use crate::sys::locks::{Mutex, MutexGuard};
 
 /// The figures of a tree in the last minute, and what its peak was made of.
 ///
@@ -42,7 +43,6 @@ use crate::memcg::{Memcg, MemcgSnapshot};
 /// println!("{:#}", history.report());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 pub struct History {
     memcg: Memcg,
     depth: usize,
@@ -192,12 +192,15 @@ impl History {
                 }
             }
         })?;
-        Ok(Sampler { stop, thread: Some(thread), process: process::id() })
+        Ok(Sampler { stop, thread: Some(thread), process: ProcessMark::of_this() })
     }
 
     /// The samples, the oldest first.
     pub fn samples(&self) -> Vec<Arc<Sample>> {
-        self.ring().iter().map(Arc::clone).collect()
+        // The list is the caller's, and not allocated under the lock.
+        let mut samples = Vec::with_capacity(self.ring().len());
+        samples.extend(self.ring().iter().map(Arc::clone));
+        samples
     }
 
     /// The sample in which the cgroup used most, of equals the newest; `None` when there is none.
@@ -217,8 +220,22 @@ impl History {
     }
 
     fn ring(&self) -> MutexGuard<'_, VecDeque<Arc<Sample>>> {
-        // Nothing panics under it.
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ring.lock()
+    }
+}
+
+/// Without the samples: what formats them may not run under the lock of the ring.
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let History { memcg, depth, top, samples, ring: _ } = self;
+        let taken = self.ring().len();
+        f.debug_struct("History")
+            .field("memcg", memcg)
+            .field("depth", depth)
+            .field("top", top)
+            .field("length", samples)
+            .field("taken", &taken)
+            .finish()
     }
 }
 
@@ -292,7 +309,7 @@ fn unix_ms<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok
 /// Whether a thread is to end.
 #[derive(Debug, Default)]
 struct Stop {
-    is_set: Mutex<bool>,
+    is_set: sync::Mutex<bool>,
     changed: Condvar,
 }
 
@@ -338,12 +355,12 @@ pub struct Sampler {
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
     /// The process that has the thread.
-    process: u32,
+    process: ProcessMark,
 }
 
 impl Drop for Sampler {
     fn drop(&mut self) {
-        if process::id() != self.process {
+        if !self.process.is_of_this() {
             // A forked child has no such thread.
             mem::forget(self.thread.take());
             return;

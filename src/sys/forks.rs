@@ -88,7 +88,8 @@ unsafe extern "C" fn before() {
 }
 
 unsafe extern "C" fn count() {
-    notice();
+    // Also where the child has its parent's id, in a namespace of its own.
+    begin_process(std::process::id());
     if HAD_THREADS.load(Ordering::Relaxed) {
         LEFT_THREADS.store(true, Ordering::Relaxed);
     }
@@ -98,13 +99,38 @@ unsafe extern "C" fn count() {
 /// Costs a system call.
 pub(crate) fn notice() {
     let process = std::process::id();
-    if PROCESS.swap(process, Ordering::Relaxed) != process {
-        // The thread that forked is the child's first, whose id is the process's. Another one, in a
-        // child that the C library did not tell of, does not know the number of the first.
-        let number = if thread_id() == process { NUMBER.get() } else { 0 };
-        // Relaxed, here and above: a child has one thread when it is told.
-        FORKED.store(number, Ordering::Relaxed);
-        FORKS.fetch_add(1, Ordering::Relaxed);
+    if PROCESS.load(Ordering::Relaxed) != process {
+        begin_process(process);
+    }
+}
+
+/// Counts a fork, of which this process is the child.
+fn begin_process(process: u32) {
+    // The thread that forked is the child's first, whose id is the process's. Another one, in a child that
+    // the C library did not tell of, does not know the number of the first.
+    let number = if thread_id() == process { NUMBER.get() } else { 0 };
+    // Relaxed, here and below: a child has one thread when it is told.
+    FORKED.store(number, Ordering::Relaxed);
+    FORKS.fetch_add(1, Ordering::Relaxed);
+    PROCESS.store(process, Ordering::Relaxed);
+}
+
+/// A process, as a thread of it writes it down. Ids do not tell: a child may have its parent's, in a namespace
+/// of its own.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ProcessMark(u32);
+
+impl ProcessMark {
+    /// This process's. Costs a system call.
+    pub(crate) fn of_this() -> Self {
+        watch();
+        notice();
+        ProcessMark(generation())
+    }
+
+    /// Whether it is this process's, and not that of one which it was forked from.
+    pub(crate) fn is_of_this(&self) -> bool {
+        *self == ProcessMark::of_this()
     }
 }
 

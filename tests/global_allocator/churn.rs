@@ -1,12 +1,17 @@
 //! Everything that the library does, by eight threads at once.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
-use percpu_memcg::{Charge, Gfp, Limit, Local, Memcg, PerCpu, PerCpuAllocator, PerCpuCounter};
+use percpu_memcg::cgroup::PeakReader;
+use percpu_memcg::report::History;
+use percpu_memcg::{
+    Charge, Gfp, Limit, Local, Memcg, PerCpu, PerCpuAllocator, PerCpuCounter, PerCpuPool,
+};
 
 const THREADS: usize = 8;
 const ROUNDS: usize = 40;
@@ -39,12 +44,26 @@ struct Cache {
     held: Mutex<Vec<Charge>>,
     texts: Mutex<Vec<String>>,
     calls: AtomicU64,
+    history: Arc<History>,
+    reader: PeakReader,
+    pool: PerCpuPool<Local<u64>>,
 }
 
 impl Cache {
-    fn new() -> Self {
+    fn new(pcpu: &PerCpuAllocator, memcg: &Memcg) -> Self {
         let held = Mutex::new(Vec::with_capacity(16));
-        Cache { held, texts: Mutex::default(), calls: AtomicU64::new(0) }
+        let history = Arc::new(History::of(memcg).length(NonZeroUsize::new(3).unwrap()));
+        let pool = PerCpuPool::new_for(&pcpu.root(), |_cpu| Local::new(0), |_| ()).unwrap();
+        let (texts, calls) = (Mutex::default(), AtomicU64::new(0));
+        Cache { held, texts, calls, history, reader: memcg.peak_reader(), pool }
+    }
+
+    /// What a hook may do while an allocation of the library called it.
+    fn look(&self) {
+        self.reader.reset();
+        self.history.sample();
+        assert!(!self.history.samples().is_empty());
+        self.pool.shrink(1);
     }
 
     fn note(&self, text: String) {
@@ -65,7 +84,7 @@ fn lifetime(pcpu: &PerCpuAllocator, shared: &Memcg, nth: usize, round: usize) {
     let tenant = shared.create(&format!("tenant-{nth}-{round}")).unwrap();
     let children: Vec<Memcg> =
         (0..20).map(|child| tenant.create(&format!("child-{child}")).unwrap()).collect();
-    let cache = Arc::new(Cache::new());
+    let cache = Arc::new(Cache::new(pcpu, shared));
     register(&tenant, &cache);
 
     let scopes: Vec<_> = (0..40).map(|scope| children[scope % 20].enter()).collect();
@@ -90,6 +109,11 @@ fn lifetime(pcpu: &PerCpuAllocator, shared: &Memcg, nth: usize, round: usize) {
     let held = tenant.try_charge(4096);
     let _refused = tenant.set_max(Limit::bytes(tenant.current() + 1000));
     cache.held.lock().unwrap().extend(held);
+    cache.look();
+    let objects = [(); 3].map(|()| cache.pool.take(&children[3]));
+    let sampler = History::start(&cache.history, Duration::from_micros(100));
+    assert!(!format!("{:?}", cache.history).is_empty());
+    drop((objects, sampler));
     let refused = tenant.charge(1 << 19);
     if let Err(error) = &refused {
         assert!(error.to_string().contains("tenant"), "{error}");
@@ -153,6 +177,7 @@ fn register(tenant: &Memcg, cache: &Arc<Cache>) {
         let hook = move |request: &percpu_memcg::cgroup::ReclaimRequest| {
             let _owned = &charge;
             cache.note(format!("{owned} {}", request.bytes));
+            cache.look();
             cache.give()
         };
         tenant.on_reclaim(order, hook).detach();

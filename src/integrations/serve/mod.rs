@@ -49,7 +49,6 @@ use std::mem;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::process;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -58,6 +57,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::percpu::PerCpuAllocator;
 use crate::report::History;
+use crate::sys::forks::ProcessMark;
 
 use connection::{Connection, Stream};
 use routes::Routes;
@@ -105,7 +105,7 @@ pub struct Server {
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
     /// The process that has the thread.
-    process: u32,
+    process: ProcessMark,
 }
 
 /// Settings for a [`Server`].
@@ -196,7 +196,7 @@ impl ServerBuilder {
             unix: unix.as_ref().map(|unix| unix.path().to_owned()),
             stop: Arc::clone(&stop),
             thread: None,
-            process: process::id(),
+            process: ProcessMark::of_this(),
         };
         let routes = Routes::new(self.allocator, self.history, self.allows_writes);
         let work = Loop { routes, unix, tcp, stop, connections: Vec::new() };
@@ -209,7 +209,7 @@ impl ServerBuilder {
 impl Drop for Server {
     fn drop(&mut self) {
         // A forked child has no such thread, and shares the descriptors with the one that has.
-        if process::id() != self.process {
+        if !self.process.is_of_this() {
             mem::forget(self.thread.take());
             return;
         }
