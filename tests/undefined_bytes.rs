@@ -12,7 +12,9 @@ use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 
-use percpu_memcg::{Gfp, Machine, PerCpu, PerCpuAllocator};
+use percpu_memcg::allocator::Populate;
+use percpu_memcg::machine::{CpuId, NodeId};
+use percpu_memcg::{Gfp, Machine, PerCpu, PerCpuAllocator, PerCpuPool};
 use zerocopy::FromZeros;
 
 /// Set in the process that valgrind runs.
@@ -183,6 +185,128 @@ fn in_the_window_of_large_alignments() {
         assert_given_out_as_zeros(&pcpu);
         let words = PerCpu::<Words>::zeroed_in(&pcpu, Gfp::KERNEL).unwrap();
         assert!(words.iter().all(|(_, words)| words.0 == [0; 32]));
+    }
+}
+
+/// Memory that was never written.
+fn never_written<T>() -> MaybeUninit<T> {
+    *black_box(Box::new(MaybeUninit::uninit()))
+}
+
+/// Objects of this layout without a value, in all the ways in which areas are placed and freed.
+#[track_caller]
+fn objects_without_a_value<T: Send + 'static>(pcpu: &PerCpuAllocator) {
+    type Bytes<T> = MaybeUninit<T>;
+    let tenant = pcpu.root().create("tenant").unwrap();
+    // More than a CPU keeps, in runs of neighbours, and in another order than they were placed in.
+    let mut objects: Vec<_> = (0..40)
+        .map(|nth| match nth % 3 {
+            0 => PerCpu::new_in(pcpu, Gfp::KERNEL, |_| never_written::<T>()).unwrap(),
+            1 => PerCpu::new_for(&tenant, |_| never_written::<T>()).unwrap(),
+            _ => {
+                let mut object = PerCpu::<Bytes<T>>::zeroed_for(&tenant).unwrap();
+                object.iter_mut().for_each(|(_, value)| *value = never_written());
+                object
+            }
+        })
+        .collect();
+    (0..20).for_each(|nth| drop(objects.swap_remove(nth)));
+    assert_given_out_as_zeros(pcpu);
+    for mut object in PerCpu::<Bytes<T>>::zeroed_many_for(&tenant, 10).unwrap() {
+        object.iter_mut().for_each(|(_, value)| *value = never_written());
+    }
+    assert_given_out_as_zeros(pcpu);
+    drop(objects);
+    assert_given_out_as_zeros(pcpu);
+    let reset = |object: &mut PerCpu<Bytes<T>>| {
+        object.iter_mut().for_each(|(_, value)| *value = never_written());
+    };
+    let pool = PerCpuPool::new_for(&tenant, |_| never_written::<T>(), reset).unwrap();
+    for _ in 0..2 {
+        drop([(); 5].map(|()| pool.take(&tenant).unwrap()));
+    }
+    assert!(pool.shrink(3) > 0);
+    assert_given_out_as_zeros(pcpu);
+    drop(pool);
+    pcpu.trim();
+    assert_given_out_as_zeros(pcpu);
+    let panicking = || {
+        PerCpu::new_for(&tenant, |cpu| {
+            assert_ne!(pcpu.machine().possible().last(), Some(&cpu), "on purpose");
+            never_written::<T>()
+        })
+    };
+    assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());
+    assert_given_out_as_zeros(pcpu);
+    tenant.remove().unwrap();
+}
+
+#[test]
+fn values_of_every_size_and_alignment() {
+    macro_rules! aligned {
+        ($($align:literal)*) => {$({
+            #[repr(C, align($align))]
+            struct Aligned(#[allow(dead_code)] [u8; $align + 1]);
+            objects_without_a_value::<Aligned>(&allocator());
+        })*};
+    }
+    aligned!(16 32 64 128 256 1024 4096);
+    let pcpu = allocator();
+    objects_without_a_value::<u8>(&pcpu);
+    objects_without_a_value::<[u8; 5]>(&pcpu);
+    objects_without_a_value::<Option<u32>>(&pcpu);
+    objects_without_a_value::<(u8, u128)>(&pcpu);
+    objects_without_a_value::<Result<u128, u8>>(&pcpu);
+    objects_without_a_value::<[u8; 1009]>(&pcpu);
+    objects_without_a_value::<[u8; 32_000]>(&pcpu);
+}
+
+#[test]
+fn on_machines_of_many_kinds() {
+    let holes =
+        Machine::builder().cpu(CpuId::new(0), NodeId::new(0)).cpu(CpuId::new(5), NodeId::new(1));
+    let machines = [
+        Machine::uniform(1),
+        holes.cpu(CpuId::new(9), NodeId::new(0)).build(),
+        Machine::uniform(70),
+    ];
+    for machine in machines {
+        let machine = machine.unwrap();
+        for populate in [Populate::Lazy, Populate::Whole] {
+            for cache in [0, 1 << 15] {
+                let pcpu = PerCpuAllocator::builder().machine(machine.clone()).cache_size(cache);
+                let pcpu = pcpu.populate(populate).build().unwrap();
+                objects_without_a_value::<(u16, u64)>(&pcpu);
+            }
+        }
+    }
+}
+
+#[test]
+fn enum_variants_that_are_smaller() {
+    #[derive(Clone, Copy)]
+    enum Value {
+        Small(u8),
+        Large([u64; 7]),
+    }
+    let value = |small| match small {
+        true => Value::Small(0),
+        false => Value::Large([0; 7]),
+    };
+    let pcpu = allocator();
+    for round in 0..3 {
+        let object = PerCpu::new_in(&pcpu, Gfp::KERNEL, |cpu| {
+            Cell::new(black_box(Box::new(value(cpu.index() == round))).as_ref().to_owned())
+        });
+        let object = object.unwrap();
+        object.iter().for_each(|(cpu, cell)| cell.set(value(cpu.index() != round)));
+        let sizes = object.iter().map(|(_, cell)| match cell.get() {
+            Value::Small(byte) => usize::from(byte),
+            Value::Large(words) => words.len(),
+        });
+        assert_eq!(sizes.sum::<usize>(), 7);
+        drop(object);
+        assert_given_out_as_zeros(&pcpu);
     }
 }
 

@@ -5,6 +5,7 @@
 mod attached;
 mod children;
 mod statements;
+mod states;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
