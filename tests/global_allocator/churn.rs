@@ -1,7 +1,7 @@
 //! Everything that the library does, by eight threads at once.
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::thread;
@@ -44,6 +44,8 @@ struct Cache {
     held: Mutex<Vec<Charge>>,
     texts: Mutex<Vec<String>>,
     calls: AtomicU64,
+    /// Hooks look from now on.
+    looks: AtomicBool,
     history: Arc<History>,
     reader: PeakReader,
     pool: PerCpuPool<Local<u64>>,
@@ -55,7 +57,8 @@ impl Cache {
         let history = Arc::new(History::of(memcg).length(NonZeroUsize::new(3).unwrap()));
         let pool = PerCpuPool::new_for(&pcpu.root(), |_cpu| Local::new(0), |_| ()).unwrap();
         let (texts, calls) = (Mutex::default(), AtomicU64::new(0));
-        Cache { held, texts, calls, history, reader: memcg.peak_reader(), pool }
+        let looks = AtomicBool::new(false);
+        Cache { held, texts, calls, looks, history, reader: memcg.peak_reader(), pool }
     }
 
     /// What a hook may do while an allocation of the library called it.
@@ -109,6 +112,7 @@ fn lifetime(pcpu: &PerCpuAllocator, shared: &Memcg, nth: usize, round: usize) {
     let held = tenant.try_charge(4096);
     let _refused = tenant.set_max(Limit::bytes(tenant.current() + 1000));
     cache.held.lock().unwrap().extend(held);
+    cache.looks.store(true, Relaxed);
     cache.look();
     let objects = [(); 3].map(|()| cache.pool.take(&children[3]));
     let sampler = History::start(&cache.history, Duration::from_micros(100));
@@ -177,7 +181,9 @@ fn register(tenant: &Memcg, cache: &Arc<Cache>) {
         let hook = move |request: &percpu_memcg::cgroup::ReclaimRequest| {
             let _owned = &charge;
             cache.note(format!("{owned} {}", request.bytes));
-            cache.look();
+            if cache.looks.load(Relaxed) {
+                cache.look();
+            }
             cache.give()
         };
         tenant.on_reclaim(order, hook).detach();
@@ -186,6 +192,9 @@ fn register(tenant: &Memcg, cache: &Arc<Cache>) {
     tenant
         .on_oom(move |event| {
             oom.note(format!("{event:?}"));
+            if oom.looks.load(Relaxed) {
+                oom.look();
+            }
             oom.give() > 0
         })
         .detach();
@@ -194,4 +203,31 @@ fn register(tenant: &Memcg, cache: &Arc<Cache>) {
     drop(registered);
     let texts = Arc::clone(cache);
     tenant.on_high(move |event| texts.note(format!("{event:?}"))).detach();
+}
+
+/// Each allocation of the library finds no room, so that it may call a hook, which uses the same objects.
+pub(crate) fn within_allocations(pcpu: &PerCpuAllocator) {
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let cache = Arc::new(Cache::new(pcpu, &tenant));
+    register(&tenant, &cache);
+    let watch = tenant.watch_tree(Duration::ZERO);
+    tenant.set_max(Limit::bytes(0)).unwrap();
+    tenant.scope(|| {
+        cache.looks.store(true, Relaxed);
+        for _ in 0..3 {
+            cache.look();
+            assert!(!format!("{:?} {:?} {pcpu:?}", cache.history, cache.reader).is_empty());
+            assert!(!cache.history.report().to_string().is_empty());
+            let objects = [(); 3].map(|()| cache.pool.take(&pcpu.root()).unwrap());
+            drop(objects);
+            assert!(!tenant.snapshot().tree().to_string().is_empty());
+            let reader = tenant.peak_reader();
+            reader.reset();
+            drop(reader);
+            assert!(tenant.charge(100).unwrap_err().to_string().contains("/tenant"));
+            let _seen = tenant.watch_events().wait_timeout(Duration::from_millis(1));
+        }
+    });
+    drop((watch, cache));
+    tenant.remove().unwrap();
 }

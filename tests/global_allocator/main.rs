@@ -62,3 +62,8 @@ fn eight_threads_do_everything() {
 fn one_thread_does_everything() {
     in_every_design_and_tier("one_thread_does_everything", churn::alone);
 }
+
+#[test]
+fn hooks_run_within_allocations() {
+    in_every_design_and_tier("hooks_run_within_allocations", churn::within_allocations);
+}
