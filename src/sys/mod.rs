@@ -27,7 +27,7 @@
 //! | `own` | what the library allocates for itself |
 //! | `text` | bounds on what messages hold of a user's text |
 //! | `error` | [`MapError`], [`MachineError`]: what can go wrong |
-//! | `reservation` | `Reservation`: one lazily backed anonymous mapping |
+//! | `reservation` | `Reservation`: one lazily backed anonymous mapping, and a block of the heap under Miri |
 //! | `this_cpu` | operations on the copy of the CPU that runs the thread; [`ThisCpu`], [`Tier`] |
 //!
 //! Every system call that maps, backs or unmaps memory is made in `reservation` and nowhere else,
@@ -48,6 +48,10 @@ mod loaded;
 pub(crate) mod locks;
 mod machine;
 pub(crate) mod own;
+#[cfg(not(miri))]
+mod reservation;
+#[cfg(miri)]
+#[path = "reservation/miri.rs"]
 mod reservation;
 mod sysfs;
 pub(crate) mod text;

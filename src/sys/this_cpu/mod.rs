@@ -382,6 +382,8 @@ pub(crate) fn detached_is_used() -> bool {
 pub(crate) fn current_cpu() -> usize {
     match tier::registered_cpu() {
         Some(id) => id,
+        // It does not know the call.
+        None if cfg!(miri) => 0,
         // The C library's: emulators that lack the system's fast way know it.
         // SAFETY: no preconditions.
         None => usize::try_from(unsafe { libc::sched_getcpu() }).unwrap_or(0),
