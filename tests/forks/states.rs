@@ -73,7 +73,7 @@ impl World {
     }
 
     /// In a child: everything, and then nothing is left.
-    fn is_used_and_dropped(mut self) -> bool {
+    fn use_and_drop(mut self) -> bool {
         let root = self.pcpu.root();
         root.attach_thread().unwrap();
         for child in &self.children {
@@ -136,7 +136,7 @@ fn in_state(name: &str, state: impl FnOnce(&Memcg, Fork)) {
     let fork = move || {
         let of_child = || {
             let world = world.lock().unwrap().take();
-            world.is_some_and(World::is_used_and_dropped)
+            world.is_some_and(World::use_and_drop)
         };
         // A copy is complete for a child of a child, too.
         assert!(in_forked_child(of_child) && in_forked_child(|| in_forked_child(of_child)));
@@ -148,7 +148,7 @@ fn in_state(name: &str, state: impl FnOnce(&Memcg, Fork)) {
 
 #[test]
 fn without_a_fork() {
-    assert!(World::new().is_used_and_dropped());
+    assert!(World::new().use_and_drop());
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn while_values_are_initialised_and_dropped() {
         let (first, last) = (Arc::clone(&fork), tenant.clone());
         let before = move || {
             AT_EXIT.set(Some(AtExit(first)));
-            last.charge(1 << 20).unwrap();
+            drop(last.charge(1 << 20).unwrap());
         };
         thread::spawn(before).join().unwrap();
         let tenant = tenant.clone();
@@ -289,7 +289,7 @@ fn a_child_with_the_id_of_its_parent() {
             in_new_namespace(0, || {
                 drop(sampler);
                 assert_eq!(member.threads(), [1]);
-                world.is_used_and_dropped()
+                world.use_and_drop()
             })
         })
     }));
