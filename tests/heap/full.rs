@@ -279,7 +279,6 @@ const OPERATIONS: &[Operation] = &[
     ("areas, refused", |it| {
         show(&PerCpu::<u64>::zeroed_for(&it.full).unwrap_err());
         show(&PerCpu::<u64>::zeroed_in(pcpu(), Gfp::KERNEL_ACCOUNT).unwrap_err());
-        show(&PerCpu::<u64>::zeroed_many_for(&it.full, 5).unwrap_err());
     }),
     ("areas, not charged or of another", |it| {
         drop(PerCpu::new_in(pcpu(), Gfp::KERNEL, |cpu| cpu).unwrap());
