@@ -8,12 +8,14 @@
 //! | `drops` | where captured values are dropped |
 //! | `batches` | how often hooks are asked above `high` |
 //! | `cancelled` | throttling that is cut short |
+//! | `wakers` | wakers that panic or do not return |
 
 mod batches;
 mod cancelled;
 mod drops;
 mod lies;
 mod others;
+mod wakers;
 mod workers;
 
 use std::sync::atomic::{AtomicBool, Ordering};

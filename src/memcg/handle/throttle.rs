@@ -6,10 +6,9 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
-use futures_timer::Delay;
-
 use crate::memcg::charge::high::Penalty;
 use crate::memcg::handle::memcg::Memcg;
+use crate::memcg::notify::timer::Sleep;
 
 impl Memcg {
     /// Slows the calling thread down if this cgroup or an ancestor is above `high`.
@@ -80,7 +79,7 @@ pub struct Throttle {
 #[derive(Debug)]
 enum Wait {
     NotBegun,
-    UnderWay(Delay, Penalty),
+    UnderWay(Sleep, Penalty),
     Over(Duration),
 }
 
@@ -93,12 +92,12 @@ impl Future for Throttle {
             match wait {
                 Wait::NotBegun => {
                     let penalty = Penalty::new(memcg.node());
-                    *wait = Wait::UnderWay(Delay::new(penalty.delay()), penalty);
+                    *wait = Wait::UnderWay(Sleep::new(penalty.delay()), penalty);
                 }
                 Wait::UnderWay(sleep, penalty) => {
                     let delay = penalty.delay();
                     if !delay.is_zero() {
-                        ready!(Pin::new(sleep).poll(context));
+                        ready!(sleep.poll(context));
                     }
                     *wait = Wait::Over(delay);
                 }

@@ -9,6 +9,7 @@
 //! | `counts` | [`MemcgEvents`] |
 //! | `watch` | [`EventWatch`]: waiting for the counts to change |
 //! | `tree_watch` | [`TreeWatch`](tree_watch::TreeWatch): the events of all cgroups of a tree |
+//! | `timer` | waking tasks when a time has come |
 //!
 //! ```text
 //!   Events ──► local: six counters
@@ -32,6 +33,7 @@ pub(crate) mod counts;
 pub(crate) mod inside;
 pub(crate) mod registration;
 pub(crate) mod running;
+pub(crate) mod timer;
 pub(crate) mod tree_watch;
 pub(crate) mod watch;
 

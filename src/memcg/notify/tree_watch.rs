@@ -10,9 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use futures_timer::Delay;
 
 use crate::memcg::notify::counts::EventKind;
+use crate::memcg::notify::timer::Sleep;
 use crate::memcg::notify::watch::{Unpark, contained};
 use crate::sys::locks::{LeafMutex, LeafMutexGuard, make_room};
 use crate::sys::own::own;
@@ -64,7 +64,7 @@ pub struct TreeWatch {
     interval: Duration,
     /// When the next batch may be returned. `None` for never.
     next: Option<Instant>,
-    delay: Option<Delay>,
+    sleep: Option<Sleep>,
 }
 
 /// The events of a tree since the batch before: what [`TreeWatch`] returns.
@@ -182,7 +182,7 @@ impl TreeWatches {
                 others.chain([Arc::downgrade(&watched)]).collect::<Vec<_>>()
             })
         });
-        TreeWatch { watched, interval, next: Some(Instant::now()), delay: None }
+        TreeWatch { watched, interval, next: Some(Instant::now()), sleep: None }
     }
 
     /// Collects an event, and wakes the watches. Under no lock, because wakers run (E3).
@@ -295,8 +295,7 @@ impl TreeWatch {
             Some(Duration::ZERO) => return Poll::Ready(self.take()),
             None => return Poll::Pending,
             Some(left) => {
-                let delay = self.delay.get_or_insert_with(|| Delay::new(left));
-                ready!(Pin::new(delay).poll(cx));
+                ready!(self.sleep.get_or_insert_with(|| Sleep::new(left)).poll(cx));
             }
         }
         Poll::Ready(self.take())
@@ -359,15 +358,15 @@ impl TreeWatch {
 
     fn take(&mut self) -> TreeEvents {
         self.stop_waiting();
-        self.delay = None;
+        self.sleep = None;
         self.next = Instant::now().checked_add(self.interval);
         self.watched.collected.lock().take()
     }
 
     fn stop_waiting(&self) {
         let waker = self.watched.collected.lock().waker.take();
-        // Under no lock.
-        drop(waker);
+        // Under no lock. Its panic would be one of a drop.
+        contained(|| drop(waker));
     }
 }
 

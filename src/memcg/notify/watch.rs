@@ -295,7 +295,7 @@ impl Waiters {
 
     /// Sets the waker of a watch.
     fn insert(&self, id: u64, waker: Waker) {
-        let _replaced = {
+        let replaced = {
             let mut wakers = lock_with_room(|| self.wakers.lock());
             self.any.store(true, Ordering::SeqCst);
             match wakers.iter_mut().find(|(of, _)| *of == id) {
@@ -306,17 +306,20 @@ impl Waiters {
                 }
             }
         };
+        contained(|| drop(replaced));
     }
 
     /// Drops the waker of a watch, if no event took it.
     fn remove(&self, id: u64) {
-        let _removed = {
+        let removed = {
             let mut wakers = self.wakers.lock();
             let index = wakers.iter().position(|(of, _)| *of == id);
             let removed = index.map(|index| wakers.swap_remove(index));
             self.any.store(!wakers.is_empty(), Ordering::SeqCst);
             removed
         };
+        // Its panic would be one of a drop.
+        contained(|| drop(removed));
     }
 }
 
