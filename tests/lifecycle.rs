@@ -294,6 +294,49 @@ fn calls_grow_with_the_callbacks_and_no_faster() {
     }
 }
 
+/// A callback that registers others, and does it again, is no endless loop.
+#[test]
+fn callbacks_that_register_callbacks_end() {
+    fn on_freeze(memcg: &Memcg, calls: &Arc<Mutex<u32>>) {
+        let calls = Arc::clone(calls);
+        let callback = move |memcg: &Memcg| {
+            *calls.lock().unwrap() += 1;
+            assert!(*calls.lock().unwrap() < 10_000, "it does not end");
+            on_freeze(memcg, &calls);
+            memcg.thaw().unwrap();
+            memcg.freeze().unwrap();
+        };
+        memcg.on_freeze(callback).detach();
+    }
+    fn on_kill(memcg: &Memcg, calls: &Arc<Mutex<u32>>) {
+        let calls = Arc::clone(calls);
+        let callback = move |memcg: &Memcg| {
+            *calls.lock().unwrap() += 1;
+            assert!(*calls.lock().unwrap() < 10_000, "it does not end");
+            // Of a new cgroup, so that it is not the same callback.
+            let parent = memcg.parent().unwrap();
+            let sibling = parent.create(&calls.lock().unwrap().to_string()).unwrap();
+            on_kill(&sibling, &calls);
+            sibling.kill().unwrap();
+        };
+        memcg.on_kill(callback).detach();
+    }
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let [tenant, other] = ["tenant", "other"].map(|name| pcpu.root().create(name).unwrap());
+    for _ in 0..3 {
+        let calls = Arc::default();
+        on_freeze(&tenant, &calls);
+        tenant.freeze().unwrap();
+        tenant.thaw().unwrap();
+        assert!((2..=50).contains(&*calls.lock().unwrap()), "{calls:?}");
+    }
+    let calls = Arc::default();
+    on_kill(&other, &calls);
+    other.kill().unwrap();
+    assert_eq!(*calls.lock().unwrap(), 1);
+    drop(pcpu);
+}
+
 /// A removed cgroup asks its callbacks no more. So what they have captured goes, and may be a handle.
 #[test]
 fn a_removed_cgroup_drops_its_callbacks() {

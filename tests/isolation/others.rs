@@ -1,10 +1,11 @@
 //! One tenant's hook or callback does not return. Other tenants do not notice.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use percpu_memcg::{Gfp, Limit, Memcg, PerCpuAllocator};
 
 use crate::{Door, KIB, MIB, OpenAtEnd, PATIENCE, SLACK, duration, tenants, within};
@@ -288,4 +289,61 @@ fn a_hook_in_which_a_thread_is_stuck_is_left_out() {
     let bounded = within(SLACK, move || took(|| assert!(b.charge(500 * KIB).is_err())));
     assert!(bounded < SLACK, "{bounded:?}");
     drop((other, pcpu));
+}
+
+/// A thread that does not return from a hook keeps the hook, and not what other hooks have.
+#[test]
+fn a_hook_that_does_not_return_keeps_no_other_hook_of_the_same_cgroup() {
+    let (pcpu, [org]) = tenants(["org"]);
+    let [a, b] = ["a", "b"].map(|name| org.create(name).unwrap());
+    let door = Arc::new(Door::default());
+    let _open = OpenAtEnd(&door);
+    let _used = a.charge(100 * KIB).unwrap();
+    let at_door = Arc::clone(&door);
+    let _hangs = a.on_reclaim(-1, move |_| {
+        at_door.pass();
+        0
+    });
+    let cache = Arc::new(Mutex::new(None));
+    let cached = Arc::clone(&cache);
+    let _frees = b.on_reclaim(0, move |_| {
+        let entry: Option<percpu_memcg::Charge> = cached.lock().take();
+        entry.map_or(0, |entry| entry.bytes())
+    });
+    let hanging = thread::spawn({
+        let org = org.clone();
+        move || org.reclaim(1).is_ok()
+    });
+    door.wait_until_reached();
+    thread::sleep(PATIENCE + Duration::from_millis(300));
+    for _ in 0..3 {
+        let entry = b.charge(800 * KIB).unwrap();
+        *cache.lock() = Some(entry);
+        let b = b.clone();
+        let bounded = within(PATIENCE + SLACK, move || took(|| drop(b.charge(500 * KIB).unwrap())));
+        assert!(bounded < Duration::from_secs(1), "{bounded:?}");
+    }
+    // With nothing to free, the callback is asked. It is not asked twice at a time by those that go on.
+    let asked = Arc::new(AtomicUsize::new(0));
+    let calls = Arc::clone(&asked);
+    let _oom = org.on_oom(move |_| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        false
+    });
+    let bounded = took(|| assert!(b.charge(MIB - KIB).is_err() && b.charge(20 * KIB).is_ok()));
+    assert!(bounded < Duration::from_secs(1), "{bounded:?}");
+    let _rest = b.charge(800 * KIB).unwrap();
+    let bounded = took(|| {
+        let mut held = Vec::new();
+        while let Ok(charge) = b.charge(20 * KIB) {
+            held.push(charge);
+        }
+    });
+    assert!(bounded < Duration::from_secs(1), "{bounded:?}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    let bounded = took(|| org.set_max(Limit::bytes(MIB / 2)).unwrap());
+    assert!(bounded < Duration::from_secs(1), "{bounded:?}");
+    door.open();
+    hanging.join().unwrap();
+    drop(pcpu);
 }

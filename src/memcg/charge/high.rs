@@ -26,9 +26,10 @@ use crate::memcg::counter::delay::HighDelay;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::node::Node;
 use crate::memcg::node::turn::Patience;
-use crate::memcg::notify::callbacks::{HighAsk, ReclaimReason};
+use crate::memcg::notify::callbacks::{HighAsk, HighCallback, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside::{EndOfLease, Inside, Lease, What};
+use crate::sys::own::own;
 use crate::telemetry;
 
 /// The usage, if it is above `high`. The stocks below are empty in that case, so all of it is in
@@ -86,10 +87,13 @@ fn tell(node: &Arc<Node>, usage: u64, bytes: u64, gfp: Gfp) {
         reclaim_above_high(node, usage, &mut { Patience::NONE });
     }
     let tree = node.shared.key();
+    // Callbacks that are unregistered before this returns are dropped when the thread is outside.
+    let mut called: Vec<Arc<HighCallback<Node>>> = Vec::new();
     let Some(_inside) = Inside::begin(tree, What::High) else { return };
     let lease = Lease::new(tree, What::High);
     let _end = EndOfLease(&lease);
     for callback in node.callbacks.high.live() {
+        own(|| called.push(Arc::clone(&callback)));
         let Some(usage) = above_high(node) else { return };
         let high = node.counter().get(Bound::High);
         let delay = HighDelay::of(usage, high).delay(bytes);

@@ -28,7 +28,7 @@ fn ask_untold(node: &Arc<Node>, bytes: u64, patience: &mut Patience) -> OomAnswe
     let mut called: Vec<Arc<OomCallback<Node>>> = Vec::new();
     let tree = node.shared.key();
     let Some(_inside) = Inside::begin(tree, What::Reclaim) else { return OomAnswer::Refuse };
-    let Some(_turn) = node.turn.wait(patience) else { return OomAnswer::Refuse };
+    let Some(asking) = node.turn.wait(patience) else { return OomAnswer::Refuse };
     if node.counter().check(bytes).is_ok() {
         return OomAnswer::Retry;
     }
@@ -37,7 +37,7 @@ fn ask_untold(node: &Arc<Node>, bytes: u64, patience: &mut Patience) -> OomAnswe
     let live = callbacks.iter().filter_map(|(_, callback)| callback.upgrade());
     let mut answers = live.map(|callback| {
         own(|| called.push(Arc::clone(&callback)));
-        callback(&OomAsk { node, bytes, lease: &lease })
+        callback(&OomAsk { node, bytes, spares_busy: !asking.has_turn(), lease: &lease })
     });
     answers.find(|answer| *answer != OomAnswer::Refuse).unwrap_or(OomAnswer::Refuse)
 }

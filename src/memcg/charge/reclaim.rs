@@ -13,9 +13,10 @@
 //!   The effective values are those of `protection`, from the target downwards. The target's own
 //!   protection does not count. The values are computed again before every hook. The sum of the
 //!   siblings' claims is computed again only after a hook freed something.
-//! * One thread reclaims at a time for a cgroup (`node::turn`). A thread that had to wait checks first
-//!   whether it still needs the memory. Threads that reclaim for different cgroups, one of which may
-//!   be below the other, do not wait for each other: a hook may be called by several threads at once.
+//! * One thread reclaims at a time for a cgroup (`node::turn`), unless it does not come to an end. A
+//!   thread that had to wait checks first whether it still needs the memory. Threads that reclaim for
+//!   different cgroups, one of which may be below the other, do not wait for each other: a hook may be
+//!   called by several threads at once.
 //! * Hooks are asked for a little more than is needed, so that the next charge need not reclaim
 //!   again.
 //! * A hook may charge. Its charges are never refused and start no reclaim, so a hook is never
@@ -119,14 +120,14 @@ fn run_hooks(
     let mut overridden = Overridden::default();
     let tree = target.shared.key();
     let Some(_inside) = Inside::begin(tree, What::Reclaim) else { return 0 };
-    let Some(mut last) = target.turn.wait(patience) else { return 0 };
+    let Some(mut asking) = target.turn.wait(patience) else { return 0 };
     if is_enough() {
         return 1;
     }
     let lease = Lease::new(tree, What::Reclaim);
     let _end = EndOfLease(&lease);
     for peers in hooks.chunk_by_mut(|one, next| one.order == next.order) {
-        let had_its_turn = peers.iter().position(|turn| Some(turn.id()) == *last);
+        let had_its_turn = peers.iter().position(|turn| turn.id() == asking.last());
         peers.rotate_left(had_its_turn.map_or(0, |index| index + 1));
     }
     let wanted = bytes.saturating_add(MOST_BEYOND.min(target.current() / 16));
@@ -158,10 +159,12 @@ fn run_hooks(
             let spare = usage - if overrides_low { min } else { min.max(low) };
             let bytes = spare.min(wanted - freed);
             called.count += 1;
-            let given = hook(&ReclaimAsk { node, target, bytes, reason, lease: &lease });
+            let spares_busy = !asking.has_turn();
+            let given =
+                hook(&ReclaimAsk { node, target, bytes, reason, spares_busy, lease: &lease });
             if given > 0 {
                 claims.clear();
-                *last = Some(turn.id());
+                asking.note(turn.id());
             }
             freed = freed.saturating_add(given);
         }

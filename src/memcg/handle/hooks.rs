@@ -333,7 +333,8 @@ impl Memcg {
     /// threads wait for it only if they need memory of the same cgroup, and then for 5 seconds at
     /// most. Threads that need memory of different cgroups, one of which may be below the other, may
     /// call the hook at the same time. A hook that another thread has been running for 5 seconds is left
-    /// out, so that one that never returns keeps only the threads that called it before.
+    /// out, and other threads reclaim without that thread, so that a hook that never returns keeps only
+    /// those that called it before, or wait at that time.
     ///
     /// The hook may charge and uncharge. Its charges are never refused and start no reclaim. A thread
     /// that works for the hook gets the same by [`ReclaimRequest::enter`].
@@ -380,7 +381,8 @@ impl Memcg {
         let tree = Arc::downgrade(self.tree());
         let running = Running::default();
         let hook = move |ask: &ReclaimAsk<'_, Node>| {
-            let (Some(tree), Some(_run)) = (tree.upgrade(), running.begin()) else { return 0 };
+            let Some(_run) = running.begin(ask.spares_busy) else { return 0 };
+            let Some(tree) = tree.upgrade() else { return 0 };
             let [memcg, target] = [ask.node, ask.target].map(|node| Memcg::of(node, &tree));
             let ReclaimAsk { bytes, reason, lease, .. } = *ask;
             hook(&ReclaimRequest { memcg, target, bytes, reason, lease: Arc::clone(lease) })
@@ -466,7 +468,7 @@ impl Memcg {
         let tree = Arc::downgrade(self.tree());
         let running = Running::default();
         let callback = move |ask: &HighAsk<'_, Node>| {
-            let (Some(tree), Some(_run)) = (tree.upgrade(), running.begin()) else { return };
+            let (Some(tree), Some(_run)) = (tree.upgrade(), running.begin(false)) else { return };
             let HighAsk { node, usage, high, delay, lease } = *ask;
             let (memcg, lease) = (Memcg::of(node, &tree), Arc::clone(lease));
             callback(&HighEvent { memcg, usage, high, delay, lease });
@@ -519,10 +521,9 @@ impl Memcg {
         let tree = Arc::downgrade(self.tree());
         let running = Running::default();
         let callback = move |ask: &OomAsk<'_, Node>| {
-            let (Some(tree), Some(_run)) = (tree.upgrade(), running.begin()) else {
-                return OomAnswer::Refuse;
-            };
-            let OomAsk { node, bytes: requested, lease } = *ask;
+            let Some(_run) = running.begin(ask.spares_busy) else { return OomAnswer::Refuse };
+            let Some(tree) = tree.upgrade() else { return OomAnswer::Refuse };
+            let OomAsk { node, bytes: requested, lease, .. } = *ask;
             let lease = Arc::clone(lease);
             callback(&OomEvent { memcg: Memcg::of(node, &tree), requested, lease }).into()
         };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
-use crate::memcg::notify::callbacks::{Callbacks, LifeCallback};
+use crate::memcg::notify::callbacks::{Callbacks, LifeCallback, Moment};
 use crate::memcg::notify::registration::{Registration, Registry};
 use crate::sys::own::Own;
 
@@ -21,8 +21,8 @@ impl Memcg {
     ///
     /// The callback gets this cgroup. It runs on the thread that calls `kill`, under no lock. It
     /// should not wait for the work to end, because the others wait for their turn. What it
-    /// kills, freezes or thaws itself is told when all callbacks of this call have run, and a callback is
-    /// called once.
+    /// kills, freezes or thaws itself is told when all callbacks of this call have run. A callback is
+    /// called once, and not at all if it was registered by a callback of this call.
     ///
     /// # Examples
     ///
@@ -86,8 +86,9 @@ impl Memcg {
     /// runs on the thread that calls [`freeze`](Memcg::freeze) or [`thaw`](Memcg::thaw), under no
     /// lock. When two threads freeze and thaw at the same time, their callbacks may run at the same
     /// time, in any order. So ask `is_frozen` within the callback, under the lock that guards what you
-    /// pause. What it kills, freezes or thaws itself is told when all callbacks of this call have run,
-    /// and a callback is called 4 times at most in all.
+    /// pause. What it kills, freezes or thaws itself is told when all callbacks of this call have run.
+    /// A callback is called 4 times at most in all, and not at all if it was registered by a callback of
+    /// this call.
     ///
     /// The callback is not called for the state at its registration.
     ///
@@ -199,9 +200,9 @@ impl Memcg {
     }
 
     fn on_life(&self, of: Kind, callback: impl Fn(&Memcg) + Send + Sync + 'static) -> Registration {
-        let tree = Arc::downgrade(self.tree());
-        let callback = move |node: &Arc<Node>| {
-            if let Some(tree) = tree.upgrade() {
+        let (tree, registered) = (Arc::downgrade(self.tree()), Moment::next());
+        let callback = move |node: &Arc<Node>, before: Moment| {
+            if let Some(tree) = tree.upgrade().filter(|_| registered < before) {
                 callback(&Memcg::of(node, &tree));
             }
         };
@@ -212,7 +213,8 @@ impl Memcg {
     /// there were.
     ///
     /// What callbacks kill, freeze or thaw is done when the callbacks of the first call are done, so that
-    /// nothing recurses. Each callback is called `most` times at most.
+    /// nothing recurses. Each callback is called `most` times at most, and those that are registered by
+    /// then are not called, so that this ends.
     fn call(&self, nodes: Vec<Arc<Node>>, of: Kind, most: usize) -> usize {
         let callbacks = callbacks_of(&nodes, of, most);
         let count = callbacks.len();
@@ -225,6 +227,7 @@ impl Memcg {
             Some(own) => own.pop_front(),
             None => UNDER_WAY.try_with(UnderWay::next).ok().flatten(),
         };
+        let before = Moment::next();
         let mut panic = None;
         let mut calls: Vec<(Arc<LifeCallback<Node>>, usize)> = Vec::new();
         while let Some(Callback { node, callback, most }) = next() {
@@ -239,7 +242,7 @@ impl Memcg {
             }
             calls[index].1 += 1;
             // Unwind safe: nothing of ours is half-changed, and the panic is passed on.
-            match catch_unwind(AssertUnwindSafe(|| callback(&node))) {
+            match catch_unwind(AssertUnwindSafe(|| callback(&node, before))) {
                 Ok(()) => {}
                 Err(payload) if panic.is_none() => panic = Some(payload),
                 // Leaked, because its destructor is code of a user and may panic in turn.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::memcg::counter::amount::Limit;
@@ -58,6 +59,8 @@ pub(crate) struct ReclaimAsk<'a, N> {
     pub(crate) target: &'a Arc<N>,
     pub(crate) bytes: u64,
     pub(crate) reason: ReclaimReason,
+    /// A hook in which another thread is does nothing.
+    pub(crate) spares_busy: bool,
     pub(crate) lease: &'a Arc<Lease>,
 }
 
@@ -75,6 +78,8 @@ pub(crate) struct OomAsk<'a, N> {
     /// The cgroup whose limit was reached.
     pub(crate) node: &'a Arc<N>,
     pub(crate) bytes: u64,
+    /// A callback in which another thread is does nothing.
+    pub(crate) spares_busy: bool,
     pub(crate) lease: &'a Arc<Lease>,
 }
 
@@ -146,7 +151,21 @@ pub(crate) type HighCallback<N> = dyn Fn(&HighAsk<'_, N>) + Send + Sync;
 pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> OomAnswer + Send + Sync;
 
 /// Called to end the work of a cgroup, or after it was frozen or thawed.
-pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>) + Send + Sync;
+/// It is not called if it was registered since the given moment.
+pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>, Moment) + Send + Sync;
+
+/// A moment between registrations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(u64);
+
+impl Moment {
+    /// After all registrations before it.
+    pub(crate) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Relaxed: one number, which only has to grow.
+        Moment(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// The callbacks of one cgroup. Each list is one pointer until its first callback is registered.
 pub(crate) struct Callbacks<N: 'static> {

@@ -22,11 +22,11 @@ pub(crate) struct Run<'a> {
 }
 
 impl Running {
-    /// `None` when another thread is stuck in it.
-    pub(crate) fn begin(&self) -> Option<Run<'_>> {
-        let now = Instant::now();
+    /// `None` when another thread is stuck in it, or in it at all.
+    pub(crate) fn begin(&self, spares_busy: bool) -> Option<Run<'_>> {
+        let (now, most) = (Instant::now(), if spares_busy { Duration::ZERO } else { STUCK });
         let mut begun = lock_with_room(|| self.0.lock());
-        if begun.iter().any(|since| now.saturating_duration_since(*since) >= STUCK) {
+        if begun.iter().any(|since| now.saturating_duration_since(*since) >= most) {
             return None;
         }
         begun.push(now);
