@@ -75,6 +75,7 @@ pub use handle::throttle::Throttle;
 pub use notify::callbacks::{OomAnswer, ReclaimReason};
 pub use notify::counts::{EventKind, MemcgEvents};
 pub use notify::inside::HookScope;
+pub(crate) use notify::inside::drop_outside;
 pub use notify::registration::Registration;
 pub use notify::tree_watch::{TreeEvent, TreeEvents, TreeWatch};
 pub use notify::watch::EventWatch;

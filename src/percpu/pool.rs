@@ -35,7 +35,9 @@ use crossbeam_utils::CachePadded;
 use super::PerCpu;
 use super::idle_lists::IdleLists;
 use super::object::Source;
-use crate::memcg::{AllocError, Charge, Memcg, Registration, contained_while_unwinding};
+use crate::memcg::{
+    AllocError, Charge, Memcg, Registration, contained_while_unwinding, drop_outside,
+};
 use crate::sys::locks::Mutex;
 use crate::sys::own::own;
 use crate::sys::{CpuId, gate};
@@ -330,7 +332,10 @@ impl<T> PerCpuPool<T> {
         let hook = memcg.on_reclaim(ORDER, move |request| {
             let Some(pool) = pool.upgrade() else { return 0 };
             let count = request.bytes.div_ceil(pool.bytes);
-            pool.shrink(count.try_into().unwrap_or(usize::MAX)) as u64 * pool.bytes
+            let freed = pool.shrink(count.try_into().unwrap_or(usize::MAX)) as u64 * pool.bytes;
+            // What its functions have captured is not dropped inside of a hook.
+            Arc::into_inner(pool).into_iter().for_each(drop_outside);
+            freed
         });
         Ok(PerCpuPool { _hook: hook, inner })
     }

@@ -74,6 +74,5 @@ pub(crate) use this_cpu::{
     lock_fallback, pop_fallback, push_fallback, try_add_fallback,
 };
 pub use this_cpu::{ByConcurrency, ByCpu, CopyIndex, LocalInt, RegisteredBy, ThisCpu, Tier};
-#[cfg(feature = "tracing")]
 pub(crate) use thread_state::of_thread;
 pub(crate) use try_update::try_update;

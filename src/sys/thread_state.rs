@@ -1,4 +1,4 @@
-//! What [`locks`](super::locks), [`own`](super::own) and [`telemetry`](crate::telemetry) keep for each
+//! What [`locks`](super::locks), [`own`](super::own), callbacks and [`telemetry`](crate::telemetry) keep for each
 //! thread, in one variable: a library that is loaded late gets little thread-local storage.
 
 use std::cell::Cell;
@@ -20,6 +20,8 @@ pub(crate) struct ThreadState {
     pub(super) runs_later: Cell<bool>,
     /// For what it allocates.
     pub(super) allocates_for: Cell<For>,
+    /// It drops what users have captured, and was left for later.
+    pub(crate) drops_later: Cell<bool>,
     /// It is in a subscriber of `tracing`.
     #[cfg(feature = "tracing")]
     pub(crate) is_telling: Cell<bool>,
@@ -34,6 +36,7 @@ thread_local! {
             held: Cell::new(0),
             runs_later: Cell::new(false),
             allocates_for: Cell::new(For::UsersFirst),
+            drops_later: Cell::new(false),
             #[cfg(feature = "tracing")]
             is_telling: Cell::new(false),
         }

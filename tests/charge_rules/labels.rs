@@ -1,7 +1,7 @@
 //! What charges are for.
 
 use std::collections::BTreeMap;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use percpu_memcg::Charge;
@@ -210,4 +210,32 @@ fn figures_of_labels_do_not_overflow() {
             }
         }
     });
+}
+
+/// A tree is dropped while charges of it get labels.
+#[test]
+fn a_label_that_comes_when_the_tree_goes_is_no_endless_loop() {
+    let (done, result) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        for round in 0..20_000 {
+            let (pcpu, tenant) = tenant();
+            let charge = tenant.charge(100).unwrap();
+            let start = Arc::new(Barrier::new(2));
+            let drops = thread::spawn({
+                let start = Arc::clone(&start);
+                move || {
+                    start.wait();
+                    drop((pcpu, tenant));
+                }
+            });
+            start.wait();
+            (0..round % 400).for_each(|_| std::hint::spin_loop());
+            let labels = ["a", "b", "c", "d"];
+            let charge = labels.into_iter().cycle().take(40).fold(charge, Charge::labelled);
+            drops.join().unwrap();
+            drop(charge);
+        }
+        done.send(())
+    });
+    result.recv_timeout(std::time::Duration::from_secs(120)).expect("it ends");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use percpu_memcg::cgroup::Registration;
-use percpu_memcg::{Charge, Limit, Memcg};
+use percpu_memcg::{Charge, Limit, Memcg, PerCpuPool};
 
 use crate::{KIB, MIB, tenants, within};
 
@@ -233,5 +233,99 @@ fn values_of_a_removed_cgroup_that_goes_last() {
         assert_eq!(drops.all(), (0, 1));
         drop(memcg);
         assert_eq!(drops.all(), (0, 2));
+    });
+}
+
+/// What a `high` callback has captured is dropped when the thread is in none, so that its charges call those
+/// that are there.
+#[test]
+fn values_of_a_high_callback_that_unregisters_itself() {
+    struct ChargesAtDrop(Memcg);
+    impl Drop for ChargesAtDrop {
+        fn drop(&mut self) {
+            drop(self.0.charge(1));
+        }
+    }
+    within(LONG, || {
+        let (pcpu, [memcg]) = tenants(["tenant"]);
+        memcg.set_high(Limit::bytes(KIB)).unwrap();
+        let own = Arc::new(Mutex::new(None::<Registration>));
+        let (value, registration) = (ChargesAtDrop(memcg.clone()), Arc::clone(&own));
+        *own.lock() = Some(memcg.on_high(move |_| {
+            let _owned = &value;
+            drop(registration.lock().take());
+        }));
+        let calls = Arc::new(AtomicU32::new(0));
+        let counts = Arc::clone(&calls);
+        let _counts = memcg.on_high(move |_| {
+            counts.fetch_add(1, Ordering::SeqCst);
+        });
+        let _above = memcg.charge(2 * KIB).unwrap();
+        assert_eq!(calls.load(Ordering::SeqCst), 2, "once for each charge");
+        drop(pcpu);
+    });
+}
+
+/// A pool goes while its own hook runs, and with it what its functions have captured.
+#[test]
+fn values_of_a_pool_that_goes_while_its_hook_frees_objects() {
+    type Slot = Arc<Mutex<Option<PerCpuPool<DropsPool>>>>;
+    struct DropsPool(Slot);
+    impl Drop for DropsPool {
+        fn drop(&mut self) {
+            let pool = self.0.lock().take();
+            drop(pool);
+        }
+    }
+    within(LONG, || {
+        let (_pcpu, [memcg]) = tenants(["tenant"]);
+        let (drops, slot) = (Drops::default(), Slot::default());
+        let (value, of_objects) = (drops.asks(&memcg), Arc::clone(&slot));
+        let pool = PerCpuPool::new_for(
+            &memcg,
+            move |_| {
+                let _owned = &value;
+                DropsPool(Arc::clone(&of_objects))
+            },
+            |_| (),
+        );
+        let pool = pool.unwrap();
+        drop(pool.take(&memcg).unwrap());
+        assert_eq!(pool.idle(), 1);
+        *slot.lock() = Some(pool);
+        let _rest = memcg.charge_forced(MIB);
+        assert!(memcg.charge(1).is_err());
+        assert_eq!(drops.all(), (0, 1));
+    });
+}
+
+/// A hook removes many cgroups that have hooks with values: they are dropped one after the other, and not
+/// one within the other.
+#[test]
+fn values_of_many_cgroups_removed_by_a_hook() {
+    const MANY: u32 = 20_000;
+    within(10 * LONG, || {
+        let (_pcpu, [parent]) = tenants(["parent"]);
+        parent.set_max(Limit::bytes(256 * MIB)).unwrap();
+        let drops = Drops::default();
+        let children: Vec<Memcg> = (0..MANY)
+            .map(|child| {
+                let child = parent.create(&child.to_string()).unwrap();
+                // Nothing but the cgroup holds the callback.
+                let value = drops.asks(&parent);
+                child.on_kill(move |_| assert!(value.charge.bytes() > 0)).detach();
+                child
+            })
+            .collect();
+        let children = Mutex::new(children);
+        // So that each drop asks a hook, and leaves one.
+        let _all = parent.charge_forced(256 * MIB);
+        let _hook = parent.on_reclaim(-1, move |_| {
+            let children = std::mem::take(&mut *children.lock());
+            children.iter().for_each(|child| child.remove().unwrap());
+            0
+        });
+        assert!(parent.charge(1).is_err());
+        assert_eq!(drops.all(), (0, MANY));
     });
 }

@@ -62,7 +62,7 @@ pub(crate) fn pass(from: &Token, to: &Token, bytes: u64) {
 
 impl Node {
     /// The token of a label of this cgroup, or of its nearest live ancestor. `None` where there is none
-    /// yet and the thread holds a lock.
+    /// yet and the thread holds a lock, and when the tree was dropped.
     pub(crate) fn labelled(self: &Arc<Self>, label: &'static str) -> Option<TokenRef> {
         let node = self.live();
         if let Some(token) = node.token_of(label) {
@@ -79,7 +79,8 @@ impl Node {
         if node.is_gone() {
             drop(inherited);
             drop(new);
-            return node.labelled(label);
+            // Each time of a cgroup further up.
+            return if node.has_tree() { node.labelled(label) } else { None };
         }
         if let Some(token) = node.token_of(label) {
             drop(inherited);

@@ -13,8 +13,11 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
+use crate::memcg::notify::watch::contained;
 use crate::memcg::sync;
+use crate::sys::of_thread;
 use crate::sys::own::own;
 
 /// Tells trees apart as long as they exist: an address that is a multiple of 8.
@@ -111,15 +114,39 @@ impl Drop for Inside {
         let mut marks = OWN.with(Cell::get);
         marks[self.index] = 0;
         OWN.with(|own| own.set(marks));
-        // A loop in place of recursion: they may be many.
-        while !Inside::is_any()
-            && let Ok(Some(later)) = KEPT.try_with(|kept| kept.later.take())
-        {
-            let Later { value, before } = *later;
-            KEPT.with(|kept| kept.later.set(before));
-            drop(value);
+        if !Inside::is_any() {
+            drop_later();
         }
     }
+}
+
+/// Drops what was left for later. A loop in place of recursion: they may be many, and may charge.
+fn drop_later() {
+    /// What is left when a drop panics: a second panic would end the process.
+    struct Rest;
+    impl Drop for Rest {
+        fn drop(&mut self) {
+            while let Some(value) = take_later() {
+                contained(|| drop(value));
+            }
+            of_thread(|thread| thread.drops_later.set(false));
+        }
+    }
+    if of_thread(|thread| thread.drops_later.replace(true)) {
+        return;
+    }
+    let _rest = Rest;
+    while !thread::panicking()
+        && let Some(value) = take_later()
+    {
+        drop(value);
+    }
+}
+
+fn take_later() -> Option<Box<dyn Any>> {
+    let Later { value, before } = *KEPT.try_with(|kept| kept.later.take()).ok()??;
+    KEPT.with(|kept| kept.later.set(before));
+    Some(value)
 }
 
 /// Drops a value of a user when the thread is inside of nothing: now, or when it left the callback.
@@ -244,8 +271,6 @@ impl Drop for HookScope {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
-
     use super::*;
 
     const TREES: [TreeKey; 2] = [TreeKey(16), TreeKey(32)];
