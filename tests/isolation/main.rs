@@ -7,6 +7,7 @@
 //! | `workers` | threads that work for a hook; hooks of several trees |
 //! | `drops` | where captured values are dropped |
 //! | `batches` | how often hooks are asked above `high` |
+//! | `reenter` | code of users that calls everything |
 //! | `cancelled` | throttling that is cut short |
 //! | `wakers` | wakers that panic or do not return |
 
@@ -15,6 +16,7 @@ mod cancelled;
 mod drops;
 mod lies;
 mod others;
+mod reenter;
 mod wakers;
 mod workers;
 

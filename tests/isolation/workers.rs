@@ -1,8 +1,9 @@
 //! "Inside of a hook" belongs to a tree, and can be handed to a thread that works for the hook.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use percpu_memcg::cgroup::{HookScope, OomAnswer, ReclaimRequest};
@@ -293,4 +294,29 @@ fn scopes_that_are_over_take_no_place() {
         assert!(tenant.charge(KIB).is_err());
     }
     assert_eq!(asked.load(Ordering::Relaxed), 10);
+}
+
+/// A turn that was kept for long makes no thread call the hook that waits for it.
+#[test]
+fn a_worker_that_nobody_told_is_not_asked_itself() {
+    let (_pcpu, [tenant]) = tenants(["tenant"]);
+    let jobs = Mutex::new(worker());
+    let _all = tenant.charge(MIB).unwrap();
+    let was_slow = AtomicBool::new(false);
+    let _slow = tenant.on_reclaim(0, move |_| {
+        if !was_slow.swap(true, Ordering::SeqCst) {
+            thread::sleep(PATIENCE + Duration::from_millis(300));
+        }
+        0
+    });
+    let _hook = tenant.on_reclaim(1, {
+        let tenant = tenant.clone();
+        move |_| {
+            let tenant = tenant.clone();
+            on(&jobs.lock(), move || assert!(tenant.charge(1).is_err()));
+            0
+        }
+    });
+    let tenant = tenant.clone();
+    assert!(within(PATIENCE + SLACK, move || tenant.charge(1)).is_err());
 }
