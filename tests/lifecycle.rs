@@ -294,6 +294,46 @@ fn calls_grow_with_the_callbacks_and_no_faster() {
     }
 }
 
+/// A thread that ends calls back as well, while its thread-local values are dropped, and recurses no more than
+/// others.
+#[test]
+fn a_thread_that_ends_does_not_recurse() {
+    struct FreezesAtEnd(Memcg);
+    impl Drop for FreezesAtEnd {
+        fn drop(&mut self) {
+            self.0.freeze().unwrap();
+        }
+    }
+    thread_local! {
+        static AT_END: std::cell::RefCell<Option<FreezesAtEnd>> = const { std::cell::RefCell::new(None) };
+    }
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let calls = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&calls);
+    let _callback = tenant.on_freeze(move |tenant| {
+        let count = {
+            let mut calls = counted.lock().unwrap();
+            *calls += 1;
+            *calls
+        };
+        if count < 1000 {
+            tenant.thaw().unwrap();
+            tenant.freeze().unwrap();
+        }
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Dropped after the library's own, which is first used below.
+            AT_END.set(Some(FreezesAtEnd(tenant.clone())));
+            tenant.freeze().unwrap();
+            tenant.thaw().unwrap();
+            *calls.lock().unwrap() = 0;
+        });
+    });
+    assert!((1..=4).contains(&*calls.lock().unwrap()), "{calls:?}");
+}
+
 /// A callback that registers others, and does it again, is no endless loop.
 #[test]
 fn callbacks_that_register_callbacks_end() {

@@ -209,8 +209,12 @@ impl Spread {
     fn new(memcg: &Memcg) -> Option<Self> {
         let charge = memcg.charge_with(size_of::<Spread>() as u64, Gfp::NOWAIT).ok()?;
         let local = match PerCpu::zeroed_from(Source::MemcgWith(memcg, Gfp::NOWAIT)) {
-            // No room without blocking, which is no reason to stay one word.
-            Err(error) if !error.is_limit() => PerCpu::zeroed_for(memcg).ok()?,
+            // No room without blocking, which is no reason to stay one word. An addition asks no hooks.
+            Err(error) if !error.is_limit() => {
+                let word = size_of::<Local<i64>>() as u64;
+                charge.try_grow(memcg.tree().cost_of(word, word).ok()?).ok()?;
+                PerCpu::zeroed_from(Source::Tree(memcg.tree())).ok()?
+            }
             result => result.ok()?,
         };
         Some(Spread { before: AtomicI64::new(0), local, _charge: charge })
@@ -297,6 +301,20 @@ mod tests {
             counters.iter().for_each(|counter| counter.add(amount, &tenant));
             assert_eq!(counters[0].sum(), counters[1].sum(), "{amount}");
         }
+    }
+
+    /// It may be called under a lock that hooks take.
+    #[test]
+    fn an_addition_asks_no_hooks() {
+        let (pcpu, tenant) = with_tenant();
+        tenant.set_high(Limit::bytes(1)).unwrap();
+        let _hook = tenant.on_reclaim(0, |_| panic!("a hook"));
+        let counters = [(); 100].map(|()| DualModeCounter::new());
+        counters.iter().for_each(|counter| switch(counter, &tenant));
+        assert!(counters.iter().all(DualModeCounter::is_per_cpu));
+        assert_eq!(tenant.current(), 100 * OBJECT);
+        drop((counters, pcpu));
+        assert_eq!(tenant.current(), 0);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
 use crate::memcg::notify::callbacks::{Callbacks, LifeCallback, Moment};
 use crate::memcg::notify::registration::{Registration, Registry};
+use crate::sys::of_thread;
 use crate::sys::own::Own;
 
 impl Memcg {
@@ -219,10 +220,12 @@ impl Memcg {
         let callbacks = callbacks_of(&nodes, of, most);
         let count = callbacks.len();
         let mut own = Some(callbacks);
-        // A thread that ends has no such variable any more, and calls what it was given.
-        if UNDER_WAY.try_with(|under_way| under_way.begin_or_add(&mut own)) == Ok(false) {
-            return count;
-        }
+        // A thread that ends has no such variable any more, and calls what it was given first.
+        let _alone = match UNDER_WAY.try_with(|under_way| under_way.begin_or_add(&mut own)) {
+            Ok(true) => None,
+            Err(_) if !of_thread(|thread| thread.calls_alone.replace(true)) => Some(Alone),
+            _ => return count,
+        };
         let mut next = || match &mut own {
             Some(own) => own.pop_front(),
             None => UNDER_WAY.try_with(UnderWay::next).ok().flatten(),
@@ -281,6 +284,15 @@ fn callbacks_of(nodes: &[Arc<Node>], of: Kind, most: usize) -> VecDeque<Callback
     };
     let _own = Own::begin();
     nodes.iter().flat_map(of_node).collect()
+}
+
+/// A thread that ends calls what it was given until this is dropped.
+struct Alone;
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        of_thread(|thread| thread.calls_alone.set(false));
+    }
 }
 
 /// What this thread has to call. `None` while it is in no call.
