@@ -301,6 +301,7 @@ fn a_thread_that_ends_does_not_recurse() {
     struct FreezesAtEnd(Memcg);
     impl Drop for FreezesAtEnd {
         fn drop(&mut self) {
+            self.0.thaw().unwrap();
             self.0.freeze().unwrap();
         }
     }
@@ -331,7 +332,8 @@ fn a_thread_that_ends_does_not_recurse() {
             *calls.lock().unwrap() = 0;
         });
     });
-    assert!((1..=4).contains(&*calls.lock().unwrap()), "{calls:?}");
+    // Once for each of the two.
+    assert!((1..=2).contains(&*calls.lock().unwrap()), "{calls:?}");
 }
 
 /// A callback that registers others, and does it again, is no endless loop.
