@@ -323,15 +323,16 @@ fn a_thread_that_ends_does_not_recurse() {
             tenant.freeze().unwrap();
         }
     });
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // Dropped after the library's own, which is first used below.
-            AT_END.set(Some(FreezesAtEnd(tenant.clone())));
-            tenant.freeze().unwrap();
-            tenant.thaw().unwrap();
-            *calls.lock().unwrap() = 0;
-        });
+    let (memcg, count) = (tenant.clone(), Arc::clone(&calls));
+    // A scope does not wait for thread-local values.
+    let thread = std::thread::spawn(move || {
+        // Dropped after the library's own, which is first used below.
+        AT_END.set(Some(FreezesAtEnd(memcg.clone())));
+        memcg.freeze().unwrap();
+        memcg.thaw().unwrap();
+        *count.lock().unwrap() = 0;
     });
+    thread.join().unwrap();
     // Once for each of the two.
     assert!((1..=2).contains(&*calls.lock().unwrap()), "{calls:?}");
 }
