@@ -24,7 +24,17 @@ const FILES: &[(&str, &[&str])] = &[
     ("stock", &["word", "cpu_set", "objcg", "grants", "mod"]),
     (
         "notify",
-        &["inside", "registration", "running", "callbacks", "counts", "watch", "tree_watch", "mod"],
+        &[
+            "counts",
+            "watch",
+            "timer",
+            "tree_watch",
+            "inside",
+            "registration",
+            "running",
+            "callbacks",
+            "mod",
+        ],
     ),
     (
         "node",
