@@ -180,6 +180,86 @@ fn bad_input_has_the_kernels_error_number_and_changes_nothing() {
     assert_eq!(files.write("memory.max", ""), Ok(0), "an empty write does nothing");
 }
 
+/// What hostile values do, for each kind of file: the error number, or 0.
+#[test]
+fn every_hostile_value_is_taken_or_refused_as_documented() {
+    use libc::{EAGAIN, EINVAL, EOPNOTSUPP, ERANGE, ESRCH};
+    let columns = ["memory.max", "cgroup.max.depth", "memory.oom.group", "cgroup.freeze"];
+    let more = ["cgroup.kill", "cgroup.type", "cgroup.subtree_control", "memory.reclaim"];
+    let files = columns.into_iter().chain(more).chain(["cgroup.procs"]);
+    let long = "9".repeat(5000);
+    let zeros = format!("{}1", "0".repeat(5000)); // octal, as one with fewer zeros
+    #[rustfmt::skip]
+    let table: &[(&str, [i32; 9])] = &[
+        ("", [0; 9]),
+        (" ", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, 0, EINVAL, EINVAL]),
+        ("\t", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, 0, EINVAL, EINVAL]),
+        ("\n", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, 0, EINVAL, EINVAL]),
+        ("\0", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, 0, EINVAL, EINVAL]),
+        ("\0max", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, 0, EINVAL, EINVAL]),
+        ("max", [0, 0, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL]),
+        ("max\0", [0, 0, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL]),
+        ("max\0junk", [0, 0, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL]),
+        ("\x0b max\r\n", [0, 0, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL]),
+        ("MAX", [EINVAL; 9]),
+        ("max max", [EINVAL; 9]),
+        ("\u{a0}max", [EINVAL; 9]),
+        ("\u{ff15}", [EINVAL; 9]), // a digit, but not one of C
+        ("-1", [EINVAL, ERANGE, EINVAL, ERANGE, ERANGE, EINVAL, EINVAL, EINVAL, EINVAL]),
+        ("-0", [EINVAL, 0, 0, 0, ERANGE, EINVAL, EINVAL, EINVAL, 0]),
+        ("+1", [EINVAL, 0, 0, 0, 0, EINVAL, EINVAL, EINVAL, EOPNOTSUPP]),
+        ("0x1", [0, 0, 0, 0, 0, EINVAL, EINVAL, EAGAIN, EOPNOTSUPP]),
+        ("0X", [EINVAL; 9]),
+        ("08", [EINVAL; 9]),
+        ("0b1", [EINVAL; 9]),
+        ("1_000", [EINVAL; 9]),
+        ("1 2", [EINVAL; 9]),
+        ("1\n2", [EINVAL; 9]),
+        ("1.5G", [EINVAL; 9]),
+        ("1e3", [EINVAL; 9]),
+        ("1K", [0, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EAGAIN, EINVAL]),
+        ("1e", [0, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EAGAIN, EINVAL]),
+        ("K", [EINVAL; 9]),
+        ("2147483647", [0, 0, EINVAL, ERANGE, ERANGE, EINVAL, EINVAL, EAGAIN, ESRCH]),
+        ("2147483648", [0, ERANGE, ERANGE, ERANGE, ERANGE, EINVAL, EINVAL, EAGAIN, EINVAL]),
+        ("18446744073709551615", [0, ERANGE, ERANGE, ERANGE, ERANGE, EINVAL, EINVAL, EAGAIN, EINVAL]),
+        ("18446744073709551616", [ERANGE, ERANGE, ERANGE, ERANGE, ERANGE, EINVAL, EINVAL, ERANGE, EINVAL]),
+        ("16E", [ERANGE, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, ERANGE, EINVAL]),
+        (&long, [ERANGE, ERANGE, ERANGE, ERANGE, ERANGE, EINVAL, EINVAL, ERANGE, EINVAL]),
+        (&zeros, [0, 0, 0, 0, 0, EINVAL, EINVAL, EAGAIN, EOPNOTSUPP]),
+        ("threaded", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EOPNOTSUPP, EINVAL, EINVAL, EINVAL]),
+        ("+memory", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, 0, EINVAL, EINVAL]),
+        ("+memory\0 +cpu", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, 0, EINVAL, EINVAL]),
+        ("+memory\n+memory", [EINVAL; 9]),
+        ("+memory\n +memory", [EINVAL; 9]), // the line feed is within, and so part of a name
+        ("+memory -memory +memory", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, 0, EINVAL, EINVAL]),
+        ("-memory", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EOPNOTSUPP, EINVAL, EINVAL]),
+        ("+memory,+memory", [EINVAL; 9]),
+        ("1 swappiness=201", [EINVAL; 9]),
+        ("1 swappiness=60", [EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, EAGAIN, EINVAL]),
+    ];
+    let (pcpu, _tenant, _) = tenant();
+    for (column, file) in files.enumerate() {
+        for (text, errnos) in table {
+            let files = pcpu.root().create("fresh").unwrap().files();
+            let written = files.write(file, text);
+            let errno = written.as_ref().map_or_else(|error| error.errno(), |_| 0);
+            assert_eq!(errno, errnos[column], "{file} {text:.20?}: {written:?}");
+            assert!(written.is_err() || written == Ok(text.len()));
+            pcpu.root().attach_thread().unwrap();
+            pcpu.files().remove("fresh").unwrap();
+        }
+    }
+    for same in ["memory.high", "memory.low", "memory.min"] {
+        for (text, errnos) in table {
+            let files = pcpu.root().create("fresh").unwrap().files();
+            let errno = files.write(same, text).map_or_else(|error| error.errno(), |_| 0);
+            assert_eq!(errno, errnos[0], "{same} {text:.20?}");
+            pcpu.files().remove("fresh").unwrap();
+        }
+    }
+}
+
 #[test]
 fn the_one_controller_is_always_on() {
     let (pcpu, _tenant, files) = tenant();

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use percpu_memcg::cgroup::MemcgEvents;
+use percpu_memcg::cgroup::{EventKind, MemcgEvents, OomAnswer};
 use percpu_memcg::{Limit, Memcg, PerCpuAllocator};
 
 /// No test waits longer for what has to come.
@@ -218,4 +218,112 @@ fn a_waker_may_hold_the_last_handle_of_the_tree() {
     tenant.remove().unwrap();
     drop(tenant);
     assert!(watches.iter_mut().all(|watch| is_removed(watch.wait_timeout(Duration::ZERO))));
+}
+
+#[test]
+fn a_watch_of_a_tree_ends_with_its_cgroup() {
+    for (name, end) in ENDS {
+        let (pcpu, tenant) = tenant();
+        let hour = Duration::from_secs(3600);
+        let watches = [(); 2].map(|()| tenant.watch_tree(hour));
+        let [mut of_thread, mut of_task] = watches;
+        let waiting = thread::spawn(move || {
+            let last = of_thread.wait_timeout(LONG);
+            let again = [(); 3].map(|()| of_thread.wait_timeout(Duration::MAX));
+            again.into_iter().chain([last]).all(|batch| batch.is_some_and(|batch| batch.ended))
+        });
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_time().build().unwrap();
+        let task = async move { tokio::time::timeout(LONG, of_task.changed()).await };
+        let task = runtime.spawn(task);
+        thread::sleep(SHORT);
+        assert!(!waiting.is_finished() && !task.is_finished());
+        end(pcpu, tenant);
+        assert!(waiting.join().unwrap(), "{name}");
+        assert!(runtime.block_on(task).unwrap().expect("woken").ended, "{name}");
+    }
+}
+
+#[test]
+fn a_watch_of_a_tree_tells_nothing_of_a_cgroup_with_the_same_path() {
+    let (pcpu, tenant) = tenant();
+    let mut before = tenant.watch_tree(Duration::ZERO);
+    let mut of_child = tenant.create("child").unwrap().watch_tree(Duration::ZERO);
+    tenant.find("child").unwrap().remove().unwrap();
+    assert!(of_child.wait_timeout(Duration::ZERO).is_some_and(|batch| batch.ended));
+    assert!(before.wait_timeout(Duration::ZERO).is_none(), "a descendant is no end");
+    tenant.set_max(Limit::bytes(0)).unwrap();
+    tenant.try_charge(1).unwrap_err();
+    tenant.remove().unwrap();
+    let after = tenant.watch_tree(Duration::ZERO);
+
+    let other = pcpu.root().create("tenant").unwrap();
+    let mut of_other = other.watch_tree(Duration::ZERO);
+    other.set_max(Limit::bytes(0)).unwrap();
+    other.try_charge(1).unwrap_err();
+    let last = before.wait_timeout(Duration::ZERO).unwrap();
+    assert!(last.ended && last.events.len() == 1 && last.events[0].count == 1, "{last:?}");
+    for mut ended in [before, after, of_child] {
+        let batch = ended.wait_timeout(Duration::ZERO).unwrap();
+        assert!(batch.ended && batch.events.is_empty(), "{batch:?}");
+    }
+    let told = of_other.wait_timeout(Duration::ZERO).unwrap();
+    assert!(!told.ended && told.events[0].kind == EventKind::Max);
+}
+
+/// Each round a watch of a tree begins to wait while the cgroup is removed.
+#[test]
+fn a_removal_is_never_missed_by_a_watch_of_a_tree() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    for round in 0..1000 {
+        let tenant = pcpu.root().create("tenant").unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| tenant.watch_tree(Duration::MAX).wait_timeout(LONG));
+            (0..round % 50 * 20).for_each(|_| std::hint::spin_loop());
+            tenant.remove().unwrap();
+            assert!(waiting.join().unwrap().is_some_and(|batch| batch.ended), "round {round}");
+        });
+    }
+}
+
+/// The callback asks for time, during which the cgroup is removed.
+#[test]
+fn lowering_a_limit_ends_with_the_cgroup() {
+    let (_pcpu, tenant) = tenant();
+    let held = tenant.charge(1000).unwrap();
+    let (asked, is_asked) = std::sync::mpsc::channel();
+    let _callback = tenant.on_oom(move |_| {
+        asked.send(()).unwrap();
+        OomAnswer::Later(LONG)
+    });
+    let lowering = {
+        let tenant = tenant.clone();
+        thread::spawn(move || tenant.set_max(Limit::bytes(10)))
+    };
+    is_asked.recv_timeout(LONG).unwrap();
+    let since = Instant::now();
+    tenant.remove().unwrap();
+    lowering.join().unwrap().unwrap();
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    assert_eq!(held.bytes(), 1000);
+}
+
+#[test]
+fn a_throttle_of_a_removed_cgroup_is_one_of_those_above() {
+    let (pcpu, parent) = tenant();
+    let child = parent.create("child").unwrap();
+    child.set_high(Limit::bytes(1000)).unwrap();
+    let held = child.charge(100_000).unwrap();
+    child.remove().unwrap();
+    let before = (child.events(), parent.events());
+    for _ in 0..3 {
+        assert!(child.throttle().is_zero());
+    }
+    assert_eq!((child.events(), parent.events()), before, "nothing is above `high` any more");
+
+    parent.set_high(Limit::bytes(1000)).unwrap();
+    let more = child.charge(100_000).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert!(!runtime.block_on(child.throttled()).is_zero(), "the parent pays, and is above");
+    assert_eq!(child.events(), before.0);
+    drop((held, more, pcpu));
 }

@@ -35,7 +35,8 @@ use crate::telemetry;
 /// The usage, if it is above `high`. The stocks below are empty in that case, so all of it is in
 /// use.
 fn above_high(node: &Arc<Node>) -> Option<u64> {
-    if node.is_root() || !node.counter().is_above_high() {
+    // The counter of a removed cgroup keeps what its parent pays for now (M4).
+    if node.is_root() || !node.counter().is_above_high() || node.is_removed() {
         return None;
     }
     // T4.
@@ -131,9 +132,10 @@ pub(crate) struct Penalty {
 }
 
 impl Penalty {
-    /// Reclaims at a cgroup and its ancestors while that frees something. The delay is for the usage
-    /// that is still above `high`.
+    /// Reclaims at a cgroup and its ancestors while that frees something; from the nearest live ancestor
+    /// if it is removed, where its charges go. The delay is for the usage that is still above `high`.
     pub(crate) fn new(node: &Arc<Node>) -> Self {
+        let node = node.live();
         let mut penalty = Penalty {
             node: Arc::clone(node),
             bytes: node.counter().take_over_high(),

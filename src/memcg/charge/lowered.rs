@@ -10,8 +10,11 @@ use crate::memcg::node::turn::Patience;
 use crate::memcg::notify::callbacks::{OomAnswer, ReclaimReason};
 use crate::memcg::notify::counts::EventKind;
 
-/// Usage above a bound, including bytes in stocks.
+/// Usage above a bound, including bytes in stocks. 0 for a removed cgroup, which pays for nothing.
 fn above(node: &Node, bound: Bound) -> u64 {
+    if node.is_gone() {
+        return 0;
+    }
     node.counter().usage().saturating_sub(node.counter().get(bound).number())
 }
 

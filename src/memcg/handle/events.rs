@@ -49,9 +49,10 @@ impl Memcg {
     /// the kinds of the events, in batches that are at least `interval` apart.
     ///
     /// For one monitor of a whole service, which does not know the cgroups that come and go: the root's
-    /// watch tells of all. What belongs to the subtree is decided by path. So a cgroup that is created
-    /// again with the same path is watched as well. See [`TreeWatch`] for an example.
+    /// watch tells of all. See [`TreeWatch`] for an example, and for what happens when this cgroup is
+    /// removed.
     pub fn watch_tree(&self, interval: Duration) -> TreeWatch {
-        self.node().shared.tree_watches.get_or_init().watch(&self.path(), interval)
+        let watches = self.node().shared.tree_watches.get_or_init();
+        watches.watch(self.node().events.observed(), interval)
     }
 }

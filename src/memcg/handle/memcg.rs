@@ -168,8 +168,8 @@ impl Memcg {
     /// to the objects.
     ///
     /// The handle stays usable for reading. Creating children, attaching threads and setting limits
-    /// fail. Removing a removed cgroup does nothing. [Watches](Memcg::watch_events) of this cgroup are
-    /// woken by the calling thread, under no lock.
+    /// fail. Removing a removed cgroup does nothing. [Watches](Memcg::watch_events) of this cgroup
+    /// end, and are woken by the calling thread, under no lock.
     ///
     /// # Errors
     ///

@@ -42,6 +42,7 @@ use crate::memcg::notify::callbacks::Callbacks;
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::inside;
 use crate::memcg::notify::registration::{Registration, Registry};
+use crate::memcg::notify::watch::Observed;
 use crate::memcg::notify::{self, Events};
 use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::{Inherited, ObjCgroup, ObjcgRef};
@@ -338,7 +339,7 @@ impl Node {
     pub(crate) fn raise(&self, kind: EventKind) {
         notify::raise(kind, self.event_levels());
         if let Some(watches) = self.shared.tree_watches.get() {
-            watches.raise(kind, || self.path());
+            watches.raise(kind, || self.path(), |of| self.is_at_or_below(of));
         }
         if kind == EventKind::OomKill {
             telemetry::oom_kill(|| self.path());
@@ -348,6 +349,17 @@ impl Node {
     /// Counts an event of this cgroup, and wakes nobody: a watch sees it when it looks.
     pub(crate) fn count_event(&self, kind: EventKind) {
         notify::count(kind, self.event_levels());
+    }
+
+    /// True for the events of this cgroup and of its ancestors.
+    fn is_at_or_below(&self, of: &Observed) -> bool {
+        self.events.are(of) || self.ancestors_above().any(|above| above.events.are(of))
+    }
+
+    /// It was removed: tells the watches. Under no lock, because wakers run.
+    pub(crate) fn end_watches(&self) {
+        self.events.end();
+        self.shared.tree_watches.get().iter().for_each(|watches| watches.end());
     }
 
     fn event_levels(&self) -> impl Iterator<Item = (&Events, bool)> {

@@ -236,12 +236,16 @@ fn no_wake_up_is_lost() {
 #[test]
 fn batch_of_tree_is_collected_without_allocating_under_its_lock() {
     let watches = TreeWatches::default();
-    let mut batches = [(); 2].map(|()| watches.watch("/", Duration::ZERO));
+    let of = Arc::new(Observed::default());
+    let mut batches = [(); 2].map(|()| watches.watch(Arc::clone(&of), Duration::ZERO));
     thread::scope(|scope| {
         for thread in 0..4 {
             let watches = &watches;
             scope.spawn(move || {
-                let raise = |n| watches.raise(EventKind::Max, || format!("/{thread}/{}", n % 1500));
+                let raise = |n| {
+                    let path = || format!("/{thread}/{}", n % 1500);
+                    watches.raise(EventKind::Max, path, |_| true);
+                };
                 (0..3000).for_each(raise);
             });
         }

@@ -41,6 +41,9 @@ pub(crate) mod watch;
 #[path = "events_tests.rs"]
 mod tests;
 
+use std::ptr;
+use std::sync::Arc;
+
 use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
 use crate::memcg::notify::watch::{EventWatch, Observed};
 use crate::memcg::once_arc::OnceArc;
@@ -112,6 +115,16 @@ impl Events {
 
     /// A watch that starts with the present counts.
     pub(crate) fn watch(&self) -> EventWatch {
-        EventWatch::new(self.hierarchical.get_or_init())
+        EventWatch::new(self.observed())
+    }
+
+    /// Events of this cgroup and its descendants, and who waits for them.
+    pub(crate) fn observed(&self) -> Arc<Observed> {
+        self.hierarchical.get_or_init()
+    }
+
+    /// True for those of this cgroup.
+    pub(crate) fn are(&self, observed: &Observed) -> bool {
+        self.hierarchical.get().is_some_and(|own| ptr::eq(&*own, observed))
     }
 }

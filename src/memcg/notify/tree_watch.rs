@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::thread;
@@ -13,7 +14,7 @@ use arc_swap::ArcSwap;
 
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::timer::Sleep;
-use crate::memcg::notify::watch::{Unpark, contained};
+use crate::memcg::notify::watch::{Observed, Unpark, contained};
 use crate::sys::locks::{LeafMutex, LeafMutexGuard, make_room};
 use crate::sys::own::own;
 use crate::sys::text::Short;
@@ -24,9 +25,13 @@ const MOST: usize = 4096;
 /// Watches the events of a cgroup and of all below it; see [`Memcg::watch_tree`](crate::Memcg::watch_tree).
 ///
 /// Events are collected, and returned as a [`TreeEvents`] no sooner than an interval after the batch
-/// before it. The first batch, and the last one after the tree was dropped, are returned at once. A
-/// batch also tells of cgroups that were removed since. Nothing is lost between two calls, nor when
-/// the future of [`changed`](TreeWatch::changed) is dropped.
+/// before it. The first batch, and the last one after the end, are returned at once. A batch also tells
+/// of descendants that were removed since. Nothing is lost between two calls, nor when the future of
+/// [`changed`](TreeWatch::changed) is dropped.
+///
+/// When the cgroup itself is removed, or its tree is dropped, [`ended`](TreeEvents::ended) is true, and
+/// every call returns at once. A cgroup that is created with the same path is another one, which this
+/// does not watch.
 ///
 /// Cost: nothing for charges. An event, while there are watches, takes a lock and the path of its
 /// cgroup.
@@ -96,8 +101,8 @@ pub struct TreeEvents {
     pub events: Vec<TreeEvent>,
     /// Events for which there was no room: a batch has up to 4096 entries.
     pub omitted: u64,
-    /// The tree was dropped. No event can follow, and every call returns at once. So a loop has to end
-    /// there.
+    /// The cgroup was removed, or its tree was dropped. Every call returns at once from here on, and no
+    /// event can follow, apart from those of calls that are under way. So a loop has to end there.
     pub ended: bool,
 }
 
@@ -152,8 +157,8 @@ impl fmt::Display for TreeEvents {
 /// (L3).
 #[derive(Debug)]
 struct Watched {
-    /// The path of the cgroup whose subtree is watched, without a slash at the end.
-    below: String,
+    /// Of the cgroup whose subtree is watched.
+    of: Arc<Observed>,
     collected: LeafMutex<Collected>,
 }
 
@@ -171,45 +176,53 @@ struct Collected {
 pub(crate) struct TreeWatches(ArcSwap<Vec<Weak<Watched>>>);
 
 impl TreeWatches {
-    /// A watch of the cgroup with this path, and of those below it.
-    pub(crate) fn watch(&self, path: &str, interval: Duration) -> TreeWatch {
-        let below = own(|| path.trim_end_matches('/').to_owned());
+    /// A watch of the cgroup with these events, and of those below it.
+    pub(crate) fn watch(&self, of: Arc<Observed>, interval: Duration) -> TreeWatch {
         // What a list refers to stays longer than the watch.
-        let watched = own(|| Arc::new(Watched { below, collected: LeafMutex::default() }));
+        let watched = own(|| Arc::new(Watched { of, collected: LeafMutex::default() }));
         own(|| {
             self.0.rcu(|watches| {
                 let others = watches.iter().filter(|watch| watch.strong_count() > 0).cloned();
                 others.chain([Arc::downgrade(&watched)]).collect::<Vec<_>>()
             })
         });
+        // With the fence of `end`: either the end finds the watch, or the watch finds the end.
+        fence(Ordering::SeqCst);
+        if watched.of.has_ended() {
+            watched.end();
+        }
         TreeWatch { watched, interval, next: Some(Instant::now()), sleep: None }
     }
 
-    /// Collects an event, and wakes the watches. Under no lock, because wakers run (E3).
-    pub(crate) fn raise(&self, kind: EventKind, path: impl FnOnce() -> String) {
+    /// Collects an event, and wakes the watches of which `is_below` says that the cgroup of the event is
+    /// theirs or below it. Under no lock, because wakers run (E3).
+    pub(crate) fn raise(
+        &self,
+        kind: EventKind,
+        path: impl FnOnce() -> String,
+        is_below: impl Fn(&Observed) -> bool,
+    ) {
         let watches = self.0.load_full();
-        let mut watches = watches.iter().filter_map(Weak::upgrade).peekable();
+        let watches = watches.iter().filter_map(Weak::upgrade);
+        let mut watches = watches.filter(|watch| is_below(&watch.of)).peekable();
         if watches.peek().is_none() {
             return;
         }
         let event = own(|| TreeEvent { cgroup: path(), kind, count: 1 });
-        watches
-            .filter(|watch| watch.covers(&event.cgroup))
-            .for_each(|watch| watch.collect(own(|| event.clone())));
+        watches.for_each(|watch| watch.collect(own(|| event.clone())));
     }
 
-    /// The tree is dropped. Under no lock.
+    /// Ends the watches of cgroups that have ended: one was removed, or the tree is dropped. Under no
+    /// lock.
     pub(crate) fn end(&self) {
-        self.0.load_full().iter().filter_map(Weak::upgrade).for_each(|watch| watch.end());
+        fence(Ordering::SeqCst);
+        let watches = self.0.load_full();
+        let ended = watches.iter().filter_map(Weak::upgrade).filter(|watch| watch.of.has_ended());
+        ended.for_each(|watch| watch.end());
     }
 }
 
 impl Watched {
-    fn covers(&self, path: &str) -> bool {
-        let rest = path.strip_prefix(&*self.below);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
-
     /// Locks it, with room for one more event.
     fn lock_with_room(&self) -> LeafMutexGuard<'_, Collected> {
         loop {

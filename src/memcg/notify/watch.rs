@@ -230,7 +230,6 @@ impl Wake for Unpark {
 #[derive(Debug, Default)]
 pub(crate) struct Observed {
     counts: Counts,
-    /// The cgroup was removed, or its tree was dropped.
     has_ended: AtomicBool,
     waiters: Waiters,
 }
@@ -254,8 +253,14 @@ impl Observed {
         self.waiters.wake_all();
     }
 
+    /// The cgroup was removed, or its tree was dropped.
+    pub(crate) fn has_ended(&self) -> bool {
+        // SeqCst: see `end`.
+        self.has_ended.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn snapshot(&self) -> MemcgEvents {
-        let removed = self.has_ended.load(Ordering::SeqCst);
+        let removed = self.has_ended();
         MemcgEvents { removed, ..self.counts.snapshot() }
     }
 }

@@ -166,7 +166,7 @@ impl Tree {
         };
         let (found, left) = self.remove_locked(node, parent, look)?.unzip();
         // Under no lock (E3), because wakers run.
-        node.events.end();
+        node.end_watches();
         // It asks them no more, and they may hold its tree.
         node.drop_callbacks();
         telemetry::removed(left.flatten());

@@ -10,7 +10,8 @@
 //!
 //! * F1: amounts are in bytes and never rounded; see [`Limit`](crate::Limit) for their form.
 //! * F2: members are threads of this process, and only the calling thread can be moved. A thread that
-//!   is in no other cgroup is in the root, which lists no thread.
+//!   is in no other cgroup is in the root, which lists no thread. Threads may be in any cgroup, also
+//!   in one with children.
 //! * F3: `memory.stat` is exact, and has the lines that this crate keeps: `kernel` (all that is in
 //!   use), of it `percpu` and `charged` ([`Charge`](crate::Charge)s), and `cached`.
 //!
@@ -64,8 +65,9 @@ pub use error::FileError;
 /// (no time is measured); `memory.swap.current`, `memory.swap.events`, `memory.swap.high`,
 /// `memory.swap.max`, `memory.swap.peak`, `memory.zswap.current`, `memory.zswap.max`,
 /// `memory.zswap.writeback` (nothing is swapped); `cgroup.stat.local`, `cpu.stat`, `cpu.stat.local`
-/// (no CPU time is accounted); and the files of other controllers. No cgroup can have one of these
-/// names; see [`Memcg::create`].
+/// (no CPU time is accounted). No cgroup can have one of these names; see [`Memcg::create`]. The files
+/// of other controllers, such as `cpu.max`, are absent as well. Their names are free, as in a kernel
+/// without these controllers.
 ///
 /// # Examples
 ///

@@ -154,9 +154,9 @@ fn attach(at: &CgroupFile, text: &str) -> Result<(), FileError> {
     Ok(at.memcg.attach_thread()?)
 }
 
-/// Tokens `+memory`; the last one counts.
+/// Tokens `+memory`, with spaces between them; the last one counts.
 fn control_subtree(_at: &CgroupFile, text: &str) -> Result<(), FileError> {
-    let tokens = || text.split(' ').map(strip).filter(|token| !token.is_empty());
+    let tokens = || strip(text).split(' ').filter(|token| !token.is_empty());
     if let Some(unknown) = tokens().find(|token| !matches!(*token, "+memory" | "-memory")) {
         return Err(FileError::malformed(unknown));
     }
