@@ -45,8 +45,8 @@
 //! # Where to read on
 //!
 //! The [guide] is the way through all of it, and the [cookbook] has short programs. [`rules`] has what to
-//! know of locks, threads, forks and plugins. [`comparison`] has what else there is, and [`kernel`] is for
-//! people who know the kernel's allocator. Every error is in [`error`]. `ARCHITECTURE.md` describes layers,
+//! know of locks, threads, signals, forks, sandboxes, plugins and protection. [`comparison`] has what else
+//! there is, and [`kernel`] is for people who know the kernel's allocator. Every error is in [`error`]. `ARCHITECTURE.md` describes layers,
 //! locks and invariants.
 //!
 //! | you want | use |

@@ -327,3 +327,27 @@ fn a_throttle_of_a_removed_cgroup_is_one_of_those_above() {
     assert_eq!(child.events(), before.0);
     drop((held, more, pcpu));
 }
+
+/// The callback asks for time, during which the cgroup is removed: the parent pays, and has room.
+#[test]
+fn a_charge_that_waits_is_made_where_the_cgroup_went() {
+    let (pcpu, tenant) = tenant();
+    tenant.set_max(Limit::bytes(100)).unwrap();
+    let held = tenant.charge(100).unwrap();
+    let (asked, is_asked) = std::sync::mpsc::channel();
+    let _callback = tenant.on_oom(move |_| {
+        asked.send(()).unwrap();
+        OomAnswer::Later(LONG)
+    });
+    let charging = {
+        let tenant = tenant.clone();
+        thread::spawn(move || tenant.charge(50))
+    };
+    is_asked.recv_timeout(LONG).unwrap();
+    let since = Instant::now();
+    tenant.remove().unwrap();
+    let charged = charging.join().unwrap().unwrap();
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    assert_eq!((charged.cgroup().as_str(), pcpu.root().current()), ("/", 150));
+    drop(held);
+}
