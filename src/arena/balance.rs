@@ -13,6 +13,7 @@ use super::deferred::Dead;
 use super::state::State;
 use super::{Arena, Owner, Populate, Window};
 use crate::placement::{Balance, ChunkId, ChunkName, ChunkType, Step};
+use crate::sys::forks;
 use crate::sys::locks::MutexGuard;
 use crate::sys::{MapError, page_size};
 use crate::telemetry;
@@ -291,38 +292,46 @@ struct SignalState {
 #[derive(Debug)]
 pub(super) struct Worker {
     signal: Arc<Signal>,
+    /// A forked child has no such thread, which may have held the lock of the signal.
+    generation: u32,
 }
 
 impl Worker {
     pub(super) fn spawn<O: Owner>(arena: Weak<Arena<O>>) -> io::Result<Self> {
+        forks::watch();
         let signal = Arc::<Signal>::default();
-        let worker = Worker { signal: Arc::clone(&signal) };
+        let worker = Worker { signal: Arc::clone(&signal), generation: forks::generation() };
         thread::Builder::new().name("percpu-balance".into()).spawn(move || {
             while signal.wait() {
                 // Gone: the last user dropped the arena after waking this thread.
                 let Some(arena) = arena.upgrade() else { return };
-                arena.balance();
+                forks::between(|| {
+                    arena.balance();
+                    drop(arena);
+                });
             }
         })?;
         Ok(worker)
     }
 
     pub(super) fn wake(&self) {
-        self.signal.change(|state| state.work = true);
+        self.change(|state| state.work = true);
     }
 
     /// Lets the thread end. Does not wait: the last reference may be its own.
     pub(super) fn stop(&self) {
-        self.signal.change(|state| state.stop = true);
+        self.change(|state| state.stop = true);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut SignalState)) {
+        if self.generation == forks::generation() {
+            change(&mut self.signal.state.lock().unwrap_or_else(PoisonError::into_inner));
+            self.signal.changed.notify_one();
+        }
     }
 }
 
 impl Signal {
-    fn change(&self, change: impl FnOnce(&mut SignalState)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_one();
-    }
-
     /// Waits for work; false when there will be none.
     fn wait(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
 use crate::memcg::{Memcg, MemcgSnapshot};
-use crate::sys::forks::ProcessMark;
+use crate::sys::forks::{self, ProcessMark};
 use crate::sys::locks::{Mutex, MutexGuard};
 
 /// The figures of a tree in the last minute, and what its peak was made of.
@@ -187,7 +187,7 @@ impl History {
             let stop = Arc::clone(&stop);
             move || {
                 while !stop.is_set() {
-                    history.sample();
+                    forks::between(|| history.sample());
                     stop.wait(period);
                 }
             }

@@ -10,11 +10,16 @@
 //!   parent, generation 0: threads 1, 2, 3          2 forks
 //!   child,  generation 1: thread 2                 written down in generation 0: only of 2 it is true
 //! ```
+//!
+//! Nobody knows when a thread of the library works. So such threads do their work [`between`] forks: a child
+//! does not get locks that they hold.
 
 use std::cell::Cell;
 use std::fs;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::own::Own;
 
@@ -35,6 +40,18 @@ static HAD_THREADS: AtomicBool = AtomicBool::new(false);
 
 /// There were other threads at a fork on the way to this process.
 static LEFT_THREADS: AtomicBool = AtomicBool::new(false);
+
+/// Threads of the library that work.
+static WORKING: AtomicU32 = AtomicU32::new(0);
+
+/// Forks that are under way, for which they pause.
+static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
+
+/// The longest that a fork waits for their work. A server may be in a hook of the program.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Between two looks at the other side.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// The C library tells of forks.
 static IS_TOLD: OnceLock<bool> = OnceLock::new();
@@ -60,7 +77,7 @@ pub(crate) fn watch() {
         PROCESS.store(std::process::id(), Ordering::Relaxed);
         // SAFETY: the function is never unloaded (see `sequences`), and does what may be done in a
         // signal handler.
-        unsafe { libc::pthread_atfork(Some(before), None, Some(count)) == 0 }
+        unsafe { libc::pthread_atfork(Some(before), Some(after), Some(count)) == 0 }
     });
 }
 
@@ -78,7 +95,39 @@ pub(crate) fn left_threads() -> bool {
     LEFT_THREADS.load(Ordering::Relaxed)
 }
 
+/// Does a part of the work of a thread of the library, which no fork meets: each waits for the other. A fork
+/// does not wait for work that takes longer than [`PATIENCE`], or for work that itself forks.
+pub(crate) fn between<R>(work: impl FnOnce() -> R) -> R {
+    /// Working, since this generation.
+    struct Working(u32);
+    impl Drop for Working {
+        fn drop(&mut self) {
+            // A child that was forked in the midst of it counts none.
+            if self.0 == generation() {
+                WORKING.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+    watch();
+    let _working = loop {
+        // SeqCst, with `before`: a fork sees this thread, or this thread sees the fork.
+        WORKING.fetch_add(1, Ordering::SeqCst);
+        let working = Working(generation());
+        if UNDER_WAY.load(Ordering::SeqCst) == 0 {
+            break working;
+        }
+        drop(working);
+        thread::sleep(PAUSE);
+    };
+    work()
+}
+
 unsafe extern "C" fn before() {
+    UNDER_WAY.fetch_add(1, Ordering::SeqCst);
+    let since = Instant::now();
+    while WORKING.load(Ordering::SeqCst) > 0 && since.elapsed() < PATIENCE {
+        thread::sleep(PAUSE);
+    }
     if COUNTS_THREADS.load(Ordering::Relaxed) {
         // A cgroup without room could not pay for it.
         let _own = Own::begin();
@@ -87,7 +136,15 @@ unsafe extern "C" fn before() {
     }
 }
 
+/// In the parent, also when there is no child.
+unsafe extern "C" fn after() {
+    UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
+}
+
 unsafe extern "C" fn count() {
+    // The child has one thread, which is not under way to another fork.
+    WORKING.store(0, Ordering::SeqCst);
+    UNDER_WAY.store(0, Ordering::SeqCst);
     // Also where the child has its parent's id, in a namespace of its own.
     begin_process(std::process::id());
     if HAD_THREADS.load(Ordering::Relaxed) {

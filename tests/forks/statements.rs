@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use percpu_memcg::allocator::BalanceMode;
+use percpu_memcg::report::History;
 use percpu_memcg::this_cpu::{ThisCpu, Tier};
 use percpu_memcg::{Gfp, Limit, Local, PerCpu, PerCpuAllocator};
 
@@ -111,6 +112,31 @@ fn balance_work_of_a_child_is_the_callers() {
         pcpu.balance();
         pcpu.stats().nr_chunks < chunks
     }));
+}
+
+/// The threads of the library pause during a fork: a child does not wait for locks that they held.
+#[test]
+fn threads_of_the_library_work_between_forks() {
+    let _alone = alone();
+    let pcpu = PerCpuAllocator::builder().balance(BalanceMode::Background).build().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let _tenants: Vec<_> =
+        (0..300).map(|nth| tenant.create_scoped(&nth.to_string()).unwrap()).collect();
+    let history = Arc::new(History::of(&tenant));
+    let _sampler = History::start(&history, Duration::ZERO).unwrap();
+    let fill = || -> Vec<PerCpu<[u64; 512]>> {
+        (0..200).map(|_| PerCpu::zeroed_for(&tenant).unwrap()).collect()
+    };
+    for nth in 0..50 {
+        drop(fill()); // wakes the thread that balances
+        thread::sleep(Duration::from_micros(nth * 40));
+        assert!(in_forked_child(|| {
+            history.sample();
+            drop(fill());
+            pcpu.balance();
+            tenant.create("of a child").is_ok() && !tenant.snapshot().cgroups.is_empty()
+        }));
+    }
 }
 
 /// The threads that wake tasks after their delays are not in the child, which starts others.

@@ -57,7 +57,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::percpu::PerCpuAllocator;
 use crate::report::History;
-use crate::sys::forks::ProcessMark;
+use crate::sys::forks::{self, ProcessMark};
 
 use connection::{Connection, Stream};
 use routes::Routes;
@@ -256,13 +256,14 @@ impl Loop {
                 connection.is_ready = ready.next() == Some(true);
             }
             let mut waiting = self.connections.iter().map(Connection::waiting_bytes).sum::<usize>();
-            self.connections.retain_mut(|connection| {
+            let mut advance = |connection: &mut Connection| {
                 let before = connection.waiting_bytes();
                 let goes_on = connection.advance(&self.routes, now, waiting);
                 let after = if goes_on { connection.waiting_bytes() } else { 0 };
                 waiting = waiting + after - before;
                 goes_on
-            });
+            };
+            forks::between(|| self.connections.retain_mut(&mut advance));
             if accepts.contains(&true) && !self.accept(accepts, now) {
                 accepts_from = now + NO_DESCRIPTOR;
             }
