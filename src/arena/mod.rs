@@ -35,6 +35,7 @@ mod chunk_memory;
 mod chunks;
 mod deferred;
 mod geometry;
+mod handed_out;
 mod many;
 mod reuse;
 mod revocable;
@@ -44,7 +45,6 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::{io, ptr::NonNull};
 
@@ -62,10 +62,10 @@ pub(crate) use words::Words;
 use balance::Worker;
 use cache::Cache;
 pub(crate) use cache::CacheStats;
-use chunk_bytes::ChunkBytes;
 use chunk_memory::ChunkMemory;
 use chunks::Chunks;
 use geometry::Geometry;
+use handed_out::HandedOut;
 use state::State;
 
 /// When pages get their memory.
@@ -558,51 +558,6 @@ impl<O: Owner> Drop for Arena<O> {
 const RUNS: usize = 7;
 
 type Guard<'a, O> = MutexGuard<'a, State<O>>;
-
-/// Placed areas, neighbours, whose old content may still be there.
-struct HandedOut<'a, O: Owner> {
-    bytes: ChunkBytes<'a, O>,
-    window: Window,
-    unit: Range<usize>,
-    dirty: Option<Range<usize>>,
-    /// Inside of `dirty` (A5).
-    undefined: Option<Range<usize>>,
-    is_owned: bool,
-}
-
-impl<O: Owner> HandedOut<'_, O> {
-    /// How many areas they are, of that request.
-    fn count(&self, request: &Request) -> usize {
-        self.unit.len() / request.size()
-    }
-
-    /// Makes them hold `content`.
-    #[inline(never)]
-    fn clean(&self, machine: &Machine, content: Content) {
-        let Some(dirty) = self.dirty.clone() else { return };
-        if content == Content::Any {
-            // SAFETY: as below; no byte is read.
-            return unsafe { self.bytes.clean(machine, self.window, &dirty, content) };
-        }
-        let undefined = self.undefined.clone().unwrap_or(dirty.end..dirty.end);
-        for defined in [dirty.start..undefined.start, undefined.end..dirty.end] {
-            if defined.is_empty() {
-                continue;
-            }
-            // SAFETY: this thread placed the areas, and no other thread knows them yet. These bytes
-            // are a part of them, and have a value (A5).
-            unsafe { self.bytes.clean(machine, self.window, &defined, content) };
-        }
-        // SAFETY: as above; they need no value.
-        unsafe { self.bytes.overwrite(machine, self.window, &undefined) };
-    }
-
-    /// The first area.
-    fn allocated(&self) -> Allocated {
-        let first = self.bytes.copy(self.window, CpuId::new(0), self.unit.start);
-        Allocated { first, is_owned: self.is_owned }
-    }
-}
 
 impl Request {
     /// The window that areas of this request live in.

@@ -9,6 +9,7 @@
 mod allocator;
 mod builder;
 
+mod iter;
 mod object;
 
 mod field;
@@ -24,6 +25,7 @@ mod idle_lists;
 mod pool;
 mod raw;
 mod remains;
+mod reserve;
 mod stack;
 mod statics;
 mod unwind;
@@ -31,7 +33,7 @@ mod unwind;
 #[cfg(test)]
 mod tests;
 
-pub use allocator::{PerCpuAllocator, Reserve};
+pub use allocator::PerCpuAllocator;
 pub use builder::{BuildError, PerCpuAllocatorBuilder};
 pub use counter::PerCpuCounter;
 pub use dual_mode::DualModeCounter;
@@ -41,9 +43,11 @@ pub use histogram::{
     HistogramError, HistogramSnapshot, HistogramValue, PerCpuHistogram, exponential_bounds,
     linear_bounds,
 };
+pub use iter::{Iter, IterMut};
 pub use local::{CompactLocal, Local, LocalRef};
-pub use object::{Iter, IterMut, PerCpu};
+pub use object::PerCpu;
 pub use pool::{PerCpuPool, Pooled};
 pub use raw::PcpuPtr;
+pub use reserve::Reserve;
 pub use stack::{LocalStack, StackFull};
 pub use statics::StaticLocal;
