@@ -18,6 +18,7 @@ use percpu_memcg::{
 
 use crate::alone;
 use crate::children::in_forked_child;
+use crate::statements::a_delay_ends;
 
 /// What a thread is charging when it forks in a callback.
 const IN_FLIGHT: u64 = 77;
@@ -286,8 +287,10 @@ fn a_child_with_the_id_of_its_parent() {
             while history.samples().is_empty() {
                 thread::sleep(Duration::from_millis(1));
             }
+            assert!(a_delay_ends(&world.children[1]));
             in_new_namespace(0, || {
                 drop(sampler);
+                assert!(a_delay_ends(&world.children[1]));
                 assert_eq!(member.threads(), [1]);
                 world.use_and_drop()
             })

@@ -14,11 +14,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use std::{mem, process, thread};
+use std::{mem, thread};
 
 use arc_swap::ArcSwapOption;
 
 use crate::memcg::notify::watch::contained;
+use crate::sys::forks::ProcessMark;
 use crate::sys::locks::as_if_held;
 use crate::sys::own::own;
 
@@ -32,7 +33,7 @@ static TIMER: ArcSwapOption<Timer> = ArcSwapOption::const_empty();
 
 #[derive(Debug)]
 struct Timer {
-    process: u32,
+    process: ProcessMark,
     /// Of the standard library, whose locks do not allocate.
     state: Mutex<State>,
     /// For the thread that watches: there is a sleep that ends before the others.
@@ -52,14 +53,13 @@ struct State {
 
 impl Timer {
     fn of_this_process() -> Arc<Timer> {
-        let process = process::id();
         let before = TIMER.load_full();
-        if let Some(timer) = before.as_ref().filter(|timer| timer.process == process) {
+        if let Some(timer) = before.as_ref().filter(|timer| timer.process.is_of_this()) {
             return Arc::clone(timer);
         }
         let new = own(|| {
             let (state, sooner, unwatched) = Default::default();
-            Arc::new(Timer { process, state, sooner, unwatched })
+            Arc::new(Timer { process: ProcessMark::of_this(), state, sooner, unwatched })
         });
         TIMER.compare_and_swap(&before, Some(Arc::clone(&new)));
         // Another thread may have been first.
@@ -200,7 +200,7 @@ impl Sleep {
 
     fn stop(&mut self) {
         // A copy of the parent's has what threads of the parent may have locked.
-        let registered = self.registered.take().filter(|(of, _)| of.process == process::id());
+        let registered = self.registered.take().filter(|(of, _)| of.process.is_of_this());
         let waker = registered.and_then(|(timer, key)| timer.remove(&key));
         contained(|| drop(waker));
     }
