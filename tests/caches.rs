@@ -113,14 +113,16 @@ fn neighbours_that_live_are_left_alone() {
 /// Of any size: neighbours of an odd number of granules are at addresses of both kinds.
 #[test]
 fn the_first_refill_of_a_list_is_a_line_of_marks() {
-    for size in [4, 8, 12, 16, 20, 24, 60, 100, 252, 256, 260, 1004] {
-        let pcpu = builder(2).build().unwrap();
-        let area = alloc(&pcpu, layout(size, 4));
-        let stats = pcpu.stats();
-        assert_eq!(stats.nr_cached, (64 / (size as u64 / 4)).clamp(1, 31), "{size} bytes");
-        assert_eq!((stats.nr_alloc, stats.nr_cur_alloc), (1, 1));
-        free(&pcpu, area).unwrap();
-    }
+    on_cpu(0, || {
+        for size in [4, 8, 12, 16, 20, 24, 60, 100, 252, 256, 260, 1004] {
+            let pcpu = builder(2).build().unwrap();
+            let area = alloc(&pcpu, layout(size, 4));
+            let stats = pcpu.stats();
+            assert_eq!(stats.nr_cached, (64 / (size as u64 / 4)).clamp(1, 31), "{size} bytes");
+            assert_eq!((stats.nr_alloc, stats.nr_cur_alloc), (1, 1));
+            free(&pcpu, area).unwrap();
+        }
+    });
 }
 
 /// On one CPU, so that it is the same area.
@@ -150,7 +152,7 @@ fn sizes_are_exact_and_alignments_are_kept() {
 fn a_repeated_free_is_an_error_wherever_the_area_is() {
     let pcpu = builder(2).build().unwrap();
     let no_area = |result: Result<(), FreeError>| result.unwrap_err();
-    let area = alloc(&pcpu, layout(8, 8));
+    let area = on_cpu(0, || alloc(&pcpu, layout(8, 8)));
     let neighbours = pcpu.stats().nr_cached;
     on_cpu(0, || free(&pcpu, area).unwrap());
     for cpu in [0, 1] {
@@ -290,19 +292,21 @@ fn eight_threads_leave_nothing() {
 
 #[test]
 fn reports_tell_what_is_cached() {
-    let pcpu = builder(2).build().unwrap();
-    let text = || percpu_memcg::report::Snapshot::take(&pcpu).to_string();
-    assert!(!text().contains("cached"));
-    let area = alloc(&pcpu, layout(12, 4));
-    let neighbours = pcpu.stats().nr_cached;
-    free(&pcpu, area).unwrap();
-    let lines: Vec<String> = text().lines().map(|line| line.replace(' ', "")).collect();
-    let cached = neighbours + 1;
-    for line in [format!("nr_cached:{cached}"), format!("cached_bytes:{}", 12 * cached)] {
-        assert!(lines.contains(&line), "{line}");
-    }
-    pcpu.trim();
-    assert!(!text().contains("cached"));
+    on_cpu(0, || {
+        let pcpu = builder(2).build().unwrap();
+        let text = || percpu_memcg::report::Snapshot::take(&pcpu).to_string();
+        assert!(!text().contains("cached"));
+        let area = alloc(&pcpu, layout(12, 4));
+        let neighbours = pcpu.stats().nr_cached;
+        free(&pcpu, area).unwrap();
+        let lines: Vec<String> = text().lines().map(|line| line.replace(' ', "")).collect();
+        let cached = neighbours + 1;
+        for line in [format!("nr_cached:{cached}"), format!("cached_bytes:{}", 12 * cached)] {
+            assert!(lines.contains(&line), "{line}");
+        }
+        pcpu.trim();
+        assert!(!text().contains("cached"));
+    });
 }
 
 /// Also where areas with and without an owner share chunks, and the first one keeps no owners.
@@ -339,15 +343,17 @@ fn every_profile_hands_out_again_what_was_freed() {
 /// A request that caches are no help for leaves them alone.
 #[test]
 fn a_full_reserved_region_empties_no_cache() {
-    let regions = Regions { static_size: 0, reserved_size: 4096, dyn_size: 28 << 10 };
-    let pcpu = builder(2).regions(regions).build().unwrap();
-    let area = alloc(&pcpu, layout(8, 8));
-    free(&pcpu, area).unwrap();
-    let cached = pcpu.stats().nr_cached;
-    let _full = pcpu.alloc_reserved(layout(4096, 8), Gfp::KERNEL).unwrap();
-    assert!(pcpu.alloc_reserved(layout(4096, 8), Gfp::KERNEL).unwrap_err().is_no_room());
-    assert_eq!(pcpu.stats().nr_cached, cached);
-    assert_ne!(cached, 0);
+    on_cpu(0, || {
+        let regions = Regions { static_size: 0, reserved_size: 4096, dyn_size: 28 << 10 };
+        let pcpu = builder(2).regions(regions).build().unwrap();
+        let area = alloc(&pcpu, layout(8, 8));
+        free(&pcpu, area).unwrap();
+        let cached = pcpu.stats().nr_cached;
+        let _full = pcpu.alloc_reserved(layout(4096, 8), Gfp::KERNEL).unwrap();
+        assert!(pcpu.alloc_reserved(layout(4096, 8), Gfp::KERNEL).unwrap_err().is_no_room());
+        assert_eq!(pcpu.stats().nr_cached, cached);
+        assert_ne!(cached, 0);
+    });
 }
 
 /// Copies that are all initialised need not be cleaned; what no CPU's copy is, is.

@@ -1,5 +1,8 @@
 //! Each integration against the library itself.
 
+#[cfg(feature = "serde")]
+#[path = "../common/cpu.rs"]
+mod cpu;
 mod open_metrics;
 
 #[cfg(feature = "allocator-api2")]
