@@ -22,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::own::Own;
+use super::try_update;
 
 /// Forks on the way to this process.
 static FORKS: AtomicU32 = AtomicU32::new(0);
@@ -41,13 +42,15 @@ static HAD_THREADS: AtomicBool = AtomicBool::new(false);
 /// There were other threads at a fork on the way to this process.
 static LEFT_THREADS: AtomicBool = AtomicBool::new(false);
 
-/// Threads of the library that work.
-static WORKING: AtomicU32 = AtomicU32::new(0);
+/// How many threads of the library work, of those that forks wait for: the lower 32 bits. The upper ones count
+/// how often it began anew with none.
+static WORKING: AtomicU64 = AtomicU64::new(0);
 
 /// Forks that are under way, for which they pause.
 static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
 
-/// The longest that a fork waits for their work. A server may be in a hook of the program.
+/// The longest that a fork and a thread of the library wait for each other. Such a thread may be in code of a
+/// user, which does not return: later forks do not wait for it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Between two looks at the other side.
@@ -75,9 +78,9 @@ pub(crate) fn generation() -> u32 {
 pub(crate) fn watch() {
     IS_TOLD.get_or_init(|| {
         PROCESS.store(std::process::id(), Ordering::Relaxed);
-        // SAFETY: the function is never unloaded (see `sequences`), and does what may be done in a
-        // signal handler.
-        unsafe { libc::pthread_atfork(Some(before), Some(after), Some(count)) == 0 }
+        // SAFETY: the functions are never unloaded (see `loaded`), and do not panic. What runs in the child
+        // is what may run in a signal handler.
+        unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) == 0 }
     });
 }
 
@@ -95,25 +98,24 @@ pub(crate) fn left_threads() -> bool {
     LEFT_THREADS.load(Ordering::Relaxed)
 }
 
-/// Does a part of the work of a thread of the library, which no fork meets: each waits for the other. A fork
-/// does not wait for work that takes longer than [`PATIENCE`], or for work that itself forks.
+/// Does a part of the work of a thread of the library, which no fork meets: each waits for the other, but not
+/// for longer than [`PATIENCE`].
 pub(crate) fn between<R>(work: impl FnOnce() -> R) -> R {
-    /// Working, since this generation.
+    /// Counted since then: the upper bits.
     struct Working(u32);
     impl Drop for Working {
         fn drop(&mut self) {
-            // A child that was forked in the midst of it counts none.
-            if self.0 == generation() {
-                WORKING.fetch_sub(1, Ordering::SeqCst);
-            }
+            let one_less = |all: u64| (upper(all) == self.0).then(|| all - 1);
+            // Not counted any more: a fork did not wait for it, or happened in the midst of it.
+            _ = try_update!(WORKING, Ordering::SeqCst, Ordering::SeqCst, one_less);
         }
     }
     watch();
+    let since = Instant::now();
     let _working = loop {
         // SeqCst, with `before`: a fork sees this thread, or this thread sees the fork.
-        WORKING.fetch_add(1, Ordering::SeqCst);
-        let working = Working(generation());
-        if UNDER_WAY.load(Ordering::SeqCst) == 0 {
+        let working = Working(upper(WORKING.fetch_add(1, Ordering::SeqCst)));
+        if UNDER_WAY.load(Ordering::SeqCst) == 0 || since.elapsed() >= PATIENCE {
             break working;
         }
         drop(working);
@@ -122,10 +124,24 @@ pub(crate) fn between<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
+fn upper(all: u64) -> u32 {
+    (all >> 32) as u32
+}
+
+/// None of the threads that work is waited for any more.
+fn forget_working() {
+    let anew = |all: u64| Some(u64::from(upper(all).wrapping_add(1)) << 32);
+    _ = try_update!(WORKING, Ordering::SeqCst, Ordering::SeqCst, anew);
+}
+
 unsafe extern "C" fn before() {
     UNDER_WAY.fetch_add(1, Ordering::SeqCst);
     let since = Instant::now();
-    while WORKING.load(Ordering::SeqCst) > 0 && since.elapsed() < PATIENCE {
+    while WORKING.load(Ordering::SeqCst) as u32 > 0 {
+        if since.elapsed() >= PATIENCE {
+            forget_working();
+            break;
+        }
         thread::sleep(PAUSE);
     }
     if COUNTS_THREADS.load(Ordering::Relaxed) {
@@ -136,14 +152,14 @@ unsafe extern "C" fn before() {
     }
 }
 
-/// In the parent, also when there is no child.
-unsafe extern "C" fn after() {
+/// Also when there is no child.
+unsafe extern "C" fn in_parent() {
     UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
 }
 
-unsafe extern "C" fn count() {
+unsafe extern "C" fn in_child() {
     // The child has one thread, which is not under way to another fork.
-    WORKING.store(0, Ordering::SeqCst);
+    forget_working();
     UNDER_WAY.store(0, Ordering::SeqCst);
     // Also where the child has its parent's id, in a namespace of its own.
     begin_process(std::process::id());

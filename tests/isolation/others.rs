@@ -347,3 +347,40 @@ fn a_hook_that_does_not_return_keeps_no_other_hook_of_the_same_cgroup() {
     hanging.join().unwrap();
     drop(pcpu);
 }
+
+/// Whoever goes on without a thread that is stuck asks the hooks of others, which other threads ask as well.
+#[test]
+fn a_hook_that_does_not_return_has_no_other_tenant_refused() {
+    let (pcpu, [org]) = tenants(["org"]);
+    let [x, a] = ["x", "a"].map(|name| org.create(name).unwrap());
+    let door = Arc::new(Door::default());
+    let _open = OpenAtEnd(&door);
+    let _used = x.charge(100 * KIB).unwrap();
+    let _hook = hangs(&x, &door);
+    let cache = Arc::new(Mutex::new(Vec::new()));
+    let cached = Arc::clone(&cache);
+    let _frees = a.on_reclaim(0, move |_| {
+        let entries: Vec<percpu_memcg::Charge> = std::mem::take(&mut *cached.lock());
+        thread::sleep(Duration::from_micros(200));
+        entries.iter().map(|entry| entry.bytes()).sum()
+    });
+    let reclaiming = {
+        let org = org.clone();
+        thread::spawn(move || org.reclaim(MIB).is_ok())
+    };
+    thread::sleep(PATIENCE + Duration::from_millis(300));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let entry = a.charge(100 * KIB).unwrap();
+                    cache.lock().push(entry);
+                }
+            });
+        }
+    });
+    cache.lock().clear();
+    door.open();
+    reclaiming.join().unwrap();
+    drop(pcpu);
+}

@@ -1,5 +1,6 @@
 //! Wakers of one task that panic or do not return, and tasks of others at that time.
 
+use std::fs::{self, DirEntry};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -9,10 +10,14 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use percpu_memcg::cgroup::Throttle;
 use percpu_memcg::{Charge, Limit, Memcg, PerCpuAllocator};
 
 use crate::{Door, KIB, MIB, OpenAtEnd, within};
+
+/// One test keeps all threads that wake tasks.
+static THREADS: RwLock<()> = RwLock::new(());
 
 /// Longer than any delay.
 const LONG: Duration = Duration::from_secs(20);
@@ -89,7 +94,12 @@ fn others_are_woken(wake: impl Fn() + Send + Sync + 'static) {
         let other = other.clone();
         move || assert!(!block_on(other.throttled()).is_zero())
     });
-    assert!(count.load(Ordering::SeqCst) > 0, "nobody woke it");
+    // By another thread than the one that woke the other task.
+    let begin = Instant::now();
+    while count.load(Ordering::SeqCst) == 0 {
+        assert!(begin.elapsed() < LONG, "nobody woke it");
+        thread::sleep(Duration::from_millis(1));
+    }
     for future in &mut futures[1..] {
         let _more = memcg.charge(MIB).unwrap();
         poll_once(future, &bad);
@@ -100,20 +110,56 @@ fn others_are_woken(wake: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn a_waker_that_panics_keeps_no_other_task_waiting() {
+    let _threads = THREADS.read();
     others_are_woken(|| panic!("a waker"));
 }
 
 #[test]
 fn a_waker_that_does_not_return_keeps_no_other_task_waiting() {
+    let _threads = THREADS.read();
     let door = Arc::new(Door::default());
     let _open = OpenAtEnd(&door);
     let at_door = Arc::clone(&door);
     others_are_woken(move || at_door.pass());
 }
 
+/// The library starts no more threads than it says. Then tasks are polled until their time has come.
+#[test]
+fn wakers_that_do_not_return_keep_a_bounded_number_of_threads() {
+    let _threads = THREADS.write();
+    let threads = || {
+        let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+        let name =
+            |task: DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        tasks.map(name).filter(|name| name.trim() == "memcg-timer").count()
+    };
+    let door = Arc::new(Door::default());
+    let _open = OpenAtEnd(&door);
+    let [(_pcpu, memcg, _above), (_pcpu_too, other, _above_too)] = [above_high(), above_high()];
+    let mut futures = Vec::new();
+    for _ in 0..200 {
+        let _more = memcg.charge(MIB).unwrap();
+        let (mut future, at_door) = (memcg.throttled(), Arc::clone(&door));
+        poll_once(&mut future, &waker(move || at_door.pass()));
+        futures.push(future);
+    }
+    door.wait_until_reached();
+    thread::sleep(Duration::from_millis(500));
+    let most = threads();
+    assert!((2..=64).contains(&most), "{most}");
+    within(LONG, {
+        let other = other.clone();
+        move || assert!(!block_on(other.throttled()).is_zero())
+    });
+    door.open();
+    let _more = other.charge(MIB).unwrap();
+    within(LONG, move || assert!(!block_on(other.throttled()).is_zero()));
+}
+
 /// A watch of the events of a tree waits for its next batch as well.
 #[test]
 fn a_waker_that_does_not_return_keeps_no_watch_waiting() {
+    let _threads = THREADS.read();
     let door = Arc::new(Door::default());
     let _open = OpenAtEnd(&door);
     let at_door = Arc::clone(&door);
@@ -135,6 +181,7 @@ fn a_waker_that_does_not_return_keeps_no_watch_waiting() {
 /// Many tasks at once: each is woken once its time has come, and no later than it takes.
 #[test]
 fn tasks_that_sleep_together_are_all_woken() {
+    let _threads = THREADS.read();
     within(LONG, || {
         let (_pcpu, memcg, _above) = above_high();
         let count = Arc::new(AtomicUsize::new(0));
@@ -168,6 +215,7 @@ fn tasks_that_sleep_together_are_all_woken() {
 /// Wakers are dropped by the thread that waits, and a panic of one while another unwinds ends nothing.
 #[test]
 fn a_waker_whose_drop_panics_harms_nobody() {
+    let _threads = THREADS.read();
     let (pcpu, memcg, _above) = above_high();
     memcg.set_max(Limit::bytes(4 * MIB)).unwrap();
     let dropped = Arc::new(AtomicUsize::new(0));

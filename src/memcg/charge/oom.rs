@@ -37,7 +37,7 @@ fn ask_untold(node: &Arc<Node>, bytes: u64, patience: &mut Patience) -> OomAnswe
     let live = callbacks.iter().filter_map(|(_, callback)| callback.upgrade());
     let mut answers = live.map(|callback| {
         own(|| called.push(Arc::clone(&callback)));
-        callback(&OomAsk { node, bytes, spares_busy: !asking.has_turn(), lease: &lease })
+        callback(&OomAsk { node, bytes, turn: asking.id(), lease: &lease })
     });
     answers.find(|answer| *answer != OomAnswer::Refuse).unwrap_or(OomAnswer::Refuse)
 }

@@ -127,7 +127,7 @@ fn run_hooks(
     let lease = Lease::new(tree, What::Reclaim);
     let _end = EndOfLease(&lease);
     for peers in hooks.chunk_by_mut(|one, next| one.order == next.order) {
-        let had_its_turn = peers.iter().position(|turn| turn.id() == asking.last());
+        let had_its_turn = peers.iter().position(|turn| turn.id() == asking.last);
         peers.rotate_left(had_its_turn.map_or(0, |index| index + 1));
     }
     let wanted = bytes.saturating_add(MOST_BEYOND.min(target.current() / 16));
@@ -159,12 +159,11 @@ fn run_hooks(
             let spare = usage - if overrides_low { min } else { min.max(low) };
             let bytes = spare.min(wanted - freed);
             called.count += 1;
-            let spares_busy = !asking.has_turn();
-            let given =
-                hook(&ReclaimAsk { node, target, bytes, reason, spares_busy, lease: &lease });
+            let (turn_id, lease) = (asking.id(), &lease);
+            let given = hook(&ReclaimAsk { node, target, bytes, reason, turn: turn_id, lease });
             if given > 0 {
                 claims.clear();
-                asking.note(turn.id());
+                asking.last = turn.id();
             }
             freed = freed.saturating_add(given);
         }

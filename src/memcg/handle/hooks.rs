@@ -381,7 +381,7 @@ impl Memcg {
         let tree = Arc::downgrade(self.tree());
         let running = Running::default();
         let hook = move |ask: &ReclaimAsk<'_, Node>| {
-            let Some(_run) = running.begin(ask.spares_busy) else { return 0 };
+            let Some(_run) = running.begin(Some(ask.turn)) else { return 0 };
             let Some(tree) = tree.upgrade() else { return 0 };
             let [memcg, target] = [ask.node, ask.target].map(|node| Memcg::of(node, &tree));
             let ReclaimAsk { bytes, reason, lease, .. } = *ask;
@@ -468,7 +468,7 @@ impl Memcg {
         let tree = Arc::downgrade(self.tree());
         let running = Running::default();
         let callback = move |ask: &HighAsk<'_, Node>| {
-            let (Some(tree), Some(_run)) = (tree.upgrade(), running.begin(false)) else { return };
+            let (Some(tree), Some(_run)) = (tree.upgrade(), running.begin(None)) else { return };
             let HighAsk { node, usage, high, delay, lease } = *ask;
             let (memcg, lease) = (Memcg::of(node, &tree), Arc::clone(lease));
             callback(&HighEvent { memcg, usage, high, delay, lease });
@@ -521,7 +521,7 @@ impl Memcg {
         let tree = Arc::downgrade(self.tree());
         let running = Running::default();
         let callback = move |ask: &OomAsk<'_, Node>| {
-            let Some(_run) = running.begin(ask.spares_busy) else { return OomAnswer::Refuse };
+            let Some(_run) = running.begin(Some(ask.turn)) else { return OomAnswer::Refuse };
             let Some(tree) = tree.upgrade() else { return OomAnswer::Refuse };
             let OomAsk { node, bytes: requested, lease, .. } = *ask;
             let lease = Arc::clone(lease);

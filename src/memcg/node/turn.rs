@@ -6,15 +6,16 @@
 //!
 //! It is no lock of data: user code runs in it. So a wait for it is bounded, the locks of the library
 //! are not held during the wait, and a thread that has it does not count as one that holds a lock. A
-//! thread that has kept it for [`PATIENCE`] does not keep others any more. They ask without the turn, and
-//! leave out the hooks and callbacks in which other threads are.
+//! thread that has kept it for [`PATIENCE`] loses it to the next one, which leaves out the hook in which the
+//! other one is (`notify::running`).
 
+use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
+use crate::memcg::notify::running::TurnId;
 use crate::sys::locks;
 
 /// The longest wait of one call for other threads' hooks, or for callbacks that asked for time.
@@ -29,77 +30,76 @@ pub(crate) struct HookId(pub(crate) usize);
 /// Not a cell of `sync`: no model registers a hook.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
-    last: Mutex<HookId>,
-    /// Since when a thread has it, in ticks; 0 when none has.
-    since: AtomicU32,
+    state: Mutex<State>,
+    ended: Condvar,
 }
 
-/// The clock's unit: 1 hour has 36 000, and 13 years have 2³².
-const TICK: Duration = Duration::from_millis(100);
+#[derive(Debug, Default)]
+struct State {
+    last: HookId,
+    /// Since when a thread has the turn, in milliseconds; 0 when none has.
+    since: u32,
+    /// How many had it.
+    nth: u32,
+}
 
+impl State {
+    /// How long the thread that has the turn may keep it. `None` when it is to be had.
+    fn taken_for(&self) -> Option<Duration> {
+        let since = Some(self.since).filter(|since| *since != 0)?;
+        let kept = Duration::from_millis(now().wrapping_sub(since).into());
+        PATIENCE.checked_sub(kept).filter(|left| !left.is_zero())
+    }
+}
+
+/// In milliseconds, modulo 49 days, and never 0.
 fn now() -> u32 {
     static START: OnceLock<Instant> = OnceLock::new();
-    let ticks = START.get_or_init(Instant::now).elapsed().as_millis() / TICK.as_millis();
-    // The clock wraps, but never shows 0.
-    (ticks as u32).max(1)
+    (START.get_or_init(Instant::now).elapsed().as_millis() as u32).max(1)
 }
 
-/// A thread may ask hooks until this is dropped.
+/// A thread's turn, until this is dropped or another thread takes it.
 #[derive(Debug)]
 pub(crate) struct Asking<'a> {
     turn: &'a Turn,
-    /// `None` when another thread keeps the turn.
-    last: Option<MutexGuard<'a, HookId>>,
+    nth: u32,
+    /// Which hook gave something last.
+    pub(crate) last: HookId,
 }
 
 impl Asking<'_> {
-    /// It is this thread's turn. Otherwise it leaves out what other threads are in.
-    pub(crate) fn has_turn(&self) -> bool {
-        self.last.is_some()
-    }
-
-    /// Which hook gave something last.
-    pub(crate) fn last(&self) -> HookId {
-        self.last.as_ref().map_or_else(HookId::default, |last| **last)
-    }
-
-    pub(crate) fn note(&mut self, hook: HookId) {
-        if let Some(last) = &mut self.last {
-            **last = hook;
-        }
+    pub(crate) fn id(&self) -> TurnId {
+        TurnId(ptr::from_ref(self.turn).addr())
     }
 }
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        if self.has_turn() {
-            // Relaxed, here and below: a hint for threads that do not get the turn.
-            self.turn.since.store(0, Ordering::Relaxed);
-        }
+        locks::as_if_held(|| {
+            let mut state = self.turn.state.lock();
+            if state.nth == self.nth {
+                (state.last, state.since) = (self.last, 0);
+                self.turn.ended.notify_one();
+            }
+        });
     }
 }
 
 impl Turn {
-    /// Waits for the turn, or until another thread has kept it for too long. `None` when there is no
-    /// patience left.
+    /// Waits for the turn. `None` when there is no patience left.
     pub(crate) fn wait(&self, patience: &mut Patience) -> Option<Asking<'_>> {
-        let mut last = self.last.try_lock();
-        if last.is_none() && !self.is_kept() {
-            let left = patience.0;
-            last = patience.spend(|| locks::as_if_held(|| self.last.try_lock_for(left)));
-        }
-        if last.is_some() {
-            self.since.store(now(), Ordering::Relaxed);
-        } else if !self.is_kept() {
-            return None;
-        }
-        Some(Asking { turn: self, last })
-    }
-
-    /// A thread has had the turn for longer than others wait.
-    fn is_kept(&self) -> bool {
-        let since = self.since.load(Ordering::Relaxed);
-        since != 0 && TICK * now().wrapping_sub(since) >= PATIENCE
+        locks::as_if_held(|| {
+            let mut state = self.state.lock();
+            while let Some(left) = state.taken_for() {
+                let most = left.min(patience.left());
+                if most.is_zero() {
+                    return None;
+                }
+                patience.spend(|| self.ended.wait_for(&mut state, most));
+            }
+            (state.since, state.nth) = (now(), state.nth.wrapping_add(1));
+            Some(Asking { turn: self, nth: state.nth, last: state.last })
+        })
     }
 }
 

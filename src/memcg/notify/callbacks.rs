@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::notify::inside::Lease;
 use crate::memcg::notify::registration::Registry;
+use crate::memcg::notify::running::TurnId;
 
 /// Tells a reclaim hook why memory is needed.
 ///
@@ -59,8 +60,7 @@ pub(crate) struct ReclaimAsk<'a, N> {
     pub(crate) target: &'a Arc<N>,
     pub(crate) bytes: u64,
     pub(crate) reason: ReclaimReason,
-    /// A hook in which another thread is does nothing.
-    pub(crate) spares_busy: bool,
+    pub(crate) turn: TurnId,
     pub(crate) lease: &'a Arc<Lease>,
 }
 
@@ -78,8 +78,7 @@ pub(crate) struct OomAsk<'a, N> {
     /// The cgroup whose limit was reached.
     pub(crate) node: &'a Arc<N>,
     pub(crate) bytes: u64,
-    /// A callback in which another thread is does nothing.
-    pub(crate) spares_busy: bool,
+    pub(crate) turn: TurnId,
     pub(crate) lease: &'a Arc<Lease>,
 }
 

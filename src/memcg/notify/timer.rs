@@ -3,7 +3,7 @@
 //! All tasks of the process share a few threads. A waker is code of an executor: it may take long, never
 //! return, or panic. That must not keep the tasks of others waiting. So one thread at a time watches the
 //! clock, and leaves that to another one before it wakes a task. Most programs have two such threads, and
-//! one more for each waker that does not return.
+//! one more for each waker that does not return, up to [`MOST_THREADS`].
 //!
 //! * W1: no lock is held while a waker is cloned, woken or dropped, and a panic of it is contained.
 //! * W2: a waker that was not woken is dropped by the thread that drops its [`Sleep`].
@@ -23,7 +23,10 @@ use crate::sys::forks::ProcessMark;
 use crate::sys::locks::as_if_held;
 use crate::sys::own::own;
 
-/// Where the system starts no thread, a poll takes so long, and has the task polled again.
+/// When so many wakers do not return, the tasks of others are polled again and again until one does.
+const MOST_THREADS: usize = 64;
+
+/// Where there is no thread to watch, a poll takes so long, and has the task polled again.
 const WITHOUT_THREAD: Duration = Duration::from_millis(1);
 
 /// When a task is to be woken, and which of those that are to be woken then.
@@ -46,6 +49,7 @@ struct Timer {
 struct State {
     wakers: BTreeMap<Key, Waker>,
     next_id: u64,
+    threads: usize,
     is_watched: bool,
     /// A thread waits until nobody watches.
     is_idle: bool,
@@ -104,13 +108,22 @@ impl Timer {
         mem::replace(&mut state.is_watched, true)
     }
 
-    /// Starts a thread that watches. False when the system starts none.
+    /// Starts a thread that watches. False when there are too many, or the system starts none.
     fn start(self: &Arc<Self>) -> bool {
+        let may_start = self.with(|mut state| {
+            state.threads += 1;
+            state.threads <= MOST_THREADS
+        });
         let timer = Arc::clone(self);
-        let builder = thread::Builder::new().name("memcg-timer".into());
-        let is_started = own(|| builder.spawn(move || timer.run())).is_ok();
+        let builder = || thread::Builder::new().name("memcg-timer".into());
+        let is_started = may_start && own(|| builder().spawn(move || timer.run())).is_ok();
         if !is_started {
-            self.with(|mut state| state.is_watched = false);
+            self.with(|mut state| {
+                state.threads -= 1;
+                state.is_watched = false;
+                // A thread that returned from a waker meanwhile.
+                self.unwatched.notify_one();
+            });
         }
         is_started
     }
@@ -152,6 +165,7 @@ impl Timer {
     fn wait_to_watch(&self, mut state: MutexGuard<'_, State>) -> bool {
         if state.is_watched {
             if mem::replace(&mut state.is_idle, true) {
+                state.threads -= 1;
                 return false;
             }
             let waited = self.unwatched.wait_while(state, |state| state.is_watched);
@@ -199,7 +213,7 @@ impl Sleep {
     }
 
     fn stop(&mut self) {
-        // A copy of the parent's has what threads of the parent may have locked.
+        // A child must not lock the parent's timer: a thread of the parent may have held that lock.
         let registered = self.registered.take().filter(|(of, _)| of.process.is_of_this());
         let waker = registered.and_then(|(timer, key)| timer.remove(&key));
         contained(|| drop(waker));
