@@ -80,8 +80,9 @@ const ATTEMPTS: u32 = 16;
 ///
 /// Nothing is refused while the thread panics or is inside of a reclaim hook.
 ///
-/// A block of 1 GiB or more is allocated before it is charged, and freed if it is refused. So what the heap
-/// does not have is charged to nobody, and raises no event.
+/// A block of 1 GiB or more is allocated before it is charged, and freed if it is refused. One that grows by so
+/// much is charged after the heap was asked whether it has that. So what the heap does not have is charged to
+/// nobody, and raises no event.
 ///
 /// # Examples
 ///

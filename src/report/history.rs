@@ -198,9 +198,17 @@ impl History {
     /// The samples, the oldest first.
     pub fn samples(&self) -> Vec<Arc<Sample>> {
         // The list is the caller's, and not allocated under the lock.
-        let mut samples = Vec::with_capacity(self.ring().len());
-        samples.extend(self.ring().iter().map(Arc::clone));
-        samples
+        let mut samples = Vec::new();
+        loop {
+            let ring = self.ring();
+            let count = ring.len();
+            if count <= samples.capacity() {
+                samples.extend(ring.iter().map(Arc::clone));
+                return samples;
+            }
+            drop(ring);
+            samples.reserve_exact(count);
+        }
     }
 
     /// The sample in which the cgroup used most, of equals the newest; `None` when there is none.

@@ -13,10 +13,10 @@
 //!   The effective values are those of `protection`, from the target downwards. The target's own
 //!   protection does not count. The values are computed again before every hook. The sum of the
 //!   siblings' claims is computed again only after a hook freed something.
-//! * One thread reclaims at a time for a cgroup (`node::turn`), unless it does not come to an end. A
-//!   thread that had to wait checks first whether it still needs the memory. Threads that reclaim for
-//!   different cgroups, one of which may be below the other, do not wait for each other: a hook may be
-//!   called by several threads at once.
+//! * One thread reclaims at a time for a cgroup (`node::turn`), unless it takes too long. A thread that
+//!   had to wait checks first whether it still needs the memory. Threads that reclaim for different
+//!   cgroups, one of which may be below the other, do not wait for each other: a hook may be called by
+//!   several threads at once.
 //! * Hooks are asked for a little more than is needed, so that the next charge need not reclaim
 //!   again.
 //! * A hook may charge. Its charges are never refused and start no reclaim, so a hook is never
