@@ -11,9 +11,15 @@ use crate::memcg::notify::watch::contained;
 
 /// Runs users' code. Its panic is passed on, or contained if another panic unwinds in this thread.
 /// The panic hook has reported it by then.
+#[inline]
 pub(crate) fn contained_while_unwinding(code: impl FnOnce()) {
+    #[cold]
+    #[inline(never)]
+    fn unwinding(code: impl FnOnce()) {
+        contained(code);
+    }
     match thread::panicking() {
-        true => contained(code),
+        true => unwinding(code),
         false => code(),
     }
 }
