@@ -23,11 +23,13 @@
 //! | `faults` | [`FaultInjection`], [`MapOp`]: refusing mapping operations on purpose |
 //! | `forks` | telling a forked child from its parent |
 //! | `loaded` | keeping a shared library with this crate from being unloaded |
+//! | `later` | what a thread has left to do |
 //! | `locks` | locks, and whether this thread holds one |
 //! | `own` | what the library allocates for itself |
 //! | `text` | bounds on what messages hold of a user's text |
 //! | `error` | [`MapError`], [`MachineError`]: what can go wrong |
 //! | `reservation` | `Reservation`: one lazily backed anonymous mapping, and a block of the heap under Miri |
+//! | `unwinding` | panics of users' code in drops |
 //! | `this_cpu` | operations on the copy of the CPU that runs the thread; [`ThisCpu`], [`Tier`] |
 //!
 //! Every system call that maps, backs or unmaps memory is made in `reservation` and nowhere else,
@@ -44,6 +46,7 @@ mod cpu_list;
 mod error;
 mod faults;
 pub(crate) mod forks;
+pub(crate) mod later;
 mod loaded;
 pub(crate) mod locks;
 mod machine;
@@ -58,6 +61,7 @@ pub(crate) mod text;
 mod this_cpu;
 mod thread_state;
 mod try_update;
+pub(crate) mod unwinding;
 
 pub(crate) use atomic_ref::AtomicRef;
 pub(crate) use atomic_word::AtomicWord;

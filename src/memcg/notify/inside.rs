@@ -8,15 +8,13 @@
 //! entered by means of the hook's [`Lease`] and the hook has not returned. The kernel's counterpart
 //! of the mark is `PF_MEMALLOC`.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
-use crate::memcg::notify::watch::contained;
 use crate::memcg::sync;
+use crate::sys::later::Later;
 use crate::sys::of_thread;
 use crate::sys::own::own;
 
@@ -48,25 +46,12 @@ const MARKS: usize = 3;
 type Marks = [usize; MARKS];
 type Leases = [Option<Arc<Lease>>; MARKS];
 
-/// A value that waits for its drop, and those that came before it.
-struct Later {
-    value: Box<dyn Any>,
-    before: Option<Box<Later>>,
-}
-
-/// What a thread keeps for others.
-struct Kept {
-    /// What other threads have lent to this one.
-    lent: Cell<Leases>,
-    /// What is dropped when the thread is inside of nothing.
-    later: Cell<Option<Box<Later>>>,
-}
-
 sync::thread_local! {
     static OWN: Cell<Marks> = const { Cell::new([0; MARKS]) };
-    static KEPT: Kept = const {
-        Kept { lent: Cell::new([const { None }; MARKS]), later: Cell::new(None) }
-    };
+    /// What other threads have lent to this one.
+    static LENT: Cell<Leases> = const { Cell::new([const { None }; MARKS]) };
+    /// What is dropped when the thread is inside of nothing.
+    static LATER: Later = const { Later::new() };
 }
 
 /// Marks the thread until this is dropped.
@@ -101,7 +86,7 @@ impl Inside {
         marks.contains(&tree.mark(what))
             || !marks.contains(&0)
             // A thread whose thread-local values were dropped has none.
-            || KEPT.try_with(|kept| is_lent(&kept.lent)).unwrap_or(false)
+            || LENT.try_with(is_lent).unwrap_or(false)
     }
 
     fn is_any() -> bool {
@@ -115,38 +100,10 @@ impl Drop for Inside {
         marks[self.index] = 0;
         OWN.with(|own| own.set(marks));
         if !Inside::is_any() {
-            drop_later();
+            // They may be many, and may charge.
+            of_thread(|thread| LATER.with(|later| later.do_all(&thread.drops_later)));
         }
     }
-}
-
-/// Drops what was left for later. A loop in place of recursion: they may be many, and may charge.
-fn drop_later() {
-    /// What is left when a drop panics: a second panic would end the process.
-    struct Rest;
-    impl Drop for Rest {
-        fn drop(&mut self) {
-            while let Some(value) = take_later() {
-                contained(|| drop(value));
-            }
-            of_thread(|thread| thread.drops_later.set(false));
-        }
-    }
-    if of_thread(|thread| thread.drops_later.replace(true)) {
-        return;
-    }
-    let _rest = Rest;
-    while !thread::panicking()
-        && let Some(value) = take_later()
-    {
-        drop(value);
-    }
-}
-
-fn take_later() -> Option<Box<dyn Any>> {
-    let Later { value, before } = *KEPT.try_with(|kept| kept.later.take()).ok()??;
-    KEPT.with(|kept| kept.later.set(before));
-    Some(value)
 }
 
 /// Drops a value of a user when the thread is inside of nothing: now, or when it left the callback.
@@ -157,13 +114,7 @@ pub(crate) fn drop_outside<T: 'static>(value: T) {
     if !Inside::is_any() {
         return;
     }
-    // Allocated before the list is looked at, because an allocator may drop more.
-    let mut later = own(|| Box::new(Later { value: Box::new(value), before: None }));
-    // A thread whose thread-local values were dropped drops this one now.
-    let _ = KEPT.try_with(|kept| {
-        later.before = kept.later.take();
-        kept.later.set(Some(later));
-    });
+    LATER.with(|later| later.add(move || drop(value)));
 }
 
 /// Lets other threads be inside of a hook that this one runs, until the hook returns.
@@ -247,7 +198,7 @@ impl HookScope {
             lent.set(leases);
             index
         };
-        let index = KEPT.try_with(|kept| put(&kept.lent)).ok().flatten();
+        let index = LENT.try_with(&mut put).ok().flatten();
         // Only now that the cell has its value again.
         drop(replaced);
         let place = index.map(|index| (index, Arc::clone(lease)));
@@ -264,13 +215,15 @@ impl Drop for HookScope {
                 lent.set(leases);
                 lease
             };
-            let _lease = KEPT.try_with(|kept| take(&kept.lent));
+            let _lease = LENT.try_with(take);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     const TREES: [TreeKey; 2] = [TreeKey(16), TreeKey(32)];
