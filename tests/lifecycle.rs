@@ -333,8 +333,129 @@ fn a_thread_that_ends_does_not_recurse() {
         *count.lock().unwrap() = 0;
     });
     thread.join().unwrap();
-    // Once for each of the two.
-    assert!((1..=2).contains(&*calls.lock().unwrap()), "{calls:?}");
+    assert_eq!(*calls.lock().unwrap(), 4, "as in other threads");
+}
+
+/// A kill by a destructor of a thread-local value, whose callback thaws.
+#[test]
+fn a_thread_that_ends_tells_what_its_callbacks_do() {
+    struct KillsAtEnd(Memcg);
+    impl Drop for KillsAtEnd {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+        }
+    }
+    thread_local! {
+        static AT_END: std::cell::RefCell<Option<KillsAtEnd>> = const { std::cell::RefCell::new(None) };
+    }
+    let tree = Tree::new();
+    let [a, _b, _c, d, e] = tree.cgroups.clone().try_into().unwrap();
+    let _toggles =
+        d.on_kill(move |_| if e.is_frozen() { e.thaw().unwrap() } else { e.freeze().unwrap() });
+    // A scope does not wait for thread-local values.
+    let thread = std::thread::spawn(move || {
+        AT_END.set(Some(KillsAtEnd(d)));
+        a.kill().unwrap();
+    });
+    thread.join().unwrap();
+    assert!(!tree.cgroups[4].is_frozen());
+    assert_eq!(taken(&tree.log)[4..], ["freeze /e", "kill /a/d", "thaw /e"]);
+}
+
+/// A callback is left out where a callback of the same call has registered it, and nowhere else.
+#[test]
+fn callbacks_of_other_threads_are_told_of_what_callbacks_do() {
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let [query, other] = ["query", "other"].map(|name| pcpu.root().create(name).unwrap());
+    let log = Log::default();
+    let register = move |what: &'static str, log: &Log| {
+        let log = Arc::clone(log);
+        other.on_freeze(move |_| log.lock().unwrap().push(what.into())).detach();
+        other.clone()
+    };
+    let noted = Arc::clone(&log);
+    let _callback = query.on_kill(move |_| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| register("of another thread", &noted)).join().unwrap();
+        });
+        let other = register("of this call", &noted);
+        if other.is_frozen() { other.thaw().unwrap() } else { other.freeze().unwrap() }
+    });
+    query.kill().unwrap();
+    assert_eq!(taken(&log), ["of another thread"]);
+    query.kill().unwrap();
+    assert_eq!(taken(&log), ["of another thread", "of this call", "of another thread"]);
+}
+
+/// A callback that has another thread register others is no endless loop either.
+#[test]
+fn callbacks_that_have_others_register_callbacks_end() {
+    const ENDLESS: u32 = 10_000;
+    fn on_freeze(memcg: &Memcg, calls: &Arc<Mutex<u32>>) {
+        let calls = Arc::clone(calls);
+        let callback = move |memcg: &Memcg| {
+            *calls.lock().unwrap() += 1;
+            if *calls.lock().unwrap() > ENDLESS {
+                return;
+            }
+            std::thread::scope(|scope| {
+                scope.spawn(|| on_freeze(memcg, &calls)).join().unwrap();
+            });
+            let toggled = if memcg.is_frozen() { memcg.thaw() } else { memcg.freeze() };
+            toggled.unwrap();
+        };
+        memcg.on_freeze(callback).detach();
+    }
+    let pcpu = PerCpuAllocator::new().unwrap();
+    let tenant = pcpu.root().create("tenant").unwrap();
+    let calls = Arc::default();
+    on_freeze(&tenant, &calls);
+    tenant.freeze().unwrap();
+    assert!((1024..ENDLESS).contains(&*calls.lock().unwrap()), "{calls:?}");
+}
+
+/// The drop of what a callback has captured panics while a call is under way: the others are called, and the
+/// next call is as any other.
+#[test]
+fn values_that_panic_keep_no_callback_from_its_turn() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("captured");
+        }
+    }
+    let tree = Tree::new();
+    let [a, b, ..] = &tree.cgroups[..] else { unreachable!() };
+    for panics_itself in [false, true] {
+        for memcg in [a, b] {
+            let own = Arc::new(Mutex::new(None::<Registration>));
+            let (bomb, registration) = (Bomb, Arc::clone(&own));
+            *own.lock().unwrap() = Some(memcg.on_kill(move |memcg| {
+                let _owned = &bomb;
+                let below = memcg.create("below").unwrap();
+                let bomb = Bomb;
+                below
+                    .on_kill(move |_| {
+                        let _owned = &bomb;
+                    })
+                    .detach();
+                let registration = registration.lock().unwrap().take();
+                drop(registration);
+                let removed = catch_unwind(AssertUnwindSafe(|| below.remove())).unwrap_err();
+                assert_eq!(removed.downcast_ref::<&str>(), Some(&"captured"));
+                assert!(!panics_itself, "called");
+            }));
+        }
+        let panic = catch_unwind(AssertUnwindSafe(|| a.kill())).unwrap_err();
+        let first = if panics_itself { "called" } else { "captured" };
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&first));
+        assert_eq!(taken(&tree.log), ["kill /a", "kill /a/b", "kill /a/b/c", "kill /a/d"]);
+        for memcg in [a, b] {
+            assert!(memcg.find("below").is_err());
+        }
+        a.kill().unwrap();
+        assert_eq!(taken(&tree.log).len(), 4);
+    }
 }
 
 /// A callback that registers others, and does it again, is no endless loop.

@@ -22,8 +22,6 @@ pub(crate) struct ThreadState {
     pub(super) allocates_for: Cell<For>,
     /// It drops what users have captured, and was left for later.
     pub(crate) drops_later: Cell<bool>,
-    /// It calls those that end or pause work, and has no list for what these end or pause.
-    pub(crate) calls_alone: Cell<bool>,
     /// It is in a subscriber of `tracing`.
     #[cfg(feature = "tracing")]
     pub(crate) is_telling: Cell<bool>,
@@ -39,7 +37,6 @@ thread_local! {
             runs_later: Cell::new(false),
             allocates_for: Cell::new(For::UsersFirst),
             drops_later: Cell::new(false),
-            calls_alone: Cell::new(false),
             #[cfg(feature = "tracing")]
             is_telling: Cell::new(false),
         }

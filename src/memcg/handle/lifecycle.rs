@@ -5,17 +5,17 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::memcg::error::TreeError;
 use crate::memcg::handle::memcg::Memcg;
 use crate::memcg::node::Node;
-use crate::memcg::notify::callbacks::{Callbacks, LifeCallback, Moment};
+use crate::memcg::notify::callbacks::{Callbacks, Life, LifeCallback, Registered};
 use crate::memcg::notify::registration::{Registration, Registry};
-use crate::sys::of_thread;
-use crate::sys::own::Own;
+use crate::sys::own::{Own, own};
+use crate::sys::unwinding::{Contained, FirstPanic};
 
 impl Memcg {
     /// Registers a callback that ends the work of this cgroup when [`kill`](Memcg::kill) asks for it.
@@ -23,7 +23,10 @@ impl Memcg {
     /// The callback gets this cgroup. It runs on the thread that calls `kill`, under no lock. It
     /// should not wait for the work to end, because the others wait for their turn. What it
     /// kills, freezes or thaws itself is told when all callbacks of this call have run. A callback is
-    /// called once, and not at all if it was registered by a callback of this call.
+    /// called once in all.
+    ///
+    /// What callbacks of this call register is left out, so that the call ends. What other threads register
+    /// during the call is left out after 1024 kills, freezes and thaws by its callbacks.
     ///
     /// # Examples
     ///
@@ -88,8 +91,8 @@ impl Memcg {
     /// lock. When two threads freeze and thaw at the same time, their callbacks may run at the same
     /// time, in any order. So ask `is_frozen` within the callback, under the lock that guards what you
     /// pause. What it kills, freezes or thaws itself is told when all callbacks of this call have run.
-    /// A callback is called 4 times at most in all, and not at all if it was registered by a callback of
-    /// this call.
+    /// A callback is called 4 times at most in all. What is registered during the call may be left out, as
+    /// [`on_kill`](Memcg::on_kill) says.
     ///
     /// The callback is not called for the state at its registration.
     ///
@@ -201,61 +204,65 @@ impl Memcg {
     }
 
     fn on_life(&self, of: Kind, callback: impl Fn(&Memcg) + Send + Sync + 'static) -> Registration {
-        let (tree, registered) = (Arc::downgrade(self.tree()), Moment::next());
-        let callback = move |node: &Arc<Node>, before: Moment| {
-            if let Some(tree) = tree.upgrade().filter(|_| registered < before) {
+        let tree = Arc::downgrade(self.tree());
+        let callback = Contained::new(move |node: &Arc<Node>| {
+            if let Some(tree) = tree.upgrade() {
                 callback(&Memcg::of(node, &tree));
             }
+        });
+        let registered = Registered {
+            by: Call::with(|call| call.number).unwrap_or(0),
+            // Relaxed: a thread that was made to register by a callback sees the number of its call.
+            after: CALLS.load(Ordering::Relaxed),
         };
-        self.node().register(of, 0, Arc::new(callback))
+        self.node().register(of, 0, Arc::new(Life { registered, callback }))
     }
 
     /// Calls the callbacks of all these cgroups, and then passes on the first panic. Returns how many
     /// there were.
     ///
-    /// What callbacks kill, freeze or thaw is done when the callbacks of the first call are done, so that
-    /// nothing recurses. Each callback is called `most` times at most, and those that are registered by
-    /// then are not called, so that this ends.
+    /// What callbacks kill, freeze or thaw is told by the same loop, after those that wait already, so that
+    /// nothing recurses. It ends: each callback is called `most` times at most, and after [`MOST_NESTED`] only
+    /// those are called that were registered before the loop began.
     fn call(&self, nodes: Vec<Arc<Node>>, of: Kind, most: usize) -> usize {
-        let callbacks = callbacks_of(&nodes, of, most);
+        let mut callbacks = callbacks_of(&nodes, of, most);
+        let nest = |call: &mut Call| {
+            call.nested += 1;
+            (call.number, call.nested)
+        };
+        if let Some((number, nested)) = Call::with(nest) {
+            callbacks.retain(|told| {
+                let registered = told.callback.registered;
+                registered.by != number && (nested <= MOST_NESTED || registered.after < number)
+            });
+            let count = callbacks.len();
+            own(|| Call::with(|call| call.waiting.append(&mut callbacks)));
+            return count;
+        }
         let count = callbacks.len();
-        let mut own = Some(callbacks);
-        // A thread that ends has no such variable any more, and calls what it was given first.
-        let _alone = match UNDER_WAY.try_with(|under_way| under_way.begin_or_add(&mut own)) {
-            Ok(true) => None,
-            Err(_) if !of_thread(|thread| thread.calls_alone.replace(true)) => Some(Alone),
-            _ => return count,
-        };
-        let mut next = || match &mut own {
-            Some(own) => own.pop_front(),
-            None => UNDER_WAY.try_with(UnderWay::next).ok().flatten(),
-        };
-        let before = Moment::next();
-        let mut panic = None;
+        Call::begin(callbacks);
+        let mut panic = FirstPanic::default();
         let mut calls: Vec<(Arc<LifeCallback<Node>>, usize)> = Vec::new();
-        while let Some(Callback { node, callback, most }) = next() {
-            let index = calls.iter().position(|(other, _)| Arc::ptr_eq(other, &callback));
+        while let Some(told) = Call::with(|call| call.waiting.pop_front()).flatten() {
+            let index = calls.iter().position(|(other, _)| Arc::ptr_eq(other, &told.callback));
             let index = index.unwrap_or_else(|| {
-                let _own = Own::begin();
-                calls.push((Arc::clone(&callback), 0));
+                own(|| calls.push((Arc::clone(&told.callback), 0)));
                 calls.len() - 1
             });
-            if calls[index].1 == most {
-                continue;
-            }
-            calls[index].1 += 1;
-            // Unwind safe: nothing of ours is half-changed, and the panic is passed on.
-            match catch_unwind(AssertUnwindSafe(|| callback(&node, before))) {
-                Ok(()) => {}
-                Err(payload) if panic.is_none() => panic = Some(payload),
-                // Leaked, because its destructor is code of a user and may panic in turn.
-                Err(payload) => mem::forget(payload),
-            }
+            let is_due = calls[index].1 < told.most;
+            calls[index].1 += usize::from(is_due);
+            // A drop of what users have captured may panic, too.
+            panic.catch(move || {
+                if is_due {
+                    (told.callback.callback)(&told.node);
+                }
+                drop(told);
+            });
         }
-        match panic {
-            Some(payload) => resume_unwind(payload),
-            None => count,
-        }
+        Call::end();
+        panic.catch(|| drop(calls));
+        panic.pass_on();
+        count
     }
 }
 
@@ -263,7 +270,7 @@ impl Memcg {
 type Kind = fn(&Callbacks<Node>) -> &Registry<LifeCallback<Node>>;
 
 /// A callback that is to be called.
-struct Callback {
+struct Told {
     node: Arc<Node>,
     callback: Arc<LifeCallback<Node>>,
     /// How often the call of a user calls it at most, whatever callbacks do.
@@ -275,55 +282,55 @@ const KILL_CALLS: usize = 1;
 /// More than one, because the state may have changed since a callback looked at it.
 const FREEZE_CALLS: usize = 4;
 
+/// So many kills, freezes and thaws of callbacks reach what was registered since the call began.
+const MOST_NESTED: u64 = 1024;
+
 /// The present callbacks of these cgroups, in order.
-fn callbacks_of(nodes: &[Arc<Node>], of: Kind, most: usize) -> VecDeque<Callback> {
+fn callbacks_of(nodes: &[Arc<Node>], of: Kind, most: usize) -> VecDeque<Told> {
     let of_node = |node: &Arc<Node>| {
         let node = Arc::clone(node);
         let callbacks = of(&node.callbacks).live();
-        callbacks.map(move |callback| Callback { node: Arc::clone(&node), callback, most })
+        callbacks.map(move |callback| Told { node: Arc::clone(&node), callback, most })
     };
     let _own = Own::begin();
     nodes.iter().flat_map(of_node).collect()
 }
 
-/// A thread that ends calls what it was given until this is dropped.
-struct Alone;
+/// The number of the call that began last.
+static CALLS: AtomicU64 = AtomicU64::new(0);
 
-impl Drop for Alone {
-    fn drop(&mut self) {
-        of_thread(|thread| thread.calls_alone.set(false));
-    }
+/// A kill, freeze or thaw that is under way on this thread, not of a callback.
+struct Call {
+    /// From 1 up.
+    number: u64,
+    /// How many kills, freezes and thaws of callbacks there were.
+    nested: u64,
+    waiting: VecDeque<Told>,
 }
-
-/// What this thread has to call. `None` while it is in no call.
-// In a box: the library has little thread-local storage.
-#[allow(clippy::box_collection)]
-struct UnderWay(Cell<Option<Box<VecDeque<Callback>>>>);
 
 thread_local! {
-    static UNDER_WAY: UnderWay = const { UnderWay(Cell::new(None)) };
+    // No destructor, so that it is there as long as the thread runs code. The call frees it when it ends. In
+    // a box: the library has little thread-local storage.
+    static CALL: Cell<Option<ManuallyDrop<Box<Call>>>> = const { Cell::new(None) };
 }
 
-impl UnderWay {
-    /// Takes the callbacks. True when this begins a call. Otherwise they are left to the call that is
-    /// under way.
-    fn begin_or_add(&self, callbacks: &mut Option<VecDeque<Callback>>) -> bool {
-        let _own = Own::begin();
-        let under_way = self.0.take();
-        let begins = under_way.is_none();
-        let mut all = under_way.unwrap_or_default();
-        all.extend(callbacks.take().into_iter().flatten());
-        self.0.set(Some(all));
-        begins
+impl Call {
+    fn begin(waiting: VecDeque<Told>) {
+        // Relaxed: see `on_life`.
+        let number = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
+        let call = own(|| Box::new(Call { number, nested: 0, waiting }));
+        CALL.set(Some(ManuallyDrop::new(call)));
     }
 
-    /// The next one. The call ends with the last.
-    fn next(&self) -> Option<Callback> {
-        let mut all = self.0.take()?;
-        let next = all.pop_front();
-        if next.is_some() {
-            self.0.set(Some(all));
-        }
-        next
+    fn end() {
+        drop(CALL.take().map(ManuallyDrop::into_inner));
+    }
+
+    /// Looks at the call that is under way on this thread, if there is one. No code of users may run.
+    fn with<R>(look: impl FnOnce(&mut Call) -> R) -> Option<R> {
+        let mut call = CALL.take()?;
+        let result = look(&mut call);
+        CALL.set(Some(call));
+        Some(result)
     }
 }

@@ -5,13 +5,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::notify::inside::Lease;
 use crate::memcg::notify::registration::Registry;
 use crate::memcg::notify::running::TurnId;
+use crate::sys::unwinding::Contained;
 
 /// Tells a reclaim hook why memory is needed.
 ///
@@ -150,20 +150,21 @@ pub(crate) type HighCallback<N> = dyn Fn(&HighAsk<'_, N>) + Send + Sync;
 pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> OomAnswer + Send + Sync;
 
 /// Called to end the work of a cgroup, or after it was frozen or thawed.
-/// It is not called if it was registered since the given moment.
-pub(crate) type LifeCallback<N> = dyn Fn(&Arc<N>, Moment) + Send + Sync;
+pub(crate) type LifeCallback<N> = Life<dyn Fn(&Arc<N>) + Send + Sync>;
 
-/// A moment between registrations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Moment(u64);
+/// A callback, and since when it is one.
+pub(crate) struct Life<F: ?Sized> {
+    pub(crate) registered: Registered,
+    pub(crate) callback: Contained<F>,
+}
 
-impl Moment {
-    /// After all registrations before it.
-    pub(crate) fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Relaxed: one number, which only has to grow.
-        Moment(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
+/// When a callback was registered. Calls of users, to end or to pause work, have numbers from 1 up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Registered {
+    /// The call whose callback has registered it; 0 if none has.
+    pub(crate) by: u64,
+    /// The call that had begun last, on any thread.
+    pub(crate) after: u64,
 }
 
 /// The callbacks of one cgroup. Each list is one pointer until its first callback is registered.
