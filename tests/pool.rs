@@ -290,17 +290,46 @@ fn a_panic_of_a_drop_spares_no_other_object() {
     let (pcpu, [spare, tenant]) = cgroups(["spare", "tenant"]);
     let (alive, made) = (Alive::default(), AtomicUsize::new(0));
     let value = alive.clone();
-    // Of the second object, one value. A second panic would end the process.
+    // All values of the second object and of those after it.
     let init = move |_| {
-        let panics = made.fetch_add(1, Ordering::Relaxed) == CPUS + 1;
+        let panics = made.fetch_add(1, Ordering::Relaxed) >= CPUS;
         value.value_that(panics)
     };
     let pool = PerCpuPool::new_for(&spare, init, |_| ()).unwrap();
     fill(&pool, &tenant, 6);
     assert!(panics(|| assert_eq!(pool.shrink(usize::MAX), 6)));
     assert_eq!((alive.count(), pool.idle(), spare.stat().charged), (0, 0, 0));
-    drop(pool);
-    assert_eq!(pcpu.stats().nr_cur_alloc, 0);
+    fill(&pool, &tenant, 6);
+    assert!(panics(|| drop(pool)));
+    assert_eq!((alive.count(), pcpu.stats().nr_cur_alloc), (0, 0));
+}
+
+/// Values of objects and of a pool's functions panic when they are dropped, while another panic unwinds.
+#[test]
+fn panics_of_drops_while_another_unwinds_do_not_abort() {
+    let (pcpu, [spare, tenant]) = cgroups(["spare", "tenant"]);
+    let alive = Alive::default();
+    let [of_init, of_reset] = [(); 2].map(|()| alive.value_that(true));
+    let init = move |_| of_init.alive.value_that(true);
+    let reset = move |_: &mut PerCpu<Value>| _ = &of_reset;
+    let pool = PerCpuPool::new_for(&spare, init, reset).unwrap();
+    fill(&pool, &tenant, 6);
+    let object = PerCpu::new_for(&pcpu.root(), |_| alive.value_that(true)).unwrap();
+    assert!(panics(|| {
+        let _owned = (pool, object);
+        panic!("the first");
+    }));
+    assert_eq!((alive.count(), pcpu.stats().nr_cur_alloc), (0, 0));
+    // Of an object that is not complete.
+    let made = AtomicUsize::new(0);
+    assert!(panics(|| {
+        let object = PerCpu::new_for(&pcpu.root(), |_| {
+            assert!(made.fetch_add(1, Ordering::Relaxed) < CPUS - 1, "the first");
+            alive.value_that(true)
+        });
+        drop(object);
+    }));
+    assert_eq!((alive.count(), pcpu.stats().nr_cur_alloc), (0, 0));
 }
 
 #[test]

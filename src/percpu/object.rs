@@ -13,6 +13,7 @@ use super::iter::{Iter, IterMut};
 use super::remains::remains_of;
 use crate::arena::Content;
 use crate::memcg::{AllocError, Gfp, Memcg, Tree};
+use crate::sys::unwinding::FirstPanic;
 use crate::sys::{CopyLocator, CpuId, Machine};
 
 /// One `T` for each possible CPU.
@@ -129,39 +130,18 @@ impl<'a, T> AreaGuard<'a, T> {
 
 impl<T> Drop for AreaGuard<'_, T> {
     fn drop(&mut self) {
-        // Frees the area also when a value's drop panics, after dropping the rest.
-        struct Free<'a, T>(&'a Tree, NonNull<T>);
-        impl<T> Drop for Free<'_, T> {
-            fn drop(&mut self) {
-                let freed = self.0.free(self.1.addr().get(), remains_of::<T>());
-                debug_assert!(freed.is_ok(), "a live object's area: {freed:?}");
-            }
-        }
-        let _free = Free(self.tree, self.first);
+        let mut panic = FirstPanic::default();
         if std::mem::needs_drop::<T>() {
-            drop_copies(self);
-        }
-    }
-}
-
-/// Drops the values of the initialised copies; a panic of one does not spare the others.
-fn drop_copies<T>(area: &mut AreaGuard<'_, T>) {
-    struct Rest<'a, 'b, T>(&'b mut AreaGuard<'a, T>);
-    impl<T> Drop for Rest<'_, '_, T> {
-        fn drop(&mut self) {
-            if self.0.initialised > 0 {
-                drop_copies(self.0);
+            let cpus = self.tree.arena().machine().possible();
+            for cpu in cpus[..self.initialised].iter().rev() {
+                let copy = copy_of(self.first, self.stride, *cpu);
+                // SAFETY: the copy was initialised, and nobody uses it after this.
+                panic.catch(|| unsafe { copy.drop_in_place() });
             }
         }
-    }
-    let rest = Rest(area);
-    while let Some(last) = rest.0.initialised.checked_sub(1) {
-        // Before the drop: a value whose drop panics counts as dropped.
-        rest.0.initialised = last;
-        let cpu = rest.0.tree.arena().machine().possible()[last];
-        let copy = copy_of(rest.0.first, rest.0.stride, cpu);
-        // SAFETY: the copy was initialised, and was just taken off the count of those that are.
-        unsafe { copy.drop_in_place() };
+        let freed = self.tree.free(self.first.addr().get(), remains_of::<T>());
+        debug_assert!(freed.is_ok(), "a live object's area: {freed:?}");
+        panic.pass_on();
     }
 }
 

@@ -40,6 +40,7 @@ use crate::memcg::{
 };
 use crate::sys::locks::Mutex;
 use crate::sys::own::own;
+use crate::sys::unwinding::Contained;
 use crate::sys::{CpuId, gate};
 
 /// As many as a CPU keeps by default.
@@ -145,7 +146,8 @@ struct Object<T> {
 /// In a box, because its address is what lies on a list.
 type Boxed<T> = Box<Object<T>>;
 
-type Reset<T> = Box<dyn Fn(&mut PerCpu<T>) + Send + Sync>;
+type Init<T> = dyn Fn(CpuId) -> T + Send + Sync;
+type Reset<T> = dyn Fn(&mut PerCpu<T>) + Send + Sync;
 
 struct Inner<T> {
     lists: IdleLists,
@@ -154,8 +156,8 @@ struct Inner<T> {
     /// What an object costs.
     bytes: u64,
     max_idle: AtomicUsize,
-    init: Box<dyn Fn(CpuId) -> T + Send + Sync>,
-    reset: Reset<T>,
+    init: Contained<Box<Init<T>>>,
+    reset: Contained<Box<Reset<T>>>,
     /// What is idle beyond the CPUs' lists.
     common: CachePadded<Mutex<Vec<Boxed<T>>>>,
     /// What the links on the lists refer to.
@@ -234,7 +236,7 @@ impl<T> Inner<T> {
 
     #[cold]
     fn construct(&self) -> Result<Boxed<T>, AllocError> {
-        let value = PerCpu::new_from(Source::Tree(self.memcg.tree()), &self.init)?;
+        let value = PerCpu::new_from(Source::Tree(self.memcg.tree()), &**self.init)?;
         // The pool keeps it, whoever comes first.
         Ok(own(|| Box::new(Object { link: 0, value, charge: None })))
     }
@@ -322,8 +324,8 @@ impl<T> PerCpuPool<T> {
             lists: IdleLists::new(memcg, MAX_IDLE)?,
             memcg: memcg.clone(),
             max_idle: AtomicUsize::new(MAX_IDLE),
-            init: Box::new(init),
-            reset: Box::new(reset),
+            init: Contained::new(Box::new(init)),
+            reset: Contained::new(Box::new(reset)),
             common: CachePadded::default(),
             listed: PhantomData,
         });

@@ -329,3 +329,124 @@ fn values_of_many_cgroups_removed_by_a_hook() {
         assert_eq!(drops.all(), (0, MANY));
     });
 }
+
+/// Panics when it is dropped, and counts that.
+struct Bomb(Arc<AtomicU32>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        panic!("captured");
+    }
+}
+
+/// Registers a callback of each kind, with a value that panics when it is dropped.
+fn register_bombs(memcg: &Memcg, dropped: &Arc<AtomicU32>) -> [Registration; 5] {
+    let bomb = || Bomb(Arc::clone(dropped));
+    let [reclaim, high, oom, kill, freeze] = [bomb(), bomb(), bomb(), bomb(), bomb()];
+    [
+        memcg.on_reclaim(0, move |_| u64::from(reclaim.0.load(Ordering::SeqCst))),
+        memcg.on_high(move |_| _ = &high),
+        memcg.on_oom(move |_| oom.0.load(Ordering::SeqCst) > 0),
+        memcg.on_kill(move |_| _ = &kill),
+        memcg.on_freeze(move |_| _ = &freeze),
+    ]
+}
+
+/// Values that panic keep none from being dropped, nor do they end the process, whether another panic unwinds or
+/// not.
+#[test]
+fn values_that_panic_when_they_are_dropped() {
+    let dropped = Arc::new(AtomicU32::new(0));
+    let all = || dropped.swap(0, Ordering::SeqCst);
+    for unwinds in [false, true] {
+        let drops = |drop: &mut dyn FnMut()| {
+            struct Finally<'a>(&'a mut dyn FnMut());
+            impl Drop for Finally<'_> {
+                fn drop(&mut self) {
+                    (self.0)();
+                }
+            }
+            let panic = catch_unwind(AssertUnwindSafe(|| {
+                let _finally = Finally(drop);
+                assert!(!unwinds, "the first");
+            }));
+            let expected = if unwinds { "the first" } else { "captured" };
+            assert_eq!(panic.unwrap_err().downcast_ref(), Some(&expected));
+        };
+        let (pcpu, [parent, other]) = tenants(["parent", "other"]);
+        // Some that are registered one by one.
+        let mut registrations = Some(register_bombs(&parent, &dropped));
+        drops(&mut || drop(registrations.take()));
+        assert_eq!(all(), 5);
+        // Those of a cgroup that is removed.
+        let _of_child = {
+            let child = parent.create("child").unwrap();
+            let registrations =
+                [register_bombs(&child, &dropped), register_bombs(&child, &dropped)];
+            drops(&mut || child.remove().unwrap());
+            registrations
+        };
+        assert_eq!(all(), 10);
+        // Those of a tree that is dropped.
+        let child = parent.create("child").unwrap();
+        let _of_tree = [&parent, &other, &child].map(|memcg| register_bombs(memcg, &dropped));
+        let mut tree = Some((pcpu, parent, other, child));
+        drops(&mut || drop(tree.take()));
+        assert_eq!(all(), 15);
+    }
+}
+
+/// A callback unregisters itself and panics: its value is dropped while that panic unwinds.
+#[test]
+fn values_that_panic_when_their_callback_has_panicked() {
+    fn check(
+        register: impl Fn(&Memcg, Box<dyn Fn() + Send + Sync>) -> Registration,
+        call: impl Fn(&Memcg),
+    ) {
+        let (_pcpu, [memcg]) = tenants(["tenant"]);
+        let (dropped, own) = (Arc::new(AtomicU32::new(0)), Arc::new(Mutex::new(None)));
+        let (bomb, registration) = (Bomb(Arc::clone(&dropped)), Arc::clone(&own));
+        let unregister = move || {
+            let _owned = &bomb;
+            let registration: Option<Registration> = registration.lock().take();
+            drop(registration);
+            panic!("the first");
+        };
+        *own.lock() = Some(register(&memcg, Box::new(unregister)));
+        let panic = catch_unwind(AssertUnwindSafe(|| call(&memcg))).unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"the first"));
+        assert_eq!(dropped.load(Ordering::SeqCst), 1);
+    }
+    let fill = |memcg: &Memcg| {
+        let _all = memcg.charge_forced(MIB);
+        drop(memcg.charge(1));
+    };
+    check(
+        |memcg, unregister| {
+            memcg.on_reclaim(0, move |_| {
+                unregister();
+                0
+            })
+        },
+        fill,
+    );
+    check(
+        |memcg, unregister| {
+            memcg.on_oom(move |_| {
+                unregister();
+                false
+            })
+        },
+        fill,
+    );
+    check(
+        |memcg, unregister| {
+            memcg.set_high(Limit::bytes(KIB)).unwrap();
+            memcg.on_high(move |_| unregister())
+        },
+        |memcg| drop(memcg.charge(2 * KIB)),
+    );
+    check(|memcg, call| memcg.on_kill(move |_| call()), |memcg| drop(memcg.kill()));
+    check(|memcg, call| memcg.on_freeze(move |_| call()), |memcg| drop(memcg.freeze()));
+}

@@ -23,6 +23,7 @@ use crate::memcg::notify::inside::{HookScope, Lease};
 use crate::memcg::notify::registration::Registration;
 use crate::memcg::notify::running::Running;
 use crate::sys::error_predicates;
+use crate::sys::unwinding::Contained;
 
 /// Tells a [reclaim hook](Memcg::on_reclaim) where memory is needed, how much, and why.
 ///
@@ -387,7 +388,7 @@ impl Memcg {
             let ReclaimAsk { bytes, reason, lease, .. } = *ask;
             hook(&ReclaimRequest { memcg, target, bytes, reason, lease: Arc::clone(lease) })
         };
-        let hook: Arc<ReclaimHook<Node>> = Arc::new(hook);
+        let hook: Arc<ReclaimHook<Node>> = Arc::new(Contained::new(hook));
         self.node().shared.expect_hooks();
         self.node().register(|callbacks| &callbacks.reclaim, order, hook)
     }
@@ -473,7 +474,7 @@ impl Memcg {
             let (memcg, lease) = (Memcg::of(node, &tree), Arc::clone(lease));
             callback(&HighEvent { memcg, usage, high, delay, lease });
         };
-        let callback: Arc<HighCallback<Node>> = Arc::new(callback);
+        let callback: Arc<HighCallback<Node>> = Arc::new(Contained::new(callback));
         self.node().register(|callbacks| &callbacks.high, 0, callback)
     }
 
@@ -527,7 +528,7 @@ impl Memcg {
             let lease = Arc::clone(lease);
             callback(&OomEvent { memcg: Memcg::of(node, &tree), requested, lease }).into()
         };
-        let callback: Arc<OomCallback<Node>> = Arc::new(callback);
+        let callback: Arc<OomCallback<Node>> = Arc::new(Contained::new(callback));
         self.node().register(|callbacks| &callbacks.oom, 0, callback)
     }
 }

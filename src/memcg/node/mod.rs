@@ -50,6 +50,7 @@ use crate::memcg::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use crate::memcg::sync::forks::{self, ThreadMark};
 use crate::memcg::sync::{Mutex, WordPair, locks};
 use crate::sys::own::Own;
+use crate::sys::unwinding::FirstPanic;
 use crate::telemetry;
 
 /// What charges of a cgroup refer to.
@@ -399,7 +400,9 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.count_off();
-        self.drop_callbacks();
+        // What users have captured may panic when it is dropped.
+        let mut panic = FirstPanic::default();
+        panic.catch(|| self.drop_callbacks());
         // The parent is still held here, so that this does not drop it.
         self.put_labels();
         self.token.put();
@@ -408,7 +411,9 @@ impl Drop for Node {
         while let Some(mut node) = parent.and_then(Arc::into_inner) {
             node.count_off();
             parent = node.parent.take();
+            panic.catch(|| drop(node));
         }
+        panic.pass_on();
     }
 }
 

@@ -145,9 +145,9 @@ impl From<bool> for OomAnswer {
 }
 
 /// Returns how many bytes it freed.
-pub(crate) type ReclaimHook<N> = dyn Fn(&ReclaimAsk<'_, N>) -> u64 + Send + Sync;
-pub(crate) type HighCallback<N> = dyn Fn(&HighAsk<'_, N>) + Send + Sync;
-pub(crate) type OomCallback<N> = dyn Fn(&OomAsk<'_, N>) -> OomAnswer + Send + Sync;
+pub(crate) type ReclaimHook<N> = Contained<dyn Fn(&ReclaimAsk<'_, N>) -> u64 + Send + Sync>;
+pub(crate) type HighCallback<N> = Contained<dyn Fn(&HighAsk<'_, N>) + Send + Sync>;
+pub(crate) type OomCallback<N> = Contained<dyn Fn(&OomAsk<'_, N>) -> OomAnswer + Send + Sync>;
 
 /// Called to end the work of a cgroup, or after it was frozen or thawed.
 pub(crate) type LifeCallback<N> = Life<dyn Fn(&Arc<N>) + Send + Sync>;
