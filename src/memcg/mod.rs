@@ -53,7 +53,6 @@ mod sync;
 mod tests;
 mod tree;
 
-pub(crate) use charge::unwinding::contained_while_unwinding;
 pub(crate) use counter::amount;
 pub use counter::amount::{Limit, NumberError};
 pub use error::{AllocError, ChargeError, FreeError, Refusal, TopConsumer, TreeError};

@@ -35,12 +35,10 @@ use crossbeam_utils::CachePadded;
 use super::PerCpu;
 use super::idle_lists::IdleLists;
 use super::object::Source;
-use crate::memcg::{
-    AllocError, Charge, Memcg, Registration, contained_while_unwinding, drop_outside,
-};
+use crate::memcg::{AllocError, Charge, Memcg, Registration, drop_outside};
 use crate::sys::locks::Mutex;
 use crate::sys::own::own;
-use crate::sys::unwinding::Contained;
+use crate::sys::unwinding::{Contained, contained_while_unwinding};
 use crate::sys::{CpuId, gate};
 
 /// As many as a CPU keeps by default.

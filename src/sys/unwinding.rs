@@ -9,6 +9,29 @@ use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
+/// Runs code, and contains its panic.
+pub(crate) fn contained(code: impl FnOnce()) {
+    // Unwind safe: the code runs under no lock, so it leaves nothing of the library's half-changed.
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(code)) {
+        // Leaked, because its destructor is code of a user and may panic in turn.
+        mem::forget(payload);
+    }
+}
+
+/// Runs code in a drop, after accounts are right. Its panic is passed on, or contained if another one unwinds.
+#[inline]
+pub(crate) fn contained_while_unwinding(code: impl FnOnce()) {
+    #[cold]
+    #[inline(never)]
+    fn unwinding(code: impl FnOnce()) {
+        contained(code);
+    }
+    match thread::panicking() {
+        true => unwinding(code),
+        false => code(),
+    }
+}
+
 /// The first panic of several pieces of users' code, each of which runs whatever the others do.
 #[derive(Debug, Default)]
 #[must_use = "the panic is passed on by `pass_on`"]

@@ -2,7 +2,6 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `unwinding` | users' code that runs while a panic unwinds |
 //! | `uncommitted` | a charge that is undone unless it is committed |
 //! | `attempts` | bounds on what is tried again |
 //! | `reclaim` | asking hooks for memory |
@@ -20,4 +19,3 @@ pub(crate) mod oom;
 pub(crate) mod reclaim;
 pub(crate) mod try_charge;
 pub(crate) mod uncommitted;
-pub(crate) mod unwinding;

@@ -32,7 +32,6 @@ use std::sync::Arc;
 
 use crate::memcg::charge::attempts::RETRIES;
 use crate::memcg::charge::uncommitted::{Paid, Uncommitted};
-use crate::memcg::charge::unwinding::contained_while_unwinding;
 use crate::memcg::charge::{high, oom, reclaim};
 use crate::memcg::counter::amount::Limit;
 use crate::memcg::counter::{Bound, Counter, Full};
@@ -48,6 +47,7 @@ use crate::memcg::stock::Stock;
 use crate::memcg::stock::objcg::Payer;
 use crate::memcg::sync::{gate, locks};
 use crate::sys::own::{Own, own};
+use crate::sys::unwinding::contained_while_unwinding;
 use crate::telemetry;
 
 /// Amounts above this never come to an OOM: 8 pages, the kernel's `PAGE_ALLOC_COSTLY_ORDER`.

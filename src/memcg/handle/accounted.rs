@@ -5,12 +5,12 @@ use std::hash::{BuildHasher, Hash};
 use std::hint::black_box;
 use std::ops::{Deref, DerefMut};
 
-use crate::memcg::charge::unwinding::contained_while_unwinding;
 use crate::memcg::error::ChargeError;
 use crate::memcg::gfp::Gfp;
 use crate::memcg::handle::charge::Charge;
 use crate::memcg::handle::memcg::Memcg;
 use crate::sys::error_predicates;
+use crate::sys::unwinding::contained_while_unwinding;
 
 /// The largest footprint that is believed: no machine has a larger address space.
 const MOST: u64 = 1 << 56;

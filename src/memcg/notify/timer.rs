@@ -18,10 +18,10 @@ use std::{mem, thread};
 
 use arc_swap::ArcSwapOption;
 
-use crate::memcg::notify::watch::contained;
 use crate::sys::forks::ProcessMark;
 use crate::sys::locks::as_if_held;
 use crate::sys::own::own;
+use crate::sys::unwinding::contained;
 
 /// When so many wakers do not return, the tasks of others are polled again and again until one does.
 const MOST_THREADS: usize = 64;

@@ -14,10 +14,11 @@ use arc_swap::ArcSwap;
 
 use crate::memcg::notify::counts::EventKind;
 use crate::memcg::notify::timer::Sleep;
-use crate::memcg::notify::watch::{Observed, Unpark, contained};
+use crate::memcg::notify::watch::{Observed, Unpark};
 use crate::sys::locks::{LeafMutex, LeafMutexGuard, make_room};
 use crate::sys::own::own;
 use crate::sys::text::Short;
+use crate::sys::unwinding::contained;
 
 /// A batch tells of so many cgroups and kinds of events. Beyond that, events are only counted.
 const MOST: usize = 4096;

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::Future;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::memcg::notify::counts::{Counts, EventKind, MemcgEvents};
 use crate::sys::locks::{LeafMutex, lock_with_room};
 use crate::sys::own::own;
+use crate::sys::unwinding::contained;
 
 /// Waits for events of a cgroup and its descendants, in a thread or in a task.
 ///
@@ -325,15 +325,6 @@ impl Waiters {
         };
         // Its panic would be one of a drop.
         contained(|| drop(removed));
-    }
-}
-
-/// Runs code of a user, and contains its panics. The panic hook has reported the panic by then.
-pub(crate) fn contained(code: impl FnOnce()) {
-    // Unwind safe: the code runs under no lock (E3), so it leaves nothing of ours half-changed.
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(code)) {
-        // Leaked, because its destructor is also code of a user and may panic in turn.
-        mem::forget(payload);
     }
 }
 

@@ -42,17 +42,7 @@ const FILES: &[(&str, &[&str])] = &[
     ),
     (
         "charge",
-        &[
-            "unwinding",
-            "uncommitted",
-            "attempts",
-            "reclaim",
-            "oom",
-            "high",
-            "lowered",
-            "try_charge",
-            "mod",
-        ],
+        &["uncommitted", "attempts", "reclaim", "oom", "high", "lowered", "try_charge", "mod"],
     ),
     ("tree", &["current", "name", "mod", "area"]),
     (
