@@ -1,4 +1,4 @@
-//! Iterators over the copies of an object.
+//! Where the copies of an object are, and iterators over them.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -6,11 +6,14 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::slice;
 
-use super::PerCpu;
-use super::object::copy_of;
 use crate::sys::CpuId;
 
-/// Iterates over the copies of a [`PerCpu`].
+/// The copy of `cpu` of an object whose copy of CPU 0 is at `first`.
+pub(super) fn copy_of<T>(first: NonNull<T>, stride: usize, cpu: CpuId) -> *mut T {
+    first.as_ptr().wrapping_byte_add(cpu.index() * stride)
+}
+
+/// Iterates over the copies of a [`PerCpu`](crate::PerCpu).
 ///
 /// # Examples
 ///
@@ -37,7 +40,7 @@ pub struct Iter<'a, T> {
     pub(super) object: PhantomData<&'a T>,
 }
 
-/// Iterates over the copies of a [`PerCpu`], exclusively.
+/// Iterates over the copies of a [`PerCpu`](crate::PerCpu), exclusively.
 ///
 /// # Examples
 ///
@@ -121,23 +124,5 @@ impl<T> fmt::Debug for Iter<'_, T> {
 impl<T> fmt::Debug for IterMut<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IterMut").field("cpus", &self.cpus).finish_non_exhaustive()
-    }
-}
-
-impl<'a, T> IntoIterator for &'a PerCpu<T> {
-    type Item = (CpuId, &'a T);
-    type IntoIter = Iter<'a, T>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-impl<'a, T> IntoIterator for &'a mut PerCpu<T> {
-    type Item = (CpuId, &'a mut T);
-    type IntoIter = IterMut<'a, T>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter_mut()
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use zerocopy::FromZeros;
 
 use super::PerCpuAllocator;
-use super::iter::{Iter, IterMut};
+use super::iter::{Iter, IterMut, copy_of};
 use super::remains::remains_of;
 use crate::arena::Content;
 use crate::memcg::{AllocError, Gfp, Memcg, Tree};
@@ -143,11 +143,6 @@ impl<T> Drop for AreaGuard<'_, T> {
         debug_assert!(freed.is_ok(), "a live object's area: {freed:?}");
         panic.pass_on();
     }
-}
-
-/// The copy of `cpu` of an object whose copy of CPU 0 is at `first`.
-pub(super) fn copy_of<T>(first: NonNull<T>, stride: usize, cpu: CpuId) -> *mut T {
-    first.as_ptr().wrapping_byte_add(cpu.index() * stride)
 }
 
 impl<T> PerCpu<T> {
@@ -486,5 +481,23 @@ impl<T> Drop for PerCpu<T> {
 impl<T: fmt::Debug> fmt::Debug for PerCpu<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self).finish()
+    }
+}
+
+impl<'a, T> IntoIterator for &'a PerCpu<T> {
+    type Item = (CpuId, &'a T);
+    type IntoIter = Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<'a, T> IntoIterator for &'a mut PerCpu<T> {
+    type Item = (CpuId, &'a mut T);
+    type IntoIter = IterMut<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter_mut()
     }
 }
