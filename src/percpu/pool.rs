@@ -235,7 +235,7 @@ impl<T> Inner<T> {
     #[cold]
     fn construct(&self) -> Result<Boxed<T>, AllocError> {
         let value = PerCpu::new_from(Source::Tree(self.memcg.tree()), &**self.init)?;
-        // The pool keeps it, whoever comes first.
+        // The pool keeps it, and so the caller's cgroup does not pay for it.
         Ok(own(|| Box::new(Object { link: 0, value, charge: None })))
     }
 

@@ -348,7 +348,7 @@ fn a_hook_that_does_not_return_keeps_no_other_hook_of_the_same_cgroup() {
     drop(pcpu);
 }
 
-/// Whoever goes on without a thread that is stuck asks the hooks of others, which other threads ask as well.
+/// Threads that go on without the one that is stuck ask the same hooks in turns.
 #[test]
 fn a_hook_that_does_not_return_has_no_other_tenant_refused() {
     let (pcpu, [org]) = tenants(["org"]);

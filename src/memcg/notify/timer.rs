@@ -121,7 +121,7 @@ impl Timer {
             self.with(|mut state| {
                 state.threads -= 1;
                 state.is_watched = false;
-                // A thread that returned from a waker meanwhile.
+                // There may be an idle thread by now, which returned from a waker.
                 self.unwatched.notify_one();
             });
         }
