@@ -29,6 +29,7 @@ mod reserve;
 mod stack;
 mod statics;
 mod unwind;
+mod upkeep;
 
 #[cfg(test)]
 mod tests;
